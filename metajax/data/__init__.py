@@ -1,0 +1,1 @@
+"""Prepare and load image data sets without TensorFlow."""
