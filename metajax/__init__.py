@@ -1,0 +1,51 @@
+"""Gradient-based meta-learning in JAX: pure functions on one task, averaged over many."""
+
+from metajax import models, tasks
+from metajax.errors import UserError
+from metajax.evaluation import make_evaluation
+from metajax.inner import Adapted, InnerLoop, inner_loop
+from metajax.learners import Estimate, MetaLearner, maml, reptile
+from metajax.losses import classification_loss, regression_loss
+from metajax.models import functional
+from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
+from metajax.tasks import episodes, glyphs, sinusoid
+from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
+from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapted",
+    "ApplyFn",
+    "Batch",
+    "ClassBank",
+    "Estimate",
+    "InnerLoop",
+    "LossFn",
+    "MetaLearner",
+    "MetaParams",
+    "Params",
+    "Task",
+    "TaskSampler",
+    "TrainState",
+    "UserError",
+    "average_tasks",
+    "classification_loss",
+    "episodes",
+    "first_non_finite",
+    "functional",
+    "glyphs",
+    "init_train_state",
+    "inner_loop",
+    "make_evaluation",
+    "make_train_step",
+    "maml",
+    "map_tasks",
+    "models",
+    "regression_loss",
+    "reptile",
+    "sinusoid",
+    "task_keys",
+    "task_mesh",
+    "tasks",
+]

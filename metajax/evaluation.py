@@ -1,0 +1,155 @@
+"""Evaluation: adapt to unseen tasks, and measure at every inner step, with intervals."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from metajax.learners import MetaLearner
+from metajax.parallel import default_chunk_size, map_tasks, replicated, task_keys
+from metajax.training import as_partial
+from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
+
+Evaluation = dict[str, Any]
+"""A report that goes into JSON as it is; `make_evaluation` says what is in it."""
+
+
+def make_evaluation(
+    learner: MetaLearner,
+    loss_fn: LossFn,
+    sampler: TaskSampler,
+    *,
+    steps: int,
+    num_tasks: int = 600,
+    batch_size: int | None = None,
+    non_transductive: bool = True,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[..., Evaluation]:
+    """Compile an evaluation over `num_tasks` tasks, at every inner step `0..steps`.
+
+    Two ways to predict the queries are measured side by side. *Transductive*: all of a task's queries in one batch, as
+    the papers do, so that normalisation over the batch sees them all. *Non-transductive*: each query alone, in a
+    batch with the support set only; no query helps another.
+
+    Args:
+        learner: A meta-learner.
+        loss_fn: The loss that queries are measured with. Non-transductive evaluation relies on it to weigh examples by
+            `Batch.mask`, as the library's losses do.
+        sampler: `rng -> Task`.
+        steps: Inner steps.
+        num_tasks: Tasks; task `i` is a function of the key and of `i` alone, whatever the devices.
+        batch_size: Examples in an inner minibatch; by default as in training.
+        non_transductive: Whether to measure that too. Costs a forward pass of the support set for each query.
+        chunk_size: Tasks that run together on a device; see `average_tasks`.
+        mesh: Devices to split the tasks over, from `task_mesh`.
+
+    Returns:
+        `(meta_params, rng, learner_state=()) -> report`. The report has `num_tasks`, `inner_steps`, and for each of
+        `transductive` and `non_transductive` and each metric of the loss `mean`, `ci95` (1.96·σ/√n over
+        tasks) and `median`, each a list over steps `0..steps`; `diverged` counts the tasks whose values are not
+        finite at some step. Those are never dropped: a mean over them is `None`.
+
+    Raises:
+        ValueError: If a count is out of range.
+
+    >>> import jax, jax.numpy as jnp, optax, metajax as mj
+    >>> loss = lambda p, target, rng: ((p - target) ** 2 / 2, {})
+    >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.5), steps=1))
+    >>> evaluate = mj.make_evaluation(
+    ...     learner, loss, lambda rng: mj.Task(0.0, 0.0), steps=2, num_tasks=4, non_transductive=False
+    ... )
+    >>> evaluate(jnp.float32(1.0), jax.random.key(0))["transductive"]["loss"]["mean"]
+    [0.5, 0.125, 0.03125]
+    """
+    if num_tasks < 1 or steps < 0:
+        raise ValueError(f"num_tasks must be at least 1 and steps at least 0, got {num_tasks} and {steps}")
+
+    def measure(shared, key) -> dict[str, Metrics]:
+        meta_params, learner_state, sampler = shared
+        task_key, adapt_key, query_key = jax.random.split(key, 3)
+        task = sampler(task_key)
+
+        def observe(params) -> dict[str, Metrics]:
+            seen = {"transductive": _metrics(loss_fn, params, task.query, query_key)}
+            if non_transductive:
+                seen["non_transductive"] = _one_query_at_a_time(loss_fn, params, task, query_key)
+            return seen
+
+        adapted = learner.adapt(
+            meta_params,
+            task.support,
+            adapt_key,
+            state=learner_state,
+            steps=steps,
+            batch_size=batch_size,
+            observe=observe,
+        )
+        return adapted.trace
+
+    def run(meta_params, learner_state, rng, sampler):
+        chunk = chunk_size
+        if chunk is None:
+            devices = 1 if mesh is None else mesh.size
+            chunk = default_chunk_size(meta_params, -(-num_tasks // devices))
+        shared = (meta_params, learner_state, sampler)
+        return map_tasks(measure, shared, task_keys(rng, num_tasks), chunk_size=chunk, mesh=mesh)
+
+    everywhere = replicated(mesh)
+    compiled = jax.jit(run, in_shardings=everywhere)
+    held = jax.device_put(as_partial(sampler), everywhere)
+
+    def evaluate(meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = ()) -> Evaluation:
+        values = jax.device_get(compiled(meta_params, learner_state, rng, held))
+        return {"num_tasks": num_tasks, "inner_steps": steps, **{kind: _summary(values[kind]) for kind in values}}
+
+    return evaluate
+
+
+def _metrics(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> Metrics:
+    loss, metrics = loss_fn(params, data, rng)
+    return {**metrics, "loss": loss}
+
+
+def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.Array) -> Metrics:
+    """Metrics averaged over queries, each predicted in a batch of the support set and itself."""
+    support, query = task.support, task.query
+    if not (isinstance(support, Batch) and isinstance(query, Batch)):
+        raise ValueError("non-transductive evaluation needs tasks made of Batch; pass non_transductive=False")
+    only_last = jnp.zeros(support.y.shape[0] + 1).at[-1].set(1)
+
+    def measure(x, y):
+        def join(a, b):
+            return jnp.concatenate([a, b[None]])
+
+        batch = Batch(jax.tree.map(join, support.x, x), jax.tree.map(join, support.y, y), only_last)
+        return _metrics(loss_fn, params, batch, rng)
+
+    values = jax.vmap(measure)(query.x, query.y)
+    weights = None if query.mask is None else query.mask / jnp.maximum(query.mask.sum(), 1)
+    return jax.tree.map(lambda v: v.mean() if weights is None else (v * weights).sum(), values)
+
+
+def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Mean, interval and median over tasks of each metric `[tasks, steps + 1]`, in the order loss first."""
+    diverged = ~np.all([np.isfinite(v).all(1) for v in values.values()], axis=0)
+    report: dict[str, Any] = {"diverged": int(diverged.sum())}
+    for name in sorted(values, key=lambda name: (name != "loss", name)):
+        tasks = np.asarray(values[name], np.float64)
+        with np.errstate(all="ignore"):
+            spread = tasks.std(0, ddof=1) if len(tasks) > 1 else np.full(tasks.shape[1], np.nan)
+            statistics = {
+                "mean": tasks.mean(0),
+                "ci95": 1.96 * spread / np.sqrt(len(tasks)),
+                "median": np.median(tasks, axis=0),
+            }
+        report[name] = {key: [_or_none(v) for v in column] for key, column in statistics.items()}
+    return report
+
+
+def _or_none(value: np.floating) -> float | None:
+    """A float that JSON can hold."""
+    return float(value) if np.isfinite(value) else None

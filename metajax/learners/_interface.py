@@ -1,0 +1,56 @@
+"""What a meta-learner is: an estimator of a meta-gradient on one task."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from metajax.inner import Adapted
+from metajax.types import MetaParams, Metrics, Params, PyTree, Task
+
+
+class Estimate(NamedTuple):
+    """What one task says; averaged over the tasks of a step, entry by entry.
+
+    Attributes:
+        gradient: The meta-gradient, of the structure of the meta-parameters; for any optax optimiser.
+        metrics: Scalars by name, `loss` among them, measured on the query set after adaptation.
+        state: The learner's state after this task.
+    """
+
+    gradient: MetaParams
+    metrics: Metrics
+    state: PyTree
+
+
+class Adapt(Protocol):
+    """Adapt to the support set of one task; usable alone."""
+
+    def __call__(
+        self,
+        meta_params: MetaParams,
+        support: PyTree,
+        rng: jax.Array,
+        *,
+        state: PyTree = (),
+        steps: int | None = None,
+        batch_size: int | None = None,
+        observe: Callable[[Params], PyTree] | None = None,
+    ) -> Adapted:
+        """Return the adapted parameters, the inner optimiser's state and what `observe` saw at every step."""
+        ...
+
+
+class MetaLearner(NamedTuple):
+    """Three pure functions on one task; `vmap`, `jit` and averaging over tasks are the caller's.
+
+    Attributes:
+        init: `params -> (meta_params, state)`: what is meta-learned, starting from a model's parameters, and
+            what the learner carries from step to step (`()` if nothing).
+        adapt: `(meta_params, support, rng, *, state, steps, batch_size, observe) -> Adapted`.
+        gradient: `(meta_params, task, rng, state) -> Estimate`.
+    """
+
+    init: Callable[[Params], tuple[MetaParams, Any]]
+    adapt: Adapt
+    gradient: Callable[[MetaParams, Task, jax.Array, PyTree], Estimate]

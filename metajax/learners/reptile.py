@@ -1,0 +1,53 @@
+"""Reptile: move the initialisation towards each task's adapted parameters."""
+
+import jax
+
+from metajax.inner import InnerLoop
+from metajax.learners._interface import Estimate, MetaLearner
+from metajax.types import LossFn
+
+
+def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False) -> MetaLearner:
+    r"""Reptile: the meta-gradient of a task is minus its parameter delta, :math:`\theta - U_S(\theta)`.
+
+    Averaged over tasks and applied by SGD with rate :math:`\epsilon`, that is the paper's
+    :math:`\theta \leftarrow \theta + \epsilon \frac{1}{n} \sum_i (U_i(\theta) - \theta)`, with a rate annealed
+    linearly from 1 to 0; any other optax optimiser may take its place. The query set is only looked at for
+    the metrics.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`; the paper's takes minibatches of the support set with Adam, β₁ = 0.
+        carry_optimizer: Keep the inner optimiser's state from task to task and into evaluation, as the paper's
+            code does. Tasks of one step all start from the same state, and leave the average of theirs.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the initialisation, and whose state is the inner optimiser's
+        when it is carried.
+
+    References:
+        Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018.
+
+    >>> import jax, optax, metajax as mj
+    >>> loss = lambda params, target, rng: ((params - target) ** 2 / 2, {})
+    >>> learner = mj.reptile(loss, mj.inner_loop(optax.sgd(0.5), steps=2))
+    >>> task = mj.Task(support=0.0, query=0.0)  # 1 -> 0.5 -> 0.25
+    >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
+    0.75
+    """
+
+    def init(params):
+        return params, inner.init(params) if carry_optimizer else ()
+
+    def adapt(meta_params, support, rng, *, state=(), **options):
+        opt_state = state if carry_optimizer else None
+        return inner.run(loss_fn, meta_params, support, rng, opt_state=opt_state, **options)
+
+    def gradient(meta_params, task, rng, state):
+        support_key, query_key = jax.random.split(rng)
+        adapted = adapt(meta_params, task.support, support_key, state=state)
+        minus_delta = jax.tree.map(lambda before, after: before - after, meta_params, adapted.params)
+        loss, metrics = loss_fn(adapted.params, task.query, query_key)
+        return Estimate(minus_delta, {**metrics, "loss": loss}, adapted.opt_state if carry_optimizer else ())
+
+    return MetaLearner(init, adapt, gradient)

@@ -1,0 +1,67 @@
+"""Losses on one batch, in the form that learners take."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.types import ApplyFn, Batch, LossFn
+
+
+def classification_loss(apply: ApplyFn) -> LossFn:
+    """Mean cross-entropy of `apply`'s logits, with the accuracy as a metric.
+
+    Args:
+        apply: A model `(params, x, rng) -> logits [examples, ways]`.
+
+    Returns:
+        A loss on a `Batch` with integer labels `[examples]`; metrics `loss` (nats) and `accuracy` (in `[0, 1]`).
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> loss = mj.classification_loss(lambda params, x, rng: params * x)
+    >>> data = mj.Batch(x=jnp.array([[0.0, 9.0], [9.0, 0.0]]), y=jnp.array([1, 1]))
+    >>> _, metrics = loss(1.0, data, None)
+    >>> float(metrics["accuracy"])
+    0.5
+    """
+
+    def loss_fn(params, data: Batch, rng):
+        logits = apply(params, data.x, rng)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
+        loss = _mean(losses, data.mask)
+        accuracy = _mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
+        return loss, {"loss": loss, "accuracy": accuracy}
+
+    return loss_fn
+
+
+def regression_loss(apply: ApplyFn) -> LossFn:
+    """Mean squared error of `apply`'s outputs.
+
+    Args:
+        apply: A model `(params, x, rng) -> outputs`, of the shape of the targets.
+
+    Returns:
+        A loss on a `Batch` with real targets `[examples, ...]`; the metric `loss` is the mean squared error, in
+        squared units of the target.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> loss = mj.regression_loss(lambda params, x, rng: params * x)
+    >>> data = mj.Batch(x=jnp.array([[1.0], [2.0]]), y=jnp.array([[0.0], [0.0]]))
+    >>> float(loss(1.0, data, None)[0])
+    2.5
+    """
+
+    def loss_fn(params, data: Batch, rng):
+        errors = (apply(params, data.x, rng) - data.y) ** 2
+        loss = _mean(errors.reshape(errors.shape[0], -1).mean(-1), data.mask)
+        return loss, {"loss": loss}
+
+    return loss_fn
+
+
+def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Mean over examples, weighted by `mask`; 0 where nothing counts."""
+    if mask is None:
+        return values.mean()
+    mask = mask.astype(values.dtype)
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)

@@ -1,0 +1,9 @@
+"""Models as Flax NNX modules, and the adapter that turns any module into pure functions."""
+
+from metajax.models.conv4 import Conv4
+from metajax.models.functional import functional
+from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
+from metajax.models.mlp import MLP
+from metajax.models.resnet import ResNet12, ResNet18
+
+__all__ = ["MLP", "BatchNorm", "Conv", "Conv4", "GroupNorm", "ResNet12", "ResNet18", "functional", "max_pool"]

@@ -1,0 +1,75 @@
+"""Turn a module of any kind into a pure function and its parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen, nnx
+
+from metajax.types import ApplyFn, Params
+
+
+def functional(module: Any, *init_args: Any) -> tuple[ApplyFn, Params]:
+    """Turn a model into a pure `apply(params, x, rng)` and its parameters, a nested dict of arrays.
+
+    Args:
+        module: One of
+            an NNX module, called as `module(x)`;
+            a Linen module, with `init_args = (rng, x)` for its `init`;
+            a pair `(init, apply)` of functions, with `init_args` for `init`, and `apply(params, x, rng)`.
+        *init_args: As above.
+
+    Returns:
+        `(apply, params)`. Anything in the module that is not a parameter, running statistics included, is held
+        constant: what a forward pass writes there is dropped. `rng` feeds dropout and other noise; without it an
+        NNX module uses the streams that it was made with, the same at every call.
+
+    Raises:
+        TypeError: If `module` is none of these.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> from flax import nnx
+    >>> apply, params = mj.functional(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    >>> apply(params, jnp.ones((4, 3))).shape, sorted(params)
+    ((4, 2), ['bias', 'kernel'])
+    """
+    if isinstance(module, nnx.Module):
+        return _from_nnx(module)
+    if isinstance(module, linen.Module):
+        return _from_linen(module, *init_args)
+    if isinstance(module, tuple) and len(module) == 2 and all(callable(f) for f in module):
+        init, apply = module
+        return apply, init(*init_args)
+    raise TypeError(f"expected an NNX module, a Linen module or a pair (init, apply), got {type(module).__name__}")
+
+
+def _from_nnx(module: nnx.Module) -> tuple[ApplyFn, Params]:
+    graph, state, rest = nnx.split(module, nnx.Param, ...)
+
+    def apply(params, x, rng=None, /):
+        filled = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing works in place
+        nnx.replace_by_pure_dict(filled, params)
+        model = nnx.merge(graph, filled, rest, copy=True)
+        if rng is not None:
+            nnx.reseed(model, **{name: rng for name in _streams(rest)})
+        return model(x)
+
+    return apply, nnx.to_pure_dict(state)
+
+
+def _streams(rest: nnx.State) -> set[str]:
+    """Names of the random streams in a module's state."""
+    keys = nnx.filter_state(rest, nnx.RngKey)
+    return {leaf.tag for leaf in jax.tree.leaves(keys, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))}
+
+
+def _from_linen(module: linen.Module, rng: jax.Array, x: Any, *rest: Any) -> tuple[ApplyFn, Params]:
+    variables = dict(module.init(rng, x, *rest))
+    params = variables.pop("params")
+
+    def apply(params, x, rng=None, /):
+        rngs: Callable | dict | None = None if rng is None else {"dropout": rng}
+        outputs, _ = module.apply({"params": params, **variables}, x, rngs=rngs, mutable=list(variables) or ["_"])
+        return outputs
+
+    return apply, params

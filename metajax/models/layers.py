@@ -1,0 +1,148 @@
+"""The layers few-shot models are made of: convolution as a matrix product, normalisation without state."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+NormKind = Literal["batch", "group"]
+
+
+class Conv(nnx.Module):
+    """A 2-D convolution computed as patches times a matrix.
+
+    Under `vmap` over tasks with weights of their own a native convolution becomes a grouped one, which XLA runs many
+    times slower; patches make it a batched matrix product, forward and backward.
+
+    Args:
+        in_features: Input channels.
+        out_features: Output channels.
+        kernel_size: Side of the square kernel.
+        stride: Step between outputs.
+        padding: Zeros on each side; `None` is half the kernel, which with stride 1 keeps the size ("same").
+        use_bias: Whether to add a bias; of no use before normalisation.
+        rngs: Source of the initial values (He normal).
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> Conv(3, 8, stride=2, rngs=nnx.Rngs(0))(jnp.ones((4, 28, 28, 3))).shape
+    (4, 14, 14, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        use_bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.stride = stride
+        self.padding = kernel_size // 2 if padding is None else padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, in]` to `[batch, height', width', out]`."""
+        kernel = self.kernel[...]
+        size = kernel.shape[0]
+        patches = _patches(x, size, self.stride, self.padding)
+        out = patches @ kernel.reshape(-1, kernel.shape[-1])
+        return out if self.bias is None else out + self.bias[...]
+
+
+def _patches(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """Windows of `[batch, h, w, c]` as `[batch, h', w', size * size * c]`, kernel row and column before channel."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height = (x.shape[1] - size) // stride + 1
+    width = (x.shape[2] - size) // stride + 1
+    windows = [
+        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return windows[0] if size == 1 else jnp.concatenate(windows, axis=-1)
+
+
+class BatchNorm(nnx.Module):
+    """Normalise each channel by the statistics of the batch at hand, always; nothing is remembered.
+
+    That is what MAML does, in the inner loop, at the query and at test. Running statistics over tasks give
+    near-chance accuracy.
+
+    Args:
+        features: Channels, the last axis.
+        use_scale: Whether to learn a scale; MAML's has an offset only.
+        epsilon: Added to the variance.
+        rngs: Unused; all layers are made alike.
+    """
+
+    def __init__(self, features: int, *, use_scale: bool = True, epsilon: float = 1e-3, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.ones(features)) if use_scale else None
+        self.offset = nnx.Param(jnp.zeros(features))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any shape with channels last; statistics over every other axis."""
+        mean, inverse = _statistics(x, tuple(range(x.ndim - 1)), self.epsilon)
+        factor = inverse if self.scale is None else inverse * self.scale[...]
+        return x * factor + (self.offset[...] - mean * factor)
+
+
+class GroupNorm(nnx.Module):
+    """Normalise groups of channels of each example alone, so that no example sees another.
+
+    Args:
+        features: Channels, the last axis.
+        groups: Groups; the largest divisor of `features` up to it is taken.
+        epsilon: Added to the variance.
+        rngs: Unused; all layers are made alike.
+    """
+
+    def __init__(self, features: int, *, groups: int = 8, epsilon: float = 1e-3, rngs: nnx.Rngs):
+        self.groups = next(g for g in range(min(groups, features), 0, -1) if features % g == 0)
+        self.scale = nnx.Param(jnp.ones(features))
+        self.offset = nnx.Param(jnp.zeros(features))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, ..., channels]`; statistics over the middle axes and the channels of a group."""
+        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        mean, inverse = _statistics(grouped, axes, self.epsilon, keepdims=True)
+        return ((grouped - mean) * inverse).reshape(x.shape) * self.scale[...] + self.offset[...]
+
+
+def _statistics(
+    x: jax.Array, axes: tuple[int, ...], epsilon: float, keepdims: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Mean, and one over the standard deviation."""
+    mean = x.mean(axes, keepdims=True)
+    variance = jnp.square(x - mean).mean(axes, keepdims=keepdims)
+    return (mean if keepdims else mean.reshape(variance.shape)), jax.lax.rsqrt(variance + epsilon)
+
+
+def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
+    """Normalisation by batch statistics or by groups of channels."""
+    if kind == "batch":
+        return BatchNorm(features, use_scale=use_scale, rngs=rngs)
+    return GroupNorm(features, rngs=rngs)
+
+
+def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
+    """Maximum over windows of `size` by `size`, side by side; a remainder at the edge is dropped.
+
+    As a reshape, whose derivatives of any order are cheap, unlike those of a reduced window.
+
+    >>> import jax.numpy as jnp
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
+    """
+    batch, height, width, channels = x.shape
+    x = x[:, : height - height % size, : width - width % size]
+    return x.reshape(batch, height // size, size, width // size, size, channels).max((2, 4))

@@ -1,0 +1,159 @@
+"""Residual networks: the few-shot ResNet-12 and ResNet-18."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from metajax.models.layers import Conv, NormKind, make_norm, max_pool
+
+
+class ResNet12(nnx.Module):
+    """Four residual blocks of three 3×3 convolutions, each block ending in 2×2 max-pooling.
+
+    Args:
+        outputs: Size of the output: the ways.
+        in_channels: Channels of an image.
+        widths: Channels of the four blocks.
+        norm: By the statistics of the batch at hand, or by groups of channels.
+        rngs: Source of the initial values.
+
+    References:
+        Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018; the widths are those of Lee et al.,
+        `MetaOptNet <https://arxiv.org/abs/1904.03758>`_, 2019.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> from flax import nnx
+    >>> model = mj.models.ResNet12(5, in_channels=1, widths=(4, 4, 8, 8), rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 28, 28, 1))).shape
+    (2, 5)
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 160, 320, 640),
+        norm: NormKind = "batch",
+        rngs: nnx.Rngs,
+    ):
+        self.blocks = nnx.List(
+            [
+                _Block(a, b, convs=3, activation=_leaky_relu, norm=norm, rngs=rngs)
+                for a, b in zip([in_channels, *widths[:-1]], widths, strict=True)
+            ]
+        )
+        self.head = nnx.Linear(widths[-1], outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        for block in self.blocks:
+            x = block(x)
+            x = max_pool(x) if min(x.shape[1:3]) > 1 else x
+        return self.head(x.mean((1, 2)))
+
+
+class ResNet18(nnx.Module):
+    """Eight residual blocks of two 3×3 convolutions in four stages.
+
+    Args:
+        outputs: Size of the output: the ways.
+        in_channels: Channels of an image.
+        width: Channels of the first stage; each later stage doubles them.
+        stem: `"small"`, a 3×3 convolution of stride 1, for images of about 32 pixels (the CIFAR form), or
+            `"large"`, a 7×7 convolution of stride 2 and a pooling, for images of about 224 (the ImageNet form).
+        norm: By the statistics of the batch at hand, or by groups of channels.
+        rngs: Source of the initial values.
+
+    References:
+        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem pools windows
+        of 2×2 rather than overlapping ones of 3×3.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> from flax import nnx
+    >>> mj.models.ResNet18(5, in_channels=1, width=4, rngs=nnx.Rngs(0))(jnp.ones((2, 28, 28, 1))).shape
+    (2, 5)
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        in_channels: int = 3,
+        width: int = 64,
+        stem: str = "small",
+        norm: NormKind = "batch",
+        rngs: nnx.Rngs,
+    ):
+        if stem not in ("small", "large"):
+            raise ValueError(f"stem must be 'small' or 'large', got {stem!r}")
+        kernel, stride = (3, 1) if stem == "small" else (7, 2)
+        self.stem = Conv(in_channels, width, kernel_size=kernel, stride=stride, rngs=rngs)
+        self.stem_norm = make_norm(norm, width, rngs=rngs)
+        self.pool = stem == "large"
+        blocks, inputs = [], width
+        for stage in range(4):
+            for i in range(2):
+                stride, features = (2 if stage and not i else 1), width * 2**stage
+                blocks.append(
+                    _Block(inputs, features, convs=2, stride=stride, activation=_relu, norm=norm, rngs=rngs)
+                )
+                inputs = features
+        self.blocks = nnx.List(blocks)
+        self.head = nnx.Linear(inputs, outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        x = _relu(self.stem_norm(self.stem(x)))
+        x = max_pool(x) if self.pool else x
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+class _Block(nnx.Module):
+    """Convolutions beside a shortcut, which is a 1×1 convolution where shapes differ."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        convs: int,
+        stride: int = 1,
+        activation: Callable[[jax.Array], jax.Array],
+        norm: NormKind,
+        rngs: nnx.Rngs,
+    ):
+        strides = [stride] + [1] * (convs - 1)
+        widths = [inputs] + [outputs] * (convs - 1)
+        self.convs = nnx.List(
+            [Conv(w, outputs, stride=s, rngs=rngs) for w, s in zip(widths, strides, strict=True)]
+        )
+        self.norms = nnx.List([make_norm(norm, outputs, rngs=rngs) for _ in range(convs)])
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = (
+            Conv(inputs, outputs, kernel_size=1, stride=stride, padding=0, rngs=rngs) if changes else None
+        )
+        self.shortcut_norm = make_norm(norm, outputs, rngs=rngs) if changes else None
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            out = norm(conv(out))
+            if i < len(self.convs) - 1:
+                out = self.activation(out)
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            x = self.shortcut_norm(self.shortcut(x))
+        return self.activation(out + x)
+
+
+def _relu(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 0)
+
+
+def _leaky_relu(x: jax.Array) -> jax.Array:
+    return jnp.where(x > 0, x, 0.1 * x)

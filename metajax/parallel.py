@@ -1,0 +1,186 @@
+"""Task parallelism: how many tasks run at once, and on which devices.
+
+The tasks of a step are split over the devices of a mesh; each device goes through its share in chunks, one after
+the other, and the tasks of a chunk run together under `vmap`. What is averaged is each task's *gradient*, so memory
+is that of one chunk whatever the number of tasks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metajax.types import PyTree
+
+AXIS = "tasks"
+Out = TypeVar("Out")
+
+
+def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (all of them by default) with the one axis `tasks`.
+
+    >>> import metajax as mj
+    >>> mj.task_mesh().axis_names
+    ('tasks',)
+    """
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh | None) -> NamedSharding | None:
+    """Where values that all tasks share live: on every device of the mesh."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def task_keys(rng: jax.Array, num_tasks: int) -> jax.Array:
+    """A key for each task, `key[num_tasks]`: a function of `rng` and the task's index alone.
+
+    >>> import jax, metajax as mj
+    >>> few, many = mj.task_keys(jax.random.key(0), 2), mj.task_keys(jax.random.key(0), 5)
+    >>> bool((few == many[:2]).all())
+    True
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_tasks))
+
+
+def average_tasks(
+    fn: Callable[[Any, Any], Out],
+    shared: PyTree,
+    per_task: PyTree,
+    *,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Out:
+    """Average `fn(shared, task)` over tasks, every strategy to the same value up to rounding.
+
+    Args:
+        fn: A function of what all tasks share and of one entry of `per_task`, to a pytree of arrays.
+        shared: A pytree, the same for every task.
+        per_task: A pytree of arrays with a leading task axis.
+        chunk_size: Tasks that run together under `vmap`; see `default_chunk_size`.
+        mesh: Devices to split the tasks over, from `task_mesh`; `None` stays on one device.
+
+    Returns:
+        The averages, of the structure of one `fn(shared, task)`. Integers are averaged rounding down.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> float(mj.average_tasks(lambda a, x: a * x, 2.0, jnp.arange(5.0), chunk_size=2))
+    4.0
+    """
+    num_tasks = _num_tasks(per_task)
+    chunk_size = _chunk_size(chunk_size, shared, num_tasks, mesh)
+
+    def total(shared, per_task, valid):
+        def add_chunk(total, chunk):
+            tasks, valid = chunk
+            values = _run_chunk(fn, shared, tasks)
+            if valid is not None:  # a padded task is computed, and counts for nothing even if it is not finite
+                values = jax.tree.map(lambda v: jnp.where(_along(valid, v), v, jnp.zeros_like(v)), values)
+            return jax.tree.map(lambda t, v: t + v.sum(0, dtype=t.dtype), total, values), None
+
+        one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+        total, _ = jax.lax.scan(add_chunk, zeros, _in_chunks((per_task, valid), chunk_size))
+        return total if mesh is None else jax.lax.psum(total, AXIS)
+
+    padded, valid = _pad(per_task, num_tasks, chunk_size * _num_devices(mesh))
+    total = _on_mesh(total, mesh, PartitionSpec())(shared, padded, valid)
+    return jax.tree.map(lambda t: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(t.dtype), total)
+
+
+def map_tasks(
+    fn: Callable[[Any, Any], Out],
+    shared: PyTree,
+    per_task: PyTree,
+    *,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Out:
+    """Stack `fn(shared, task)` over tasks; the arguments are those of `average_tasks`.
+
+    Returns:
+        What `fn` returns, with a leading task axis on every leaf.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> mj.map_tasks(lambda a, x: a * x, 2, jnp.arange(3), chunk_size=2).tolist()
+    [0, 2, 4]
+    """
+    num_tasks = _num_tasks(per_task)
+    chunk_size = _chunk_size(chunk_size, shared, num_tasks, mesh)
+
+    def run(shared, per_task, _):
+        chunks = _in_chunks(per_task, chunk_size)
+        values = jax.lax.map(lambda tasks: _run_chunk(fn, shared, tasks), chunks)
+        return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), values)
+
+    padded, valid = _pad(per_task, num_tasks, chunk_size * _num_devices(mesh))
+    values = _on_mesh(run, mesh, PartitionSpec(AXIS))(shared, padded, valid)
+    return jax.tree.map(lambda v: v[:num_tasks], values)
+
+
+def default_chunk_size(params: PyTree, tasks_per_device: int) -> int:
+    """Tasks to run together: all on an accelerator or with a tiny model, one at a time on a CPU.
+
+    One task's activations fit a core's cache and a chunk of them does not, so on a CPU one at a time is faster as
+    soon as the work of a task outweighs its dispatch, which was measured at about ten thousand parameters.
+    """
+    size = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(params))
+    return 1 if jax.default_backend() == "cpu" and size > 10_000 else tasks_per_device
+
+
+def _chunk_size(chunk_size: int | None, shared: PyTree, num_tasks: int, mesh: Mesh | None) -> int:
+    tasks_per_device = -(-num_tasks // _num_devices(mesh))
+    if chunk_size is None:
+        return default_chunk_size(shared, tasks_per_device)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    return min(chunk_size, tasks_per_device)
+
+
+def _run_chunk(fn: Callable, shared: PyTree, tasks: PyTree) -> PyTree:
+    """`fn` on each task of a chunk; a chunk of one keeps the shapes, and so the kernels, of a single task."""
+    if _num_tasks(tasks) > 1:
+        return jax.vmap(fn, (None, 0))(shared, tasks)
+    return jax.tree.map(lambda v: v[None], fn(shared, jax.tree.map(lambda leaf: leaf[0], tasks)))
+
+
+def _in_chunks(per_task: PyTree, chunk_size: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, chunk_size, *leaf.shape[1:]), per_task)
+
+
+def _pad(per_task: PyTree, num_tasks: int, multiple: int) -> tuple[PyTree, jax.Array | None]:
+    """Repeat the last tasks up to a multiple, with a mask of the real ones; no mask if all are real."""
+    padding = -num_tasks % multiple
+    if not padding:
+        return per_task, None
+    rows = jnp.minimum(jnp.arange(num_tasks + padding), num_tasks - 1)
+    return jax.tree.map(lambda leaf: leaf[rows], per_task), jnp.arange(num_tasks + padding) < num_tasks
+
+
+def _on_mesh(fn: Callable, mesh: Mesh | None, out_specs: PartitionSpec) -> Callable:
+    if mesh is None:
+        return fn
+    tasks = PartitionSpec(AXIS)
+    # Gradients are taken inside, per task: the automatic sum over replicated arguments would be wrong here.
+    return jax.shard_map(
+        fn, mesh=mesh, in_specs=(PartitionSpec(), tasks, tasks), out_specs=out_specs, check_vma=False
+    )
+
+
+def _num_tasks(per_task: PyTree) -> int:
+    return jax.tree.leaves(per_task)[0].shape[0]
+
+
+def _num_devices(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.size
+
+
+def _along(valid: jax.Array, values: jax.Array) -> jax.Array:
+    return valid.reshape(-1, *([1] * (values.ndim - 1)))
+
+
+def _is_integer(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer)

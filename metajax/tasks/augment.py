@@ -1,0 +1,48 @@
+"""Transforms of one image, to be compiled into the sampling of episodes."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.tasks.episodes import Transform
+
+
+def invert(image: jax.Array, rng: jax.Array) -> jax.Array:
+    """Ink as 1 on a ground of 0, for drawings that are stored dark on light; MAML does so, Reptile does not.
+
+    >>> import jax, jax.numpy as jnp, metajax as mj
+    >>> mj.tasks.invert(jnp.zeros((1, 1, 1)), jax.random.key(0)).item()
+    1.0
+    """
+    return 1 - image
+
+
+def flip(image: jax.Array, rng: jax.Array) -> jax.Array:
+    """Mirror left and right, one time in two."""
+    return jnp.where(jax.random.bernoulli(rng), image[:, ::-1], image)
+
+
+def shift(pixels: int) -> Transform:
+    """Move by up to `pixels` up or down and left or right, repeating the edge.
+
+    >>> import jax, jax.numpy as jnp, metajax as mj
+    >>> mj.tasks.shift(2)(jnp.ones((8, 8, 3)), jax.random.key(0)).shape
+    (8, 8, 3)
+    """
+
+    def transform(image: jax.Array, rng: jax.Array) -> jax.Array:
+        padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
+        start = jax.random.randint(rng, (2,), 0, 2 * pixels + 1)
+        return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
+
+    return transform
+
+
+def chain(*transforms: Transform) -> Transform:
+    """One transform after the other, each with a key of its own."""
+
+    def transform(image: jax.Array, rng: jax.Array) -> jax.Array:
+        for i, each in enumerate(transforms):
+            image = each(image, jax.random.fold_in(rng, i))
+        return image
+
+    return transform

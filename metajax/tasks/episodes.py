@@ -1,0 +1,154 @@
+"""N-way K-shot episodes from a class bank on the device."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.types import Batch, ClassBank, Task, TaskSampler
+
+Transform = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(image float32[height, width, channels] in [0, 1], rng) -> image`."""
+
+
+def episodes(
+    bank: ClassBank,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool = False,
+    transform: Transform | None = None,
+) -> TaskSampler:
+    """Few-shot classification episodes: `ways` classes in random order, their examples without replacement.
+
+    Args:
+        bank: The classes, as many examples in each as there happen to be.
+        ways: Classes in an episode.
+        shots: Support examples of each class.
+        queries: Query examples of each class.
+        rotations: Whether each class turned by 90°, 180° and 270° is a class too: four times the classes.
+        transform: Applied to each image, with a key of its own: augmentation, ink inversion.
+
+    Returns:
+        A sampler of tasks whose `x` is `float32[ways * shots or queries, height, width, channels]` in `[0, 1]`, and
+        whose `y` is `int32` labels in `[0, ways)`. Which class gets which label, and the order of the examples,
+        are drawn anew for each task, so that neither says anything of the class.
+
+    Raises:
+        ValueError: If the bank has too few classes, or a class too few examples.
+
+    References:
+        Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016. Rotated classes: Santoro et
+        al., `Memory-Augmented Neural Networks <https://arxiv.org/abs/1605.06065>`_, 2016.
+
+    >>> import jax, numpy as np, metajax as mj
+    >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
+    >>> task = mj.episodes(bank, ways=3, shots=1, queries=2)(jax.random.key(0))
+    >>> task.support.x.shape, sorted(task.query.y.tolist())
+    ((3, 8, 8, 1), [0, 0, 1, 1, 2, 2])
+    """
+    _check(bank, ways, shots, queries, rotations)
+    on_device = ClassBank(*(jnp.asarray(leaf) for leaf in bank))
+    return jax.tree_util.Partial(
+        partial(_sample, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform),
+        on_device,
+    )
+
+
+def _sample(
+    bank: ClassBank,
+    rng: jax.Array,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool,
+    transform: Transform | None,
+) -> Task:
+    class_key, example_key, order_key, transform_key = jax.random.split(rng, 4)
+    num_classes = bank.counts.shape[0]
+    chosen = draw_without_replacement(class_key, num_classes * (4 if rotations else 1), ways)
+    classes, turns = (chosen // 4, chosen % 4) if rotations else (chosen, jnp.zeros_like(chosen))
+    examples = jax.vmap(draw_without_replacement, (0, 0, None))(
+        jax.random.split(example_key, ways), bank.counts[classes], shots + queries
+    )
+    rows = bank.starts[classes][:, None] + examples
+
+    def batch(columns: slice, key: jax.Array, transform_key: jax.Array) -> Batch:
+        picked = rows[:, columns]
+        order = jax.random.permutation(key, picked.size)
+        labels = jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
+        x = bank.images[picked.reshape(-1)[order]].astype(jnp.float32) / 255
+        if rotations:
+            x = jax.vmap(_turn)(x, turns[labels])
+        if transform is not None:
+            x = jax.vmap(transform)(x, jax.random.split(transform_key, x.shape[0]))
+        return Batch(x, labels)
+
+    order_keys, transform_keys = jax.random.split(order_key), jax.random.split(transform_key)
+    return Task(
+        batch(slice(None, shots), order_keys[0], transform_keys[0]),
+        batch(slice(shots, None), order_keys[1], transform_keys[1]),
+    )
+
+
+def draw_without_replacement(rng: jax.Array, population: int | jax.Array, draws: int) -> jax.Array:
+    """Draw distinct integers in random order; the population may be traced and as large as one likes.
+
+    Floyd's algorithm, in `draws` steps whatever the population, then a shuffle.
+
+    Args:
+        rng: A key.
+        population: Integers are drawn from `0..population-1`; at least `draws`.
+        draws: How many; static.
+
+    Returns:
+        `int32[draws]`.
+
+    References:
+        Bentley and Floyd, A Sample of Brilliance, Communications of the ACM 30 (9), 1987.
+
+    >>> import jax
+    >>> sorted(draw_without_replacement(jax.random.key(0), 4, 4).tolist())
+    [0, 1, 2, 3]
+    """
+    draw_key, order_key = jax.random.split(rng)
+    tops = jnp.asarray(population, jnp.int32) - draws + jnp.arange(draws, dtype=jnp.int32)
+    candidates = jax.random.randint(draw_key, (draws,), 0, tops + 1)
+
+    def pick(i, picked):
+        taken = jnp.any((picked == candidates[i]) & (jnp.arange(draws) < i))
+        return picked.at[i].set(jnp.where(taken, tops[i], candidates[i]))
+
+    picked = jax.lax.fori_loop(0, draws, pick, jnp.zeros(draws, jnp.int32))
+    return jax.random.permutation(order_key, picked)
+
+
+def _turn(image: jax.Array, turns: jax.Array) -> jax.Array:
+    """Turn a square image by `turns` quarter turns anticlockwise, as `jnp.rot90` does."""
+    transposed = image.transpose(1, 0, 2)
+    return jnp.select(
+        [turns == 0, turns == 1, turns == 2],
+        [image, transposed[::-1], image[::-1, ::-1]],
+        transposed[:, ::-1],
+    )
+
+
+def _check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
+    for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    images, counts = np.shape(bank.images), np.asarray(bank.counts)
+    classes = len(counts) * (4 if rotations else 1)
+    if ways > classes:
+        raise ValueError(f"ways = {ways}, but the bank has only {classes} classes")
+    if shots + queries > counts.min():
+        raise ValueError(
+            f"shots + queries = {shots} + {queries} = {shots + queries}, "
+            f"but class {int(counts.argmin())} of the bank has only {int(counts.min())} examples"
+        )
+    if rotations and images[1] != images[2]:
+        raise ValueError(f"rotations need square images, got {images[1]}×{images[2]}")

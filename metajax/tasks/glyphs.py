@@ -1,0 +1,128 @@
+"""Glyphs: an endless family of drawn characters, made on the device.
+
+A class is a character: a few random strokes. An example is one drawer's rendering of it: the same strokes with an
+unsteady hand, slanted, stretched, shifted, with a pen of another width. So image classification needs no download.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Batch, Task, TaskSampler
+
+MAX_STROKES = 4
+_POINTS_PER_STROKE = 12
+
+
+def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float = 1.0) -> TaskSampler:
+    """Few-shot classification of characters that nobody has seen before.
+
+    Args:
+        ways: Characters in an episode.
+        shots: Support drawings of each.
+        queries: Query drawings of each.
+        size: Side of an image, in pixels.
+        drawer: How much drawers differ; 0 makes them all alike, 1 is about as much as Omniglot's.
+
+    Returns:
+        A sampler of tasks whose `x` is `float32[ways * shots or queries, size, size, 1]`, ink 1 on a ground of 0, and
+        whose `y` is `int32` labels in `[0, ways)`; the order of the examples is random.
+
+    Raises:
+        ValueError: If a count is below 1.
+
+    >>> import jax, metajax as mj
+    >>> task = mj.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
+    >>> task.support.x.shape, sorted(task.support.y.tolist())
+    ((5, 28, 28, 1), [0, 1, 2, 3, 4])
+    """
+    for name, value in [("ways", ways), ("shots", shots), ("queries", queries), ("size", size)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def sample(rng: jax.Array) -> Task:
+        class_key, support_key, query_key = jax.random.split(rng, 3)
+        characters = jax.vmap(draw_character)(jax.random.split(class_key, ways))
+
+        def batch(key: jax.Array, examples: int) -> Batch:
+            order_key, drawer_key = jax.random.split(key)
+            labels = jax.random.permutation(order_key, jnp.repeat(jnp.arange(ways), examples))
+            chosen = jax.tree.map(lambda leaf: leaf[labels], characters)
+            keys = jax.random.split(drawer_key, labels.size)
+            x = jax.vmap(lambda c, k: render(c, k, size=size, drawer=drawer))(chosen, keys)
+            return Batch(x[..., None], labels)
+
+        return Task(batch(support_key, shots), batch(query_key, queries))
+
+    return sample
+
+
+def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Invent a character.
+
+    Args:
+        rng: A key.
+
+    Returns:
+        Control points of its strokes, `float32[MAX_STROKES, 4, 2]` as `(x, y)` in about `[-1, 1]`, each stroke a cubic
+        Bézier curve; and which strokes it has, `bool[MAX_STROKES]`.
+    """
+    count_key, start_key, step_key, bend_key, join_key, where_key = jax.random.split(rng, 6)
+    count = jax.random.choice(count_key, jnp.arange(1, MAX_STROKES + 1), p=jnp.array([0.15, 0.35, 0.3, 0.2]))
+    start = jax.random.uniform(start_key, (MAX_STROKES, 2), minval=-0.8, maxval=0.8)
+    end = jax.random.uniform(step_key, (MAX_STROKES, 2), minval=-0.9, maxval=0.9)
+    # Some strokes begin on the one before, as in letters.
+    joins = jax.random.bernoulli(join_key, 0.5, (MAX_STROKES, 1))
+    along = jax.random.uniform(where_key, (MAX_STROKES, 1))
+    before = jnp.roll(start + along * (end - start), 1, axis=0)
+    start = jnp.where(joins & (jnp.arange(MAX_STROKES) > 0)[:, None], before, start)
+    # Half the strokes are nearly straight, the others bend a lot.
+    bend = jax.random.normal(bend_key, (MAX_STROKES, 2, 2)) * jnp.array([0.1, 0.7, 0.15, 0.6])[:, None, None]
+    thirds = jnp.array([1 / 3, 2 / 3])[None, :, None]
+    middle = start[:, None] + thirds * (end - start)[:, None] + bend
+    points = jnp.concatenate([start[:, None], middle, end[:, None]], axis=1)
+    return jnp.clip(points, -1.1, 1.1), jnp.arange(MAX_STROKES) < count
+
+
+def render(
+    character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0
+) -> jax.Array:
+    """One drawer's rendering of a character.
+
+    Args:
+        character: From `draw_character`.
+        rng: A key, the drawer.
+        size: Side of the image, in pixels.
+        drawer: How much drawers differ.
+
+    Returns:
+        `float32[size, size]`, ink 1 on a ground of 0.
+    """
+    control, present = character
+    hand_key, linear_key, shift_key, pen_key = jax.random.split(rng, 4)
+    control = control + drawer * 0.08 * jax.random.normal(hand_key, control.shape)
+    linear = jnp.eye(2) + drawer * 0.13 * jax.random.normal(linear_key, (2, 2))
+    shift = drawer * 0.1 * jax.random.normal(shift_key, (2,))
+
+    t = jnp.linspace(0, 1, _POINTS_PER_STROKE)[:, None]
+    bernstein = jnp.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
+    curve = bernstein @ control
+    points = curve @ linear.T + shift
+
+    # Pixels of the margin included, [-1, 1] spans four fifths of the image.
+    centre = (size - 1) / 2
+    points = centre + points * (0.4 * size)
+    a, b = points[:, :-1].reshape(-1, 2), points[:, 1:].reshape(-1, 2)
+    drawn = jnp.repeat(present, _POINTS_PER_STROKE - 1)
+    a = jnp.where(drawn[:, None], a, -1e3)  # strokes that are not there lie far off the page
+    b = jnp.where(drawn[:, None], b, -1e3)
+    radius = size / 28 * (0.8 + drawer * 0.25 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
+    return jnp.clip(radius + 0.5 - jnp.sqrt(_squared_distance(a, b, size)), 0, 1)
+
+
+def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
+    """From each pixel to the nearest of the segments `a -> b`, `[segments, 2]` as `(x, y)` in pixels: `[size, size]`."""
+    ys, xs = jnp.meshgrid(jnp.arange(size, dtype=a.dtype), jnp.arange(size, dtype=a.dtype), indexing="ij")
+    dx, dy = (b - a)[:, 0], (b - a)[:, 1]
+    px, py = xs[..., None] - a[:, 0], ys[..., None] - a[:, 1]
+    along = jnp.clip((px * dx + py * dy) / jnp.maximum(dx * dx + dy * dy, 1e-6), 0, 1)
+    return ((px - along * dx) ** 2 + (py - along * dy) ** 2).min(-1)

@@ -1,0 +1,159 @@
+"""The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from metajax.learners import Estimate, MetaLearner
+from metajax.parallel import average_tasks, default_chunk_size, replicated, task_keys
+from metajax.types import MetaParams, Metrics, Params, PyTree, TaskSampler
+
+
+class TrainState(NamedTuple):
+    """All that a resume needs, as one pytree.
+
+    Attributes:
+        meta_params: What is meta-learned.
+        opt_state: The outer optimiser's state.
+        learner_state: What the learner carries from step to step.
+        step: Meta-steps done, `int32[]`.
+        key: The key of the run; every draw is a function of it, the step and the task's index in the step.
+    """
+
+    meta_params: MetaParams
+    opt_state: PyTree
+    learner_state: PyTree
+    step: jax.Array
+    key: jax.Array
+
+
+TrainStep = Callable[[TrainState], tuple[TrainState, Metrics]]
+
+
+def init_train_state(
+    learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, seed: int | jax.Array = 0
+) -> TrainState:
+    """The state before the first meta-step.
+
+    Args:
+        learner: A meta-learner.
+        optimizer: The outer optimiser, any optax transformation.
+        params: A model's parameters; copied, since training donates its state's buffers.
+        seed: An integer or a key.
+
+    Returns:
+        A `TrainState` at step 0.
+
+    >>> import jax.numpy as jnp, optax, metajax as mj
+    >>> learner = mj.maml(lambda p, data, rng: (p**2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
+    >>> int(mj.init_train_state(learner, optax.adam(1e-3), jnp.float32(1.0)).step)
+    0
+    """
+    meta_params, learner_state = learner.init(jax.tree.map(jnp.array, params))
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    return TrainState(
+        meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), jnp.copy(key)
+    )
+
+
+def make_train_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    sampler: TaskSampler,
+    *,
+    tasks_per_step: int,
+    steps_per_call: int = 1,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """Compile `steps_per_call` meta-steps, sampling included, into one call.
+
+    A meta-step whose loss, metrics or meta-gradient is not finite leaves the state as it was before it, and so
+    do the rest of the call's: the state stays good, its `step` is the one that failed, and the metrics say what
+    was not finite (`first_non_finite`).
+
+    Args:
+        learner: A meta-learner.
+        optimizer: The outer optimiser; clipping and schedules are parts of an optax chain.
+        sampler: `rng -> Task`. Arrays that it holds as a `jax.tree_util.Partial` (a class bank, say) are passed to
+            the compiled function as arguments, not built into it as constants.
+        tasks_per_step: Tasks in a meta-step (the meta-batch).
+        steps_per_call: Meta-steps in one call.
+        chunk_size: Tasks that run together on a device; see `average_tasks`.
+        mesh: Devices to split the tasks over, from `task_mesh`.
+
+    Returns:
+        `state -> (state, metrics)`, which donates its argument. Each metric is `float[steps_per_call]`:
+        the learner's own, averaged over tasks, and `gradient_norm`.
+
+    Raises:
+        ValueError: If a count is below 1.
+
+    >>> import jax, jax.numpy as jnp, optax, metajax as mj
+    >>> loss = lambda p, target, rng: ((p - target) ** 2, {})
+    >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.1), steps=1))
+    >>> sampler = lambda rng: mj.Task(support=3.0, query=3.0)
+    >>> train = mj.make_train_step(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=50)
+    >>> state = mj.init_train_state(learner, optax.sgd(0.5), jnp.float32(0.0))
+    >>> state, metrics = train(state)
+    >>> int(state.step), round(float(state.meta_params), 3), metrics["loss"].shape
+    (50, 3.0, (50,))
+    """
+    for name, value in [("tasks_per_step", tasks_per_step), ("steps_per_call", steps_per_call)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def estimate(shared, key) -> Estimate:
+        meta_params, learner_state, sampler = shared
+        task_key, learn_key = jax.random.split(key)
+        return learner.gradient(meta_params, sampler(task_key), learn_key, learner_state)
+
+    def meta_step(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
+        chunk = chunk_size
+        if chunk is None:
+            devices = 1 if mesh is None else mesh.size
+            chunk = default_chunk_size(state.meta_params, -(-tasks_per_step // devices))
+        keys = task_keys(jax.random.fold_in(state.key, state.step), tasks_per_step)
+        shared = (state.meta_params, state.learner_state, sampler)
+        mean = average_tasks(estimate, shared, keys, chunk_size=chunk, mesh=mesh)
+        updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
+        metrics = {**mean.metrics, "gradient_norm": optax.tree.norm(mean.gradient)}
+        finite = jnp.all(jnp.array([jnp.isfinite(value).all() for value in metrics.values()]))
+        new = (optax.apply_updates(state.meta_params, updates), opt_state, mean.state, state.step + 1)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, tuple(state[:4]))
+        return TrainState(*kept, state.key), metrics
+
+    def run(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, _: meta_step(state, sampler), state, length=steps_per_call)
+
+    everywhere = replicated(mesh)
+    compiled = jax.jit(run, donate_argnums=0, in_shardings=everywhere, out_shardings=everywhere)
+    held = jax.device_put(as_partial(sampler), everywhere)
+    return lambda state: compiled(state, held)
+
+
+def as_partial(fn: Callable) -> jax.tree_util.Partial:
+    """`fn` as a pytree of the arrays it was given, so that they can be arguments of a compiled function."""
+    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+def first_non_finite(metrics: Metrics) -> tuple[int, str] | None:
+    """The first meta-step of a call that went wrong, and the metric that says so.
+
+    Args:
+        metrics: What a training step returned, each `float[steps_per_call]`.
+
+    Returns:
+        `(index in the call, metric name)`, the loss before any other; `None` if all is finite.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> mj.first_non_finite({"loss": jnp.array([1.0, 2.0]), "gradient_norm": jnp.array([1.0, jnp.nan])})
+    (1, 'gradient_norm')
+    """
+    bad = {name: ~jnp.isfinite(values) for name, values in metrics.items()}
+    failures = [(int(jnp.argmax(rows)), name != "loss", name) for name, rows in bad.items() if bool(rows.any())]
+    return (min(failures)[0], min(failures)[2]) if failures else None
