@@ -1,1 +1,100 @@
-"""Prepare and load image data sets without TensorFlow."""
+"""Data sets as class banks, for sampling few-shot tasks from.
+
+A data set is prepared once, by download or from local files, and loaded from then on:
+
+    prepare("omniglot")
+    bank = load("omniglot", split="alphabet").splits["train"]
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from metajax.data import fashion_mnist, folder, omniglot
+from metajax.data.dataset import Dataset, DatasetInfo
+from metajax.data.disk import resolve_data_dir
+from metajax.data.fashion_mnist import load_fashion_mnist
+from metajax.data.folder import load_folder
+from metajax.data.omniglot import load_omniglot
+from metajax.errors import UserError
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "DatasetInfo",
+    "is_prepared",
+    "load",
+    "load_fashion_mnist",
+    "load_folder",
+    "load_omniglot",
+    "prepare",
+    "resolve_data_dir",
+]
+
+DATASETS: dict[str, DatasetInfo] = {
+    "omniglot": omniglot.INFO,
+    "fashion_mnist": fashion_mnist.INFO,
+    "folder": folder.INFO,
+}
+"""Every data set by its name on the command line."""
+
+
+def load(name: str, *, data_dir: Path | None = None, **options: Any) -> Dataset:
+    """Loads a data set by name.
+
+    Args:
+        name: A key of `DATASETS`.
+        data_dir: Where it was prepared; by default `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
+        **options: Those of `load_omniglot`, `load_fashion_mnist` or `load_folder`.
+
+    Returns:
+        The data set: class banks of numpy arrays, images `uint8[examples, size, size, channels]`.
+
+    Raises:
+        UserError: It is unknown, not prepared, or damaged.
+    """
+    return _info(name).load(data_dir=data_dir, **options)
+
+
+def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Path:
+    """Prepares a data set, unless it is prepared already.
+
+    Args:
+        name: A key of `DATASETS`.
+        source: Local files to take instead of a download.
+        data_dir: Where to; by default `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
+
+    Returns:
+        The folder it lies in.
+
+    Raises:
+        UserError: It is unknown, a file is missing or wrong, or the disk is full.
+    """
+    return _info(name).prepare(source, data_dir)
+
+
+def is_prepared(name: str, data_dir: Path | None = None) -> bool:
+    """Tells whether a data set can be loaded.
+
+    Args:
+        name: A key of `DATASETS`.
+        data_dir: As in `prepare`.
+
+    Returns:
+        Whether it was prepared, or needs no preparation.
+
+    Raises:
+        UserError: It is unknown.
+
+    >>> is_prepared("folder")
+    True
+    """
+    return _info(name).is_prepared(data_dir)
+
+
+def _info(name: str) -> DatasetInfo:
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(DATASETS)}"
+    raise UserError(f"there is no data set {name!r}: {hint}")

@@ -1,5 +1,7 @@
 """MAML: differentiate the query loss through the inner loop."""
 
+import dataclasses
+
 import jax
 
 from metajax.inner import InnerLoop
@@ -50,3 +52,12 @@ def maml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         return Estimate(grads, {**metrics, "loss": loss}, state)
 
     return MetaLearner(init, adapt, gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class MAML:
+    """MAML as settings; `inner.first_order` makes it first-order MAML."""
+
+    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+        """Make the learner."""
+        return maml(loss_fn, inner)

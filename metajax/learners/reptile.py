@@ -1,5 +1,7 @@
 """Reptile: move the initialisation towards each task's adapted parameters."""
 
+import dataclasses
+
 import jax
 
 from metajax.inner import InnerLoop
@@ -51,3 +53,15 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         return Estimate(minus_delta, {**metrics, "loss": loss}, adapted.opt_state if carry_optimizer else ())
 
     return MetaLearner(init, adapt, gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reptile:
+    """Reptile as settings."""
+
+    carry_optimizer: bool = False
+    """Keep the inner optimiser's state from task to task and into evaluation, as the paper's code does."""
+
+    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+        """Make the learner."""
+        return reptile(loss_fn, inner, carry_optimizer=self.carry_optimizer)

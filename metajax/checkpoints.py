@@ -1,0 +1,129 @@
+"""Checkpoints by Orbax: asynchronous, atomic, the last few and the best kept, exact on restore."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from metajax.errors import UserError
+from metajax.training import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of a save
+
+_LOSS = "loss"
+
+
+def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager:
+    """Open a folder of checkpoints, made at the first save.
+
+    Args:
+        directory: Where they are.
+        keep: The last so many are kept, and the one with the lowest validation loss.
+
+    Returns:
+        Orbax's manager; `close()` it to wait for what is being written.
+    """
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[_LOSS],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None) -> None:
+    """Save a state under its step, in the background; nothing if that step is saved already."""
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    metrics = None if validation_loss is None else {_LOSS: validation_loss}
+    manager.save(step, args=ocp.args.StandardSave(_to_arrays(state)), metrics=metrics, force=True)
+
+
+def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, list[str]]:
+    """Restore the latest state that can be read.
+
+    Args:
+        directory: The folder of checkpoints.
+        like: A state of the same structure, shapes and dtypes.
+        step: A step to restore, and no other.
+
+    Returns:
+        The state, its arrays in numpy (the compiled step places them), and a line for each later checkpoint that
+        could not be read.
+
+    Raises:
+        UserError: If there is no checkpoint, or none that can be read.
+    """
+    steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
+    if not steps:
+        raise UserError(f"{directory} holds no checkpoint")
+    problems = []
+    for candidate in steps:
+        try:
+            return _read(directory / str(candidate), like), problems
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+            problems.append(f"checkpoint {directory / str(candidate)} cannot be read ({reason})")
+    raise UserError("; ".join(problems))
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps of the checkpoints in a folder that were written to the end, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def best_step(directory: Path) -> int | None:
+    """Step of the checkpoint with the lowest validation loss; `None` if none was validated."""
+    if not saved_steps(directory):
+        return None
+    with open_checkpoints(directory) as manager:
+        losses = {step: manager.metrics(step) for step in manager.all_steps()}
+    measured = {step: metrics[_LOSS] for step, metrics in losses.items() if metrics}
+    return min(measured, key=lambda step: (measured[step], -step)) if measured else None
+
+
+def discard_after(directory: Path, step: int) -> None:
+    """Remove checkpoints later than `step`, which a resumed run is about to write again."""
+    for later in saved_steps(directory):
+        if later > step:
+            shutil.rmtree(directory / str(later))
+
+
+def _to_arrays(state: TrainState) -> dict[str, Any]:
+    """The state as a dict of plain arrays: a key is saved as its data."""
+    return state._replace(key=jax.random.key_data(state.key))._asdict()
+
+
+def _read(path: Path, like: TrainState) -> TrainState:
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=_one_device()
+        ),
+        _to_arrays(like),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = jax.device_get(checkpointer.restore(path.resolve() / "default", abstract))
+    for wanted, found in zip(jax.tree.leaves(abstract), jax.tree.leaves(restored), strict=True):
+        if wanted.shape != found.shape:
+            raise ValueError(f"an array has shape {found.shape} where {wanted.shape} is expected")
+    key = jax.random.wrap_key_data(restored.pop("key"))
+    return TrainState(**restored, key=key)
+
+
+def _one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,0 +1,101 @@
+"""Decoded images on disk, so that decoding happens once."""
+
+import json
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metajax.data.dataset import Bank
+from metajax.data.disk import one_line
+
+_LOG = logging.getLogger("metajax.data")
+_FORMAT = 1
+"""Raise it when decoding changes its result: it is a part of every key."""
+
+
+def cached(stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
+    """Reads a bank from `STEM.npy` and `STEM.json`, or builds and stores it.
+
+    Args:
+        stem: Path without suffix.
+        key: Whatever determines the result, in JSON types; a stored bank with another key is rebuilt.
+        build: Decodes the images.
+
+    Returns:
+        The bank. From the cache its images are a read-only memory map. A damaged cache costs a warning
+        and a rebuild, a directory that cannot be written to costs a warning and decoding anew next time.
+    """
+    key = {"format": _FORMAT, **key}
+    try:
+        bank = _read(stem, key)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        _LOG.warning("%s.npy: damaged cache (%s), decoding the images again", stem, one_line(error))
+        bank = None
+    if bank is not None:
+        return bank
+    bank = build()
+    try:
+        _write(stem, key, bank)
+        stored = _read(stem, key)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        _LOG.warning("%s.npy: cannot cache the decoded images (%s)", stem, one_line(error))
+        return bank
+    # Another process may have stored a bank with another key meanwhile.
+    return bank if stored is None else stored
+
+
+def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
+    """Reads a stored bank; `None` where there is none with this key."""
+    try:
+        meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if meta["key"] != key:
+        return None
+    images = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    counts = np.asarray(meta["counts"], dtype=np.int32)
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != counts.sum():
+        raise ValueError("wrong shape")
+    if _checksum(images) != meta["crc32"]:
+        raise ValueError("wrong checksum")
+    return Bank(images, counts, meta["names"], meta["skipped"])
+
+
+def _write(stem: Path, key: dict[str, Any], bank: Bank) -> None:
+    """Stores a bank. The description goes last and holds the checksum, so that a half is never believed."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    images = np.ascontiguousarray(bank.images)
+    meta = {
+        "key": key,
+        "crc32": _checksum(images),
+        "counts": bank.counts.tolist(),
+        "names": bank.names,
+        "skipped": bank.skipped,
+    }
+    _replace(stem.with_suffix(".npy"), lambda file: np.save(file, images))
+    text = json.dumps(meta).encode()
+    _replace(stem.with_suffix(".json"), lambda file: file.write(text))
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file beside `path`, then renames it: readers see the old file or the new one, never a part."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(images: np.ndarray) -> int:
+    return zlib.crc32(images.reshape(-1).data) if images.size else 0

@@ -1,0 +1,110 @@
+"""Downloads whose size and checksum are known beforehand, through TFDS' download manager."""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from metajax.data.disk import one_line, writing_to
+from metajax.data.records import quiet
+from metajax.errors import UserError
+
+
+class RemoteFile(NamedTuple):
+    """A file to download.
+
+    Attributes:
+        url: Where from.
+        size: Bytes.
+        sha256: Checksum in hexadecimal digits.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        """Last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Path]:
+    """Downloads files, or finds them downloaded already.
+
+    Args:
+        name: The data set, for the messages.
+        files: What to download; one after the other.
+        folder: Where to.
+
+    Returns:
+        For each file's name its path, which TFDS derives from the address and the checksum.
+
+    Raises:
+        UserError: A file cannot be fetched, or is not the one expected.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    files = list(files)
+    with writing_to(folder):
+        manager = tfds.download.DownloadManager(
+            download_dir=folder,
+            url_infos={file.url: _url_info(file) for file in files},
+            force_checksums_validation=True,
+        )
+    # TFDS' ten retries take more than three minutes to notice that there is no network.
+    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
+    # Its progress bars are for people, and its reports of every retry are for nobody.
+    connections = logging.getLogger("urllib3.connectionpool")
+    level = connections.level
+    connections.setLevel(logging.ERROR)
+    try:
+        with contextlib.nullcontext() if sys.stderr.isatty() else quiet():
+            return {file.filename: _fetch_one(name, file, manager, folder) for file in files}
+    finally:
+        connections.setLevel(level)
+        downloader.MAX_RETRIES = retries
+        # What a failed download leaves behind; nothing else runs in this folder.
+        for leftover in folder.glob("*.tmp.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _url_info(file: RemoteFile) -> Any:
+    from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.core.utils import Size
+
+    return checksums.UrlInfo(size=Size(file.size), checksum=file.sha256, filename=file.filename)
+
+
+def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
+    """Downloads one file and explains what went wrong."""
+    import requests
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+
+    right = f"the right file has {file.size:,} bytes and sha256 {file.sha256}"
+    advice = f"try again, or fetch it by hand and run `metajax data prepare {name} --source DIR`"
+    with writing_to(folder):
+        try:
+            return Path(manager.download(file.url))
+        except NonMatchingChecksumError as error:
+            raise UserError(f"{file.url}: downloaded {_rejected(folder)}, but {right}; {advice}") from error
+        except (requests.RequestException, tfds.download.DownloadError) as error:
+            reason = one_line(error, limit=200)
+            if isinstance(error, requests.ConnectionError):
+                reason = f"cannot reach {urlsplit(file.url).hostname}"
+            raise UserError(f"{file.url}: cannot download ({reason}); {right}; {advice}") from error
+
+
+def _rejected(folder: Path) -> str:
+    """Describes the rejected file, which TFDS leaves in a temporary folder."""
+    for path in folder.glob("*.tmp.*/*"):
+        data = path.read_bytes()
+        return f"{len(data):,} bytes with sha256 {hashlib.sha256(data).hexdigest()}"
+    return "another file"

@@ -1,0 +1,247 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people.
+
+Lake, Salakhutdinov, Tenenbaum: Human-level concept learning through probabilistic program induction,
+Science 350 (2015).
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from metajax.data import dataset, records
+from metajax.data.cache import cached
+from metajax.data.dataset import Bank, Dataset, DatasetInfo
+from metajax.data.disk import one_line, resolve_data_dir
+from metajax.data.download import RemoteFile, fetch
+from metajax.data.pixels import BadImageError, decode
+from metajax.errors import UserError
+
+CHARACTERS = {"background": 964, "evaluation": 659}
+"""Characters in each official part."""
+DRAWINGS = 20
+"""Drawings of each character."""
+SIDE = 105
+"""Height and width of a drawing in pixels."""
+RANDOM_CHARACTER = {"train": 1100, "validation": 100, "test": 423}
+"""Characters in each part of the split by random character."""
+SPLIT_SEED = 0
+"""Seed of that split: of numpy's `RandomState`, whose stream is frozen for ever."""
+
+FILES = (
+    RemoteFile(
+        "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
+        9_464_212,
+        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    ),
+    RemoteFile(
+        "https://github.com/brendenlake/omniglot/raw/master/python/images_evaluation.zip",
+        6_462_886,
+        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+    ),
+)
+
+_STORE = records.Store(
+    name="omniglot",
+    version="1.0.0",
+    description="Handwritten characters of 50 alphabets; label = character, index = drawer - 1.",
+    homepage="https://github.com/brendenlake/omniglot",
+)
+_DRAWING = re.compile(r"[0-9]+_[0-9]+\.png", re.IGNORECASE)
+
+
+class _Drawing(NamedTuple):
+    """One file, not read yet; `where` names it for messages."""
+
+    character: str
+    name: str
+    where: str
+
+
+def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Path | None = None) -> Dataset:
+    """Loads Omniglot, dark ink (0) on a light ground (255).
+
+    Args:
+        split: `random_character` draws 1,100 characters for training, 100 for validation, 423 for testing
+            from all alphabets, the same ones every time; `alphabet` trains on the official background set
+            (964 characters, 30 alphabets), tests on the official evaluation set (659 characters of 20
+            other alphabets), and has no validation.
+        size: Side of an image in pixels; other sizes than 105 are resampled with Lanczos' filter.
+        data_dir: Where the data set was prepared; see `metajax.data.prepare`.
+
+    Returns:
+        The data set; its images are `uint8[examples, size, size, 1]`, 20 per class. A class is named
+        `part/Alphabet/characterNN`.
+
+    Raises:
+        UserError: The data set is not prepared or damaged, or `split` does not exist.
+    """
+    dataset.check_options("omniglot", INFO.splits, split, size)
+    root = resolve_data_dir(data_dir) / _STORE.name
+    key = {"records": records.fingerprint(_STORE, data_dir), "size": size}
+    bank = cached(root / "decoded" / f"{size}px", key, lambda: _decode_all(data_dir, size))
+    if split == "alphabet":
+        background = sum(name.startswith("background/") for name in bank.names)
+        classes = {"train": range(background), "test": range(background, len(bank.names))}
+    else:
+        order = np.random.RandomState(SPLIT_SEED).permutation(len(bank.names))
+        ends = np.cumsum(list(RANDOM_CHARACTER.values()))
+        # Within a split the characters stand in alphabetical order, which is easier to look at.
+        parts = [np.sort(part).tolist() for part in np.split(order, ends[:-1])]
+        classes = dict(zip(RANDOM_CHARACTER, parts, strict=True))
+    return dataset.split(f"omniglot/{split}", bank, classes)
+
+
+def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -> Path:
+    """Stores Omniglot as records, from a download or from local files.
+
+    Args:
+        source: A directory that holds `images_background.zip` and `images_evaluation.zip`, or the same
+            unpacked; `None` downloads the official archives.
+        data_dir: Where to store the records.
+
+    Returns:
+        The records' folder. If it is there already nothing is done.
+
+    Raises:
+        UserError: A file is missing, damaged or not what it should be, or the disk is full.
+    """
+    folder = records.directory(_STORE, data_dir)
+    if records.is_prepared(_STORE, data_dir):
+        return folder
+    if source is None:
+        archives = fetch(_STORE.name, FILES, resolve_data_dir(data_dir) / "downloads" / _STORE.name)
+        places = dict(zip(CHARACTERS, archives.values(), strict=True))
+    else:
+        places = {part: _find(Path(source).expanduser(), part) for part in CHARACTERS}
+    listings = {part: _list(place, part) for part, place in places.items()}
+    names = [f"{part}/{name}" for part, listing in listings.items() for name in listing]
+    splits, label = {}, 0
+    for part, listing in listings.items():
+        splits[part] = _examples(places[part], listing, label)
+        label += len(listing)
+    records.write(_STORE, data_dir, (SIDE, SIDE, 1), names, splits)
+    return folder
+
+
+def _find(source: Path, part: str) -> Path:
+    """Finds one part of the data set, also in a clone of its repository."""
+    if not source.is_dir():
+        raise UserError(
+            f"{source}: no such folder; it should hold images_background.zip and images_evaluation.zip"
+        )
+    for folder in (source, source / "python"):
+        for place in (folder / f"images_{part}.zip", folder / f"images_{part}"):
+            if place.exists():
+                return place
+    raise UserError(
+        f"{source}: holds neither images_{part}.zip nor a folder images_{part}; Omniglot needs both parts"
+    )
+
+
+def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
+    """Lists the drawings of a part by character, in order, and counts them."""
+    characters: dict[str, list[_Drawing]] = {}
+    for name in sorted(_names(place)):
+        path = PurePosixPath(name)
+        if len(path.parts) < 3 or not _DRAWING.fullmatch(path.name):
+            continue
+        character = "/".join(path.parts[-3:-1])
+        characters.setdefault(character, []).append(_Drawing(character, name, f"{place}: {name}"))
+    if len(characters) != CHARACTERS[part]:
+        raise UserError(
+            f"{place}: holds {len(characters)} characters, Omniglot's {part} set has {CHARACTERS[part]}"
+        )
+    for character, drawings in characters.items():
+        if len(drawings) != DRAWINGS:
+            raise UserError(f"{place}: {character} has {len(drawings)} drawings, it should have {DRAWINGS}")
+    return characters
+
+
+def _names(place: Path) -> list[str]:
+    if place.is_dir():
+        return [path.relative_to(place).as_posix() for path in place.rglob("*.png")]
+    with _open_zip(place) as archive:
+        return archive.namelist()
+
+
+def _examples(place: Path, listing: dict[str, list[_Drawing]], first_label: int) -> Iterator[records.Example]:
+    """Reads and checks the drawings of a part."""
+    drawings = [
+        (label, index, drawing)
+        for label, drawings in enumerate(listing.values(), first_label)
+        for index, drawing in enumerate(drawings)
+    ]
+    for (label, index, drawing), data in zip(
+        drawings, _read(place, [d for _, _, d in drawings]), strict=True
+    ):
+        _check_png(drawing, data)
+        yield f"{label:04d}-{index:02d}", {"image": data, "label": label, "index": index}
+
+
+def _read(place: Path, drawings: Iterable[_Drawing]) -> Iterator[bytes]:
+    if place.is_dir():
+        for drawing in drawings:
+            try:
+                yield (place / drawing.name).read_bytes()
+            except OSError as error:
+                raise UserError(f"{place / drawing.name}: cannot read: {one_line(error)}") from error
+        return
+    with _open_zip(place) as archive:
+        for drawing in drawings:
+            try:
+                yield archive.read(drawing.name)
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+                raise UserError(f"{drawing.where}: damaged in the archive ({one_line(error)})") from error
+
+
+def _open_zip(place: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(place)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        right = next((file for file in FILES if place.name.endswith(file.filename)), None)
+        hint = f", the official file has {right.size:,}" if right else ""
+        size = f"{place.stat().st_size:,} bytes" if place.is_file() else "no file"
+        raise UserError(f"{place}: not a complete zip archive ({one_line(error)}; {size}{hint})") from error
+
+
+def _check_png(drawing: _Drawing, data: bytes) -> None:
+    """Sees that a drawing decodes and has the official size."""
+    # The width and height stand at a fixed place in every PNG file.
+    shape = (int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
+    try:
+        decode(data, SIDE, 1)
+    except BadImageError as error:
+        raise UserError(f"{drawing.where}: not a readable PNG image ({error})") from error
+    if shape != (SIDE, SIDE):
+        raise UserError(f"{drawing.where}: {shape[0]}×{shape[1]} pixels, it should have {SIDE}×{SIDE}")
+
+
+def _decode_all(data_dir: Path | None, size: int) -> Bank:
+    """Decodes every drawing: background before evaluation, then alphabetically."""
+    total = sum(CHARACTERS.values())
+    images = np.zeros((total * DRAWINGS, size, size, 1), np.uint8)
+    for part in CHARACTERS:
+        for record in records.read(_STORE, data_dir, part, size):
+            images[record.label * DRAWINGS + record.index] = record.pixels
+    counts = np.full(total, DRAWINGS, np.int32)
+    return Bank(images, counts, records.class_names(_STORE, data_dir), [])
+
+
+INFO = DatasetInfo(
+    title="Omniglot",
+    licence="MIT",
+    description="1,623 handwritten characters of 50 alphabets, 20 drawings each, 105×105, black on white",
+    splits={
+        "random_character": "1,100 characters to train, 100 to validate, 423 to test, of all alphabets",
+        "alphabet": "964 characters to train, 659 of other alphabets to test, none to validate (harder)",
+    },
+    size=28,
+    load=load_omniglot,
+    prepare=prepare_omniglot,
+    is_prepared=lambda data_dir: records.is_prepared(_STORE, data_dir),
+)

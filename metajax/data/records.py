@@ -1,0 +1,228 @@
+"""TFDS data sets in ArrayRecord files, written and read without TensorFlow.
+
+tensorflow-datasets needs TensorFlow to encode arrays and to unpack archives, not to store bytes: so the
+images go in as encoded PNG files and come out undecoded, and the archives are opened elsewhere.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data.disk import one_line, resolve_data_dir, writing_to
+from metajax.data.pixels import decode
+from metajax.errors import UserError
+
+Example = tuple[str, dict[str, Any]]
+"""A unique key and the features."""
+
+
+class Record(NamedTuple):
+    """A decoded record.
+
+    Attributes:
+        label: The class.
+        index: The image's place, as it was written.
+        pixels: `uint8[size, size, 1]`.
+    """
+
+    label: int
+    index: int
+    pixels: np.ndarray
+
+
+class Store(NamedTuple):
+    """Where the records of one data set lie.
+
+    Attributes:
+        name: Name of the data set, also the name of its folder.
+        version: Changes whenever the records do.
+        description: A sentence for the data set's own metadata.
+        homepage: Where it comes from.
+    """
+
+    name: str
+    version: str
+    description: str
+    homepage: str
+
+
+def directory(store: Store, data_dir: Path | None) -> Path:
+    """Names the folder of a data set's records.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+
+    Returns:
+        `DATA_DIR/NAME/VERSION`, which TFDS calls the data directory.
+    """
+    return resolve_data_dir(data_dir) / store.name / store.version
+
+
+def is_prepared(store: Store, data_dir: Path | None) -> bool:
+    """Tells whether a data set's records are there.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+
+    Returns:
+        Whether they are. TFDS renames a finished folder into place, so half a data set never is.
+    """
+    return (directory(store, data_dir) / "dataset_info.json").is_file()
+
+
+def write(
+    store: Store,
+    data_dir: Path | None,
+    image_shape: tuple[int, int, int],
+    class_names: list[str],
+    splits: Mapping[str, Iterable[Example]],
+) -> None:
+    """Writes a data set's records.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+        image_shape: Height, width, channels of every image.
+        class_names: One name per label.
+        splits: For each split its examples: `image` (an encoded PNG), `label`, `index` (its place among the
+            images of the class or of the split).
+
+    Raises:
+        UserError: The disk is full or cannot be written to, or an iterable raised it.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=image_shape, encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=class_names),
+            "index": tfds.features.Scalar(dtype=np.int64),
+        }
+    )
+
+    # An ad hoc builder of TFDS' own would ask TensorFlow whether the examples are one of its data sets.
+    class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = store.name
+        VERSION = tfds.core.Version(store.version)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, description=store.description, homepage=store.homepage
+            )
+
+        def _split_generators(self, dl_manager):
+            return {key: iter(examples) for key, examples in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    root = resolve_data_dir(data_dir)
+    with writing_to(root), quiet():
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            builder = RecordBuilder(data_dir=root, file_format="array_record")
+            # TFDS makes a folder for downloads, by default outside the data directory.
+            builder.download_and_prepare(download_dir=root / "downloads")
+        except OSError:
+            # Two processes may prepare at once; the slower one cannot rename over the other's result.
+            if not is_prepared(store, data_dir):
+                raise
+
+
+def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
+    """Identifies the prepared records, without reading them.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+
+    Returns:
+        Name, size and time of every file.
+
+    Raises:
+        UserError: The data set is not prepared.
+    """
+    if not is_prepared(store, data_dir):
+        command = f"metajax data prepare {store.name}"
+        raise UserError(
+            f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}` to download it, "
+            f"or `{command} --source DIR` to take local files"
+        )
+    files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
+    return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
+
+
+def read(store: Store, data_dir: Path | None, split: str, size: int) -> Iterator[Record]:
+    """Reads and decodes a split's records.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+        split: Name of the split as it was written.
+        size: Side of a decoded image in pixels.
+
+    Yields:
+        The records in the order of the file, which is shuffled.
+
+    Raises:
+        UserError: The files are damaged or gone.
+    """
+    folder = directory(store, data_dir)
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder_from_directory(folder)
+        # Left to itself TFDS decodes with OpenCV or Pillow, whichever is there, and the two disagree on
+        # one-bit images: 0 and 255 against 0 and 1.
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        for begin in range(0, len(source), 4096):
+            for record in source.__getitems__(range(begin, min(begin + 4096, len(source)))):
+                # A cut-off file is not noticed by the reader: it yields empty records, which do not decode.
+                yield Record(record["label"], record["index"], decode(record["image"], size, 1))
+    except Exception as error:
+        raise UserError(
+            f"{folder}: damaged records ({one_line(error)}); delete this folder and run "
+            f"`metajax data prepare {store.name}` again"
+        ) from error
+
+
+def class_names(store: Store, data_dir: Path | None) -> list[str]:
+    """Reads the names of a prepared data set's classes.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+
+    Returns:
+        A name for each label.
+    """
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(directory(store, data_dir))
+    return list(builder.info.features["label"].names)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from printing and from drawing progress bars.
+
+    Yields:
+        Nothing.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    # TFDS has no public way to ask; one who has turned the bars off does not want them back.
+    shown = getattr(tqdm_utils, "_active", True)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(shown)

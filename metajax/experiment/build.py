@@ -1,0 +1,72 @@
+"""From settings to the pure functions that a run is made of."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+from metajax.errors import UserError
+from metajax.experiment.settings import Experiment
+from metajax.experiment.tasks import Tasks
+from metajax.learners import MetaLearner
+from metajax.models import functional
+from metajax.types import ApplyFn, LossFn, Params
+
+
+class Parts(NamedTuple):
+    """What `build` makes."""
+
+    tasks: Tasks
+    apply: ApplyFn
+    params: Params
+    loss_fn: LossFn
+    learner: MetaLearner
+    optimizer: optax.GradientTransformation
+
+
+def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
+    """Turn an experiment into its tasks, model, loss, learner and outer optimiser.
+
+    Args:
+        experiment: The settings.
+        data_dir: Where data sets are prepared; by default where `metajax data prepare` puts them.
+
+    Returns:
+        The parts, the model freshly initialised from the seed.
+
+    Raises:
+        UserError: If settings do not go together, or a data set is missing.
+    """
+    tasks = experiment.task.tasks(data_dir)
+    support = jax.eval_shape(tasks.samplers["train"], jax.random.key(0)).support
+    module = experiment.model.build(support.x.shape[1:], tasks.outputs, nnx.Rngs(experiment.seed))
+    apply, params = functional(module)
+    _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
+    _check_frozen(experiment.inner.frozen, params)
+    loss_fn = tasks.loss(apply)
+    learner = experiment.learner.build(loss_fn, experiment.inner.build())
+    return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
+
+
+def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int | None:
+    """Examples of an inner minibatch in evaluation, whose support set may be smaller than training's."""
+    chosen = experiment.evaluation.batch_size
+    _check_batch_size("evaluation.batch_size", chosen, support_examples)
+    if chosen is not None or experiment.inner.batch_size is None:
+        return chosen
+    return min(experiment.inner.batch_size, support_examples)
+
+
+def _check_batch_size(field: str, batch_size: int | None, examples: int) -> None:
+    if batch_size is not None and batch_size > examples:
+        raise UserError(f"{field} is {batch_size}, but the support set has only {examples} examples")
+
+
+def _check_frozen(frozen: tuple[str, ...], params: Params) -> None:
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    parts = sorted({part for path in paths for part in path.split("/")})
+    for name in frozen:
+        if name not in parts:
+            raise UserError(f"inner.frozen: no parameter path has a part {name!r}; there are {', '.join(parts)}")

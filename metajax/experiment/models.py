@@ -1,0 +1,114 @@
+"""Models as settings."""
+
+import dataclasses
+import math
+from typing import Literal, Protocol, runtime_checkable
+
+from flax import nnx
+
+from metajax import models
+from metajax.errors import UserError
+from metajax.experiment.checks import at_least
+
+
+@runtime_checkable
+class ModelSpec(Protocol):
+    """A model as settings; a config file may bring its own."""
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module for examples of `shape` and for `outputs` outputs."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLP:
+    """A multi-layer perceptron."""
+
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the hidden layers."""
+    normalise: bool = False
+    """Batch normalisation before each ReLU."""
+
+    def __post_init__(self):
+        for width in self.hidden:
+            at_least("model", 1, hidden=width)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module."""
+        return models.MLP(math.prod(shape), outputs, hidden=self.hidden, normalise=self.normalise, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4:
+    """Four blocks of convolution, normalisation and ReLU."""
+
+    channels: int = 64
+    """Channels of each block."""
+    pool: bool = False
+    """Pool 2×2 and flatten (mini-ImageNet) rather than stride 2 and the mean over space (Omniglot)."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the batch at hand, or by groups of channels of each example."""
+    use_scale: bool = False
+    """Whether batch normalisation learns a scale, besides its offset."""
+
+    def __post_init__(self):
+        at_least("model", 1, channels=self.channels)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module."""
+        height, width, depth = _image(shape)
+        try:
+            return models.Conv4(
+                outputs,
+                image_shape=(height, width, depth),
+                channels=self.channels,
+                pool=self.pool,
+                norm=self.norm,
+                use_scale=self.use_scale,
+                rngs=rngs,
+            )
+        except ValueError as error:
+            raise UserError(f"model.pool: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet12:
+    """The few-shot ResNet-12."""
+
+    widths: tuple[int, int, int, int] = (64, 160, 320, 640)
+    """Channels of the four blocks."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the batch at hand, or by groups of channels of each example."""
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module."""
+        return models.ResNet12(
+            outputs, in_channels=_image(shape)[-1], widths=self.widths, norm=self.norm, rngs=rngs
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet18:
+    """ResNet-18."""
+
+    width: int = 64
+    """Channels of the first stage; each later one doubles them."""
+    stem: Literal["small", "large"] = "small"
+    """For images of about 32 pixels, or of about 224."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the batch at hand, or by groups of channels of each example."""
+
+    def __post_init__(self):
+        at_least("model", 1, width=self.width)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module."""
+        return models.ResNet18(
+            outputs, in_channels=_image(shape)[-1], width=self.width, stem=self.stem, norm=self.norm, rngs=rngs
+        )
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise UserError(f"model takes images (height, width, channels), but the task's examples have shape {shape}")
+    return shape  # type: ignore[return-value]

@@ -1,0 +1,192 @@
+"""The settings of an experiment, each with its meaning, its unit and its check."""
+
+import dataclasses
+from typing import Literal, Protocol, runtime_checkable
+
+import jax
+import optax
+
+from metajax.errors import UserError
+from metajax.experiment.checks import at_least, positive
+from metajax.experiment.models import ModelSpec
+from metajax.experiment.tasks import TaskSpec
+from metajax.inner import InnerLoop, inner_loop
+from metajax.learners import MetaLearner
+from metajax.types import LossFn
+
+
+@runtime_checkable
+class LearnerSpec(Protocol):
+    """A meta-learner as settings; each learner's file has its own."""
+
+    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+        """Make the learner."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Adaptation to one task."""
+
+    learning_rate: float
+    """Rate of the inner optimiser, for a loss that is a mean over examples. (MAML's code sums over ways and divides by
+    shots: its rate times the number of ways is the same here.)"""
+    steps: int = 1
+    """Gradient steps in training."""
+    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """The inner optimiser."""
+    beta1: float = 0.9
+    """Decay of the momentum, or of Adam's first moment; Reptile sets 0."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    batch_size: int | None = None
+    """Support examples in each step; None for all of them."""
+    first_order: bool = False
+    """Treat inner gradients as constants: first-order MAML."""
+    frozen: tuple[str, ...] = ()
+    """Parts of parameter paths that do not adapt in the inner loop, such as "norms" or "head"."""
+    remat: bool = False
+    """Recompute each step in the backward pass: less memory, more time."""
+    unroll: bool = False
+    """Unroll the steps in the compiled program: compiles longer."""
+
+    def __post_init__(self):
+        positive("inner", learning_rate=self.learning_rate)
+        at_least("inner", 1, steps=self.steps, batch_size=self.batch_size)
+        at_least("inner", 0, beta1=self.beta1, beta2=self.beta2)
+
+    def build(self) -> InnerLoop:
+        """Make the inner loop."""
+        # eps_root keeps the derivative of Adam's square root finite where a gradient is exactly 0.
+        optimizer = {
+            "sgd": lambda: optax.sgd(self.learning_rate),
+            "momentum": lambda: optax.sgd(self.learning_rate, momentum=self.beta1),
+            "adam": lambda: optax.adam(self.learning_rate, b1=self.beta1, b2=self.beta2, eps_root=1e-16),
+        }[self.optimizer]()
+        return inner_loop(
+            optimizer,
+            self.steps,
+            adapts=self._adapts if self.frozen else None,
+            batch_size=self.batch_size,
+            first_order=self.first_order,
+            remat=self.remat,
+            unroll=self.unroll or 1,
+        )
+
+    def _adapts(self, path: str, leaf: jax.Array) -> bool:
+        return not any(part in path.split("/") for part in self.frozen)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The optimiser of the meta-parameters."""
+
+    learning_rate: float
+    """Peak rate."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """The outer optimiser; Reptile's own is SGD."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls from its peak over the training."""
+    final_fraction: float = 0.0
+    """The last rate of a schedule, as a fraction of the peak."""
+    clip_norm: float | None = None
+    """Clip the meta-gradient to this global norm."""
+    clip_value: float | None = None
+    """Clip each element of the meta-gradient to ± this."""
+
+    def __post_init__(self):
+        positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
+        at_least("outer", 0, final_fraction=self.final_fraction)
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """Make the optimiser, its schedule stretched over `steps`."""
+        peak, last = self.learning_rate, self.learning_rate * self.final_fraction
+        rate = {
+            "constant": lambda: optax.constant_schedule(peak),
+            "linear": lambda: optax.linear_schedule(peak, last, steps),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, steps, self.final_fraction),
+        }[self.schedule]()
+        clips = [
+            *([optax.clip(self.clip_value)] if self.clip_value else []),
+            *([optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []),
+        ]
+        return optax.chain(*clips, {"adam": optax.adam, "sgd": optax.sgd}[self.optimizer](rate))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How long to meta-train, and how."""
+
+    steps: int
+    """Meta-steps."""
+    tasks_per_step: int
+    """Tasks averaged in a meta-step (the meta-batch)."""
+    steps_per_call: int = 25
+    """Meta-steps compiled into one call: metrics, progress and interrupts come once a call."""
+    chunk_size: int | None = None
+    """Tasks that run together on a device; None chooses by device and model."""
+    checkpoint_every: int = 1000
+    """Meta-steps between checkpoints."""
+    keep: int = 3
+    """Checkpoints kept, besides the best."""
+
+    def __post_init__(self):
+        at_least(
+            "training",
+            1,
+            steps=self.steps,
+            tasks_per_step=self.tasks_per_step,
+            steps_per_call=self.steps_per_call,
+            chunk_size=self.chunk_size,
+            checkpoint_every=self.checkpoint_every,
+            keep=self.keep,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What is measured at each checkpoint, and chooses the best one by the lowest loss."""
+
+    num_tasks: int = 100
+    """Validation tasks, the same each time; 0 for none."""
+
+    def __post_init__(self):
+        at_least("validation", 0, num_tasks=self.num_tasks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How the trained learner is evaluated."""
+
+    steps: int
+    """Inner steps; every one from 0 on is reported."""
+    num_tasks: int = 600
+    """Test tasks."""
+    batch_size: int | None = None
+    """Support examples in each inner step; None as in training, or all if the support set is smaller."""
+    non_transductive: bool = True
+    """Also predict each query alone with the support set."""
+
+    def __post_init__(self):
+        at_least("evaluation", 1, num_tasks=self.num_tasks, batch_size=self.batch_size)
+        at_least("evaluation", 0, steps=self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A meta-learning experiment, whole: with its seed it determines the run."""
+
+    task: TaskSpec
+    model: ModelSpec
+    learner: LearnerSpec
+    inner: Inner
+    outer: Outer
+    training: TrainingSettings
+    validation: Validation = Validation()
+    evaluation: EvaluationSettings
+    seed: int = 0
+    """Seed of the initial values, of the tasks, of all."""
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {self.seed}")

@@ -1,0 +1,233 @@
+"""Where an experiment's tasks come from, as settings."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from metajax import data, tasks
+from metajax.errors import UserError
+from metajax.experiment.checks import at_least
+from metajax.losses import classification_loss, regression_loss
+from metajax.tasks.episodes import Transform
+from metajax.types import ApplyFn, LossFn, TaskSampler
+
+
+class Tasks(NamedTuple):
+    """Samplers by split, and what a model needs to know of them.
+
+    Attributes:
+        samplers: A sampler for each of `train`, `validation` and `test` that exists.
+        outputs: Outputs of a model: the ways, or the size of a target.
+        loss: From a model's `apply` to the loss on a batch.
+        class_names: Names of the classes of each split; empty where there are none.
+    """
+
+    samplers: dict[str, TaskSampler]
+    outputs: int
+    loss: Callable[[ApplyFn], LossFn]
+    class_names: dict[str, list[str]] = {}  # noqa: RUF012
+
+
+@runtime_checkable
+class TaskSpec(Protocol):
+    """A family of tasks as settings; a config file may bring its own."""
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers; `data_dir` is where data sets are prepared."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shots:
+    """Sizes of a task's two sets."""
+
+    shots: int = 1
+    """Support examples (of each class)."""
+    queries: int = 15
+    """Query examples (of each class)."""
+
+    def __post_init__(self):
+        at_least("task: both of", 1, shots=self.shots, queries=self.queries)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sinusoid:
+    """Sinusoids of random amplitude and phase."""
+
+    train: Shots = Shots(shots=10, queries=10)
+    test: Shots = Shots(shots=5, queries=100)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+        test = tasks.sinusoid(self.test.shots, self.test.queries)
+        train = tasks.sinusoid(self.train.shots, self.train.queries)
+        return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glyphs:
+    """Characters that the computer invents, without end."""
+
+    ways: int = 5
+    """Characters in a task."""
+    train: Shots = Shots(shots=1, queries=1)
+    test: Shots = Shots()
+    size: int = 28
+    """Side of an image, in pixels."""
+    drawer: float = 1.0
+    """How much drawers differ: 0 not at all, 1 about as in Omniglot."""
+
+    def __post_init__(self):
+        at_least("task", 2, ways=self.ways)
+        at_least("task", 1, size=self.size)
+        at_least("task", 0, drawer=self.drawer)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+
+        def sampler(sizes: Shots) -> TaskSampler:
+            return tasks.glyphs(
+                ways=self.ways, shots=sizes.shots, queries=sizes.queries, size=self.size, drawer=self.drawer
+            )
+
+        test = sampler(self.test)
+        samplers = {"train": sampler(self.train), "validation": test, "test": test}
+        return Tasks(samplers, self.ways, classification_loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Omniglot:
+    """Handwritten characters of 50 alphabets, 1,623 classes of 20 drawings."""
+
+    ways: int = 5
+    """Characters in a task."""
+    train: Shots = Shots(shots=1, queries=1)
+    test: Shots = Shots()
+    split: Literal["random_character", "alphabet"] = "random_character"
+    """1,100/100/423 characters at random, or 964/659 by alphabet (harder; no validation characters)."""
+    rotations: Literal["all", "train", "none"] = "all"
+    """Where a character turned by 90°, 180°, 270° is a class of its own: MAML has it everywhere, Reptile in training."""
+    invert: bool = True
+    """Ink as 1 on a ground of 0 (MAML), or as drawn, dark on light (Reptile)."""
+    size: int = 28
+    """Side of an image, in pixels."""
+
+    def __post_init__(self):
+        at_least("task", 2, ways=self.ways)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+        dataset = data.load_omniglot(split=self.split, size=self.size, data_dir=data_dir)
+        transform = tasks.invert if self.invert else None
+        turned = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
+        return _episodes(
+            dataset,
+            self.ways,
+            self.train,
+            self.test,
+            {split: {"rotations": split in turned, "transform": transform} for split in dataset.splits},
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FashionMNIST:
+    """Pictures of ten kinds of clothing, 7,000 of each."""
+
+    ways: int = 5
+    """Classes in a task."""
+    train: Shots = Shots()
+    test: Shots = Shots()
+    split: Literal["by_class", "by_example"] = "by_class"
+    """Classes 0-4 for training and 5-9 for test, or all ten in both and other pictures."""
+    flip: bool = True
+    """Mirror pictures at random in training."""
+    shift: int = 2
+    """Move pictures by up to so many pixels in training."""
+
+    def __post_init__(self):
+        at_least("task", 2, ways=self.ways)
+        at_least("task", 0, shift=self.shift)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+        dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
+        return _episodes(
+            dataset,
+            self.ways,
+            self.train,
+            self.test,
+            {"train": {"transform": _augmentation(self.flip, self.shift)}},
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A folder (or zip) of the user's own images, `split/class/image` or `class/image`."""
+
+    source: Path | None = None
+    """The folder or zip file."""
+    ways: int = 5
+    """Classes in a task."""
+    train: Shots = Shots()
+    test: Shots = Shots()
+    size: int = 84
+    """Images are cropped to a square and resized to so many pixels."""
+    channels: Literal[1, 3] = 3
+    """Grey or colour."""
+    flip: bool = True
+    """Mirror images at random in training."""
+    shift: int = 4
+    """Move images by up to so many pixels in training."""
+    split_seed: int = 0
+    """Splits the classes, where the folder does not say which are for training and which for test."""
+    strict: bool = False
+    """A corrupt image is an error, and not skipped with a warning."""
+
+    def __post_init__(self):
+        at_least("task", 2, ways=self.ways)
+        at_least("task", 1, size=self.size)
+        at_least("task", 0, shift=self.shift)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+        if self.source is None:
+            raise UserError("task.source is not set: name the folder of images with --task.source FOLDER")
+        dataset = data.load_folder(
+            self.source,
+            size=self.size,
+            channels=self.channels,
+            split_seed=self.split_seed,
+            strict=self.strict,
+            data_dir=data_dir,
+        )
+        return _episodes(
+            dataset,
+            self.ways,
+            self.train,
+            self.test,
+            {"train": {"transform": _augmentation(self.flip, self.shift)}},
+        )
+
+
+def _augmentation(flip: bool, shift: int) -> Transform | None:
+    transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
+    return tasks.chain(*transforms) if transforms else None
+
+
+def _episodes(
+    dataset: data.Dataset, ways: int, train: Shots, test: Shots, options: dict[str, dict[str, Any]]
+) -> Tasks:
+    """Samplers for every split of a data set, with the options of each."""
+
+    def sampler(split: str, bank) -> TaskSampler:
+        sizes = train if split == "train" else test
+        try:
+            return tasks.episodes(
+                bank, ways=ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
+            )
+        except ValueError as error:
+            raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
+
+    samplers = {split: sampler(split, bank) for split, bank in dataset.splits.items()}
+    return Tasks(samplers, ways, classification_loss, dataset.class_names)

@@ -1,0 +1,136 @@
+"""Pictures of a run: learning curve, adaptation, sinusoid fits, episodes."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+_KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "each query alone")}
+
+
+def learning_curve(rows: list[dict[str, Any]]) -> Figure:
+    """Training and validation metrics against meta-steps.
+
+    Args:
+        rows: Lines of `metrics.jsonl`: `step`, metrics, and `validation_…` at checkpoints.
+
+    Returns:
+        A figure with a panel for the loss and, where there is one, for the accuracy.
+
+    >>> len(learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]).axes)
+    1
+    """
+    names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for prefix, label, style in [("", "training tasks", "-"), ("validation_", "validation tasks", "o-")]:
+            points = [(row["step"], row[prefix + name]) for row in rows if row.get(prefix + name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
+        if name == "loss" and _positive([row.get(name) for row in rows]):
+            axes.set_yscale("log")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def adaptation(report: dict[str, Any]) -> Figure:
+    """Metrics against inner steps, with 95 % intervals as bands.
+
+    Args:
+        report: From `make_evaluation`.
+
+    Returns:
+        A figure with a panel for each metric.
+    """
+    kinds = [kind for kind in _KINDS if kind in report]
+    names = [name for name in report[kinds[0]] if name != "diverged"]
+    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    steps = np.arange(report["inner_steps"] + 1)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for kind in kinds:
+            colour, label = _KINDS[kind]
+            mean, half = (np.array(report[kind][name][key], float) for key in ("mean", "ci95"))
+            axes.plot(steps, mean, ".-" if len(steps) < 20 else "-", color=colour, label=label)
+            axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
+        axes.set(xlabel="inner steps", ylabel=f"query {name}")
+        axes.legend(frameon=False, title=f"{report['num_tasks']} tasks, 95 % interval")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:
+    """Fits of one-dimensional regression tasks before and after adaptation.
+
+    Args:
+        tasks: For each task arrays `x`, `truth`, `before`, `after` (`[points]`, x ascending), and `support_x`,
+            `support_y`.
+
+    Returns:
+        A figure with a panel for each task.
+    """
+    figure = Figure(figsize=(3.6 * len(tasks), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        axes.plot(task["x"], task["truth"], color="0.6", linewidth=3, label="truth")
+        axes.plot(task["x"], task["before"], "--", color="C1", label="before")
+        axes.plot(task["x"], task["after"], color="C0", label="after adaptation")
+        axes.plot(task["support_x"], task["support_y"], "k^", markersize=6, label="support")
+        axes.set(xlabel="x")
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="y")
+    panels[-1].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def episode(
+    support_x: ArrayLike, support_y: ArrayLike, query_x: ArrayLike, query_y: ArrayLike, predicted: ArrayLike
+) -> Figure:
+    """An episode as a picture: a row per class, its support left, its queries right with the predictions.
+
+    Args:
+        support_x: Support images in `[0, 1]`, `[examples, height, width, channels]`.
+        support_y: Their labels.
+        query_x: Query images.
+        query_y: Their true labels.
+        predicted: The labels that the adapted model gives the queries.
+
+    Returns:
+        A figure; wrong predictions are red and name the predicted class.
+    """
+    support_x, support_y, query_x, query_y, predicted = map(
+        np.asarray, (support_x, support_y, query_x, query_y, predicted)
+    )
+    ways = int(max(support_y.max(), query_y.max())) + 1
+    columns = [np.flatnonzero(labels == c) for labels in (support_y, query_y) for c in range(ways)]
+    shots = min(5, max(len(rows) for rows in columns[:ways]))
+    queries = min(10, max(len(rows) for rows in columns[ways:]))
+    figure = Figure(figsize=(0.8 * (shots + queries + 0.4), 0.95 * ways + 0.4), layout="constrained")
+    grid = figure.add_gridspec(ways, shots + 1 + queries, width_ratios=[1] * shots + [0.3] + [1] * queries)
+    for c in range(ways):
+        for i, row in enumerate(columns[c][:shots]):
+            axes = figure.add_subplot(grid[c, i])
+            _show(axes, support_x[row], "0.2")
+            if i == 0:
+                axes.set_ylabel(f"{c}", rotation=0, labelpad=10, va="center")
+        for i, row in enumerate(columns[ways + c][:queries]):
+            axes = figure.add_subplot(grid[c, shots + 1 + i])
+            right = predicted[row] == c
+            _show(axes, query_x[row], "C2" if right else "C3")
+            axes.set_title(f"{predicted[row]}", fontsize=8, color="C2" if right else "C3", pad=2)
+    share = float((predicted == query_y).mean())
+    figure.suptitle(f"support | queries with predicted class ({share:.0%} right)", fontsize=9)
+    return figure
+
+
+def _show(axes, image: np.ndarray, colour: str) -> None:
+    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=1.5)
+
+
+def _positive(values: list[float | None]) -> bool:
+    return all(value is None or value > 0 for value in values)

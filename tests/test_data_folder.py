@@ -1,0 +1,340 @@
+"""A user's own images: layouts, formats, damage, caching, and a real archive."""
+
+import io
+import logging
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax.data import folder, load, load_folder, prepare
+from metajax.data.pixels import BadImageError, decode
+from metajax.errors import UserError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "tiny_imagenet" / "tiny_imagenet_60.zip"
+RED = (255, 0, 0)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def colour(value, size=(12, 10)) -> bytes:
+    return encode(Image.new("RGB", size, value))
+
+
+def put(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def by_split() -> dict[str, bytes]:
+    names = [
+        "train/cat/1.png",
+        "train/cat/2.PNG",
+        "train/dog/1.png",
+        "val/emu/1.png",
+        "test/fox/1.png",
+        "test/fox/2.png",
+    ]
+    return {name: colour((10 * index, 0, 0)) for index, name in enumerate(names)}
+
+
+def reds(bank) -> list[int]:
+    return bank.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("top", ["", "top/", "a/b/"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_layout_by_split(tmp_path, top, packed):
+    files = {top + name: data for name, data in by_split().items()}
+    files[top + "train/README.txt"] = b"not an image"
+    files["__MACOSX/train/cat/._1.png"] = b"shadow"
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    loaded = load_folder(source, size=8, data_dir=tmp_path / "data")
+    assert loaded.class_names == {"train": ["cat", "dog"], "validation": ["emu"], "test": ["fox"]}
+    assert loaded.splits["train"].images.shape == (3, 8, 8, 3)
+    assert loaded.splits["train"].counts.tolist() == [2, 1]
+    assert loaded.splits["train"].starts.tolist() == [0, 2]
+    assert {split: reds(bank) for split, bank in loaded.splits.items()} == {
+        "train": [0, 10, 20],
+        "validation": [30],
+        "test": [40, 50],
+    }
+    assert loaded.skipped == ()
+
+
+def test_split_folders_by_any_name(tmp_path):
+    source = put(tmp_path / "x", {"Train/a/1.png": colour(RED), "VALIDATION/b/1.png": colour(RED)})
+    assert list(load_folder(source, data_dir=tmp_path).splits) == ["train", "validation"]
+
+
+def test_images_in_deeper_folders_belong_to_the_class(tmp_path):
+    """The official Tiny ImageNet has train/n01443537/images/*.JPEG."""
+    source = put(tmp_path / "x", {"train/a/images/1.jpeg": colour(RED), "test/b/images/1.jpeg": colour(RED)})
+    assert load_folder(source, data_dir=tmp_path).class_names == {"train": ["a"], "test": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"), [(3, [1, 1, 1]), (10, [6, 2, 2]), (25, [16, 4, 5]), (50, [32, 8, 10])]
+)
+def test_layout_by_class(tmp_path, classes, sizes):
+    source = put(
+        tmp_path / "x",
+        {f"c{c:02d}/{i}.png": colour((c, 0, 0), (4, 4)) for c in range(classes) for i in (1, 2)},
+    )
+    loaded = load_folder(source, size=4, data_dir=tmp_path)
+    assert [len(bank.counts) for bank in loaded.splits.values()] == sizes
+    assert list(loaded.splits) == ["train", "validation", "test"]
+    everything = [name for names in loaded.class_names.values() for name in names]
+    assert sorted(everything) == [f"c{c:02d}" for c in range(classes)]
+    for split, bank in loaded.splits.items():
+        assert reds(bank) == [int(name[1:]) for name in loaded.class_names[split] for _ in (1, 2)]
+    assert load_folder(source, size=4, data_dir=tmp_path).class_names == loaded.class_names
+    seeds = [
+        load_folder(source, size=4, data_dir=tmp_path, split_seed=seed).class_names["test"]
+        for seed in range(8)
+    ]
+    assert any(names != seeds[0] for names in seeds)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    source = put(tmp_path / "x", {f"{name}/1.png": colour(RED) for name in ("bus", "car", "train")})
+    names = load_folder(source, data_dir=tmp_path).class_names
+    assert sorted(name for split in names.values() for name in split) == ["bus", "car", "train"]
+
+
+def test_mixed_layout(tmp_path):
+    source = put(tmp_path / "x", {"train/a/1.png": colour(RED), "dog/1.png": colour(RED)})
+    with pytest.raises(UserError, match="'train' and 'dog' lie side by side"):
+        load_folder(source, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "no images in class folders"),
+        ({"cat/notes.txt": b""}, "no images in class folders"),
+        ({"1.png": b""}, "no images in class folders"),
+        (
+            {"a/1.png": colour(RED), "b/1.png": colour(RED)},
+            "holds 2 classes, a split by class needs at least 3",
+        ),
+        ({"a/1.png": b"", "b/1.png": b"x", "c/1.png": b""}, "none of the 3 images can be read, e.g. c/1.png"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_hopeless_sources(tmp_path, files, expected, packed):
+    (tmp_path / "x").mkdir()
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    with pytest.raises(UserError) as info:
+        load_folder(source, data_dir=tmp_path / "data")
+    assert f"{source}: " in str(info.value)
+    assert expected in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_wrong_source_and_options(tmp_path):
+    with pytest.raises(UserError, match="no such folder or zip archive"):
+        load_folder(tmp_path / "nowhere")
+    (tmp_path / "x.tar").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="neither a folder nor a complete zip"):
+        load_folder(tmp_path / "x.tar")
+    with pytest.raises(UserError, match="2 channels"):
+        load_folder(tmp_path, channels=2)
+    with pytest.raises(UserError, match="--source DIR"):
+        prepare("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_corrupt_images_are_named(tmp_path, caplog, packed):
+    whole = encode(Image.effect_noise((64, 64), 99), "JPEG")
+    files = {
+        **by_split(),
+        "train/cat/cut.jpg": whole[: len(whole) // 2],
+        "train/gnu/x.png": b"x",
+        "train/top.png": b"",
+    }
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    for _ in ("decoded", "cached"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            loaded = load_folder(source, size=8, data_dir=tmp_path / "data")
+        assert loaded.class_names["train"] == ["cat", "dog"], "a class without an image is dropped"
+        assert reds(loaded.splits["train"]) == [0, 10, 20]
+        assert [text.split(":")[0] for text in loaded.skipped] == [
+            "train/top.png",
+            "train/cat/cut.jpg",
+            "train/gnu/x.png",
+        ]
+        assert len(caplog.records) == 1
+        assert "unusable images left out (3): train/top.png" in caplog.text
+        with pytest.raises(UserError, match=r"train/top\.png"):
+            load_folder(source, size=8, data_dir=tmp_path / "data", strict=True)
+
+
+def test_strict_names_the_file(tmp_path):
+    source = put(tmp_path / "x", {**by_split(), "val/emu/2.png": b"\x89PNG\r\n\x1a\n junk"})
+    with pytest.raises(UserError) as info:
+        load_folder(source, data_dir=tmp_path, strict=True)
+    assert f"{source}: val/emu/2.png: " in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_empty_class_folder(tmp_path, caplog):
+    source = put(tmp_path / "x", by_split())
+    (source / "train" / "void").mkdir()
+    assert load_folder(source, data_dir=tmp_path).class_names["train"] == ["cat", "dog"]
+    assert "empty folders ignored: train/void" in caplog.text
+    caplog.clear()
+    path = pack(tmp_path / "x.zip", {**by_split(), "train/": b"", "train/void/": b"", "train/cat/": b""})
+    load_folder(path, data_dir=tmp_path)
+    assert "empty folders ignored: train/void" in caplog.text
+    assert "train/cat" not in caplog.text
+
+
+def test_links_are_followed_but_not_round_in_circles(tmp_path):
+    source = put(tmp_path / "x", by_split())
+    shutil.move(source / "train" / "dog", tmp_path / "elsewhere")
+    (source / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    (source / "train" / "cat" / "loop").symlink_to(source / "train")
+    (source / "train" / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
+    loaded = load_folder(source, data_dir=tmp_path)
+    assert loaded.class_names["train"] == ["cat", "dog"]
+    assert loaded.splits["train"].counts.tolist()[1] == 1
+    assert [text.split(":")[0] for text in loaded.skipped] == ["train/dog/gone.png"]
+
+
+def test_cache_follows_the_files(tmp_path, monkeypatch):
+    source = put(tmp_path / "x", by_split())
+    load_folder(source, size=8, data_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "decode", None)
+        load_folder(source, size=8, data_dir=tmp_path, split_seed=5)
+    load_folder(source, size=9, data_dir=tmp_path)
+    load_folder(source, size=8, channels=1, data_dir=tmp_path)
+    assert len(list((tmp_path / "folder").glob("*.npy"))) == 3
+    changed = source / "train" / "cat" / "1.png"
+    changed.write_bytes(colour((99, 0, 0)))
+    os.utime(changed, ns=(1, 1))
+    assert reds(load_folder(source, size=8, data_dir=tmp_path).splits["train"])[0] == 99
+    put(source, {"train/cat/3.png": colour((77, 0, 0))})
+    assert reds(load_folder(source, size=8, data_dir=tmp_path).splits["train"])[2] == 77
+
+
+def test_damaged_cache_is_rebuilt(tmp_path, caplog):
+    source = put(tmp_path / "x", by_split())
+    load_folder(source, size=8, data_dir=tmp_path)
+    (path,) = (tmp_path / "folder").glob("*.npy")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert reds(load_folder(source, size=8, data_dir=tmp_path).splits["train"]) == [0, 10, 20]
+    assert "damaged cache" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_prepare_and_load_by_name(tmp_path):
+    source = put(tmp_path / "x", by_split())
+    prepare("folder", source, tmp_path)
+    assert load("folder", source=source, data_dir=tmp_path).splits["test"].images.shape == (2, 84, 84, 3)
+
+
+KINDS = ["jpeg", "palette", "gif", "bmp", "webp", "cmyk", "rgba", "clear", "translucent", "clear grey"]
+KINDS += ["clear palette", "grey", "one bit", "16-bit png", "16-bit tiff", "32-bit tiff"]
+
+
+def transparent_palette() -> bytes:
+    image = Image.new("RGB", (6, 6), RED).convert("P")
+    return encode(image, transparency=image.getpixel((0, 0)))
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(np.full((6, 6), 0x80FF, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.new("RGB", (6, 6), RED), "JPEG", quality=95, subsampling=0), RED),
+        (encode(Image.new("RGB", (6, 6), RED).convert("P")), RED),
+        (encode(Image.new("RGB", (6, 6), RED), "GIF"), RED),
+        (encode(Image.new("RGB", (6, 6), RED), "BMP"), RED),
+        (encode(Image.new("RGB", (6, 6), RED), "WEBP", lossless=True), RED),
+        (encode(Image.new("CMYK", (6, 6), (0, 255, 255, 0)), "TIFF"), RED),
+        (encode(Image.new("RGBA", (6, 6), (255, 0, 0, 255))), RED),
+        (encode(Image.new("RGBA", (6, 6), (255, 0, 0, 0))), (255, 255, 255)),
+        (encode(Image.new("RGBA", (6, 6), (0, 0, 0, 127))), (128, 128, 128)),
+        (encode(Image.new("LA", (6, 6), (0, 0))), (255, 255, 255)),
+        (transparent_palette(), (255, 255, 255)),
+        (encode(Image.new("L", (6, 6), 77)), (77, 77, 77)),
+        (encode(Image.new("1", (6, 6), 1)), (255, 255, 255)),
+        (encode(grey16()), (128, 128, 128)),
+        (encode(grey16(), "TIFF"), (128, 128, 128)),
+        (encode(Image.new("I", (6, 6), 0x80FF), "TIFF"), (128, 128, 128)),
+    ],
+    ids=KINDS,
+)
+@pytest.mark.parametrize("size", [3, 6, 9])
+def test_every_kind_of_image(data, expected, size):
+    pixels = decode(data, size, 3)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+    grey = int(Image.new("RGB", (1, 1), expected).convert("L").getpixel((0, 0)))
+    assert np.abs(decode(data, size, 1).astype(int) - grey).max() <= 2
+
+
+def test_centre_crop_keeps_the_aspect():
+    strip = np.zeros((4, 12, 3), np.uint8)
+    strip[:, 4:8] = 200
+    for array in (strip, strip.transpose(1, 0, 2)):
+        np.testing.assert_array_equal(decode(encode(Image.fromarray(array)), 4, 3), np.full((4, 4, 3), 200))
+
+
+def test_cameras_rotation_is_obeyed():
+    array = np.zeros((8, 8), np.uint8)
+    array[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = decode(encode(Image.fromarray(array), exif=exif), 8, 1)
+    assert turned[-1].min() == 255
+    assert turned[:-1].max() == 0
+
+
+def test_floats_are_refused():
+    with pytest.raises(BadImageError, match="floating-point"):
+        decode(encode(Image.new("F", (4, 4), 0.5), "TIFF"), 4, 1)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"the archive of natural images is not at {REAL}")
+def test_real_archive(tmp_path):
+    loaded = load_folder(REAL, size=64, data_dir=tmp_path, strict=True)
+    assert {k: (len(v.counts), len(v.images)) for k, v in loaded.splits.items()} == {
+        "train": (128, 7680),
+        "validation": (32, 1920),
+        "test": (40, 2400),
+    }
+    names = [set(names) for names in loaded.class_names.values()]
+    assert len(set.union(*names)) == 200
+    with zipfile.ZipFile(REAL) as archive:
+        for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+            name = loaded.class_names[split][7]
+            files = sorted(n for n in archive.namelist() if f"/{short}/{name}/" in n and n.endswith(".JPEG"))
+            start = loaded.splits[split].starts[7]
+            for offset, file in enumerate(files):
+                expected = np.asarray(Image.open(archive.open(file)).convert("RGB"))
+                np.testing.assert_array_equal(loaded.splits[split].images[start + offset], expected)
