@@ -105,25 +105,19 @@ def discard_after(directory: Path, step: int) -> None:
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
-    """The state as a dict of plain arrays: a key is saved as its data."""
-    return state._replace(key=jax.random.key_data(state.key))._asdict()
+    """The state as a dict of numpy arrays, a key as its data.
+
+    Copies: the next training step reuses the state's buffers while a save is still under way.
+    """
+    plain = state._replace(key=jax.random.key_data(state.key))._asdict()
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), plain)
 
 
 def _read(path: Path, like: TrainState) -> TrainState:
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=_one_device()
-        ),
-        _to_arrays(like),
-    )
+    wanted = _to_arrays(like)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = jax.device_get(checkpointer.restore(path.resolve() / "default", abstract))
-    for wanted, found in zip(jax.tree.leaves(abstract), jax.tree.leaves(restored), strict=True):
-        if wanted.shape != found.shape:
-            raise ValueError(f"an array has shape {found.shape} where {wanted.shape} is expected")
-    key = jax.random.wrap_key_data(restored.pop("key"))
-    return TrainState(**restored, key=key)
-
-
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        found = checkpointer.restore(path.resolve() / "default", wanted)
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ValueError(f"it holds {b.dtype}{list(b.shape)} where {a.dtype}{list(a.shape)} is expected")
+    return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})

@@ -104,7 +104,11 @@ def make_evaluation(
 
     def evaluate(meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = ()) -> Evaluation:
         values = jax.device_get(compiled(meta_params, learner_state, rng, held))
-        return {"num_tasks": num_tasks, "inner_steps": steps, **{kind: _summary(values[kind]) for kind in values}}
+        return {
+            "num_tasks": num_tasks,
+            "inner_steps": steps,
+            **{kind: _summary(values[kind]) for kind in values},
+        }
 
     return evaluate
 

@@ -5,7 +5,7 @@ adapt, first order, minibatches, rematerialisation and what is recorded on the w
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp

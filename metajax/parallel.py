@@ -165,9 +165,7 @@ def _on_mesh(fn: Callable, mesh: Mesh | None, out_specs: PartitionSpec) -> Calla
         return fn
     tasks = PartitionSpec(AXIS)
     # Gradients are taken inside, per task: the automatic sum over replicated arguments would be wrong here.
-    return jax.shard_map(
-        fn, mesh=mesh, in_specs=(PartitionSpec(), tasks, tasks), out_specs=out_specs, check_vma=False
-    )
+    return jax.shard_map(fn, mesh=mesh, in_specs=(PartitionSpec(), tasks, tasks), out_specs=out_specs, check_vma=False)
 
 
 def _num_tasks(per_task: PyTree) -> int:

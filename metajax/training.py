@@ -55,9 +55,7 @@ def init_train_state(
     """
     meta_params, learner_state = learner.init(jax.tree.map(jnp.array, params))
     key = jax.random.key(seed) if isinstance(seed, int) else seed
-    return TrainState(
-        meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), jnp.copy(key)
-    )
+    return TrainState(meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), jnp.copy(key))
 
 
 def make_train_step(

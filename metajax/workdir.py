@@ -1,5 +1,6 @@
 """A work directory: the resolved config, versions, metrics, checkpoints and results of one run."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+from tensorboardX import SummaryWriter
 
 from metajax.errors import UserError
 from metajax.experiment import Experiment
@@ -24,6 +26,7 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
+EVENTS = "tensorboard"
 PLOTS = "plots"
 _TYPE = "type"
 
@@ -41,8 +44,8 @@ def create(workdir: Path, experiment: Experiment, source: Path, devices: int) ->
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / SOURCE, source.read_text())
-    _write_json(workdir / ENVIRONMENT, environment(devices))
-    _write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
+    write_json(workdir / ENVIRONMENT, environment(devices))
+    write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
 
 
 def load_experiment(workdir: Path) -> Experiment:
@@ -104,7 +107,9 @@ def from_json(value: Any, workdir: Path) -> Any:
         owner = load_module(workdir / SOURCE) if module == CONFIG_MODULE else importlib.import_module(module)
         kind = getattr(owner, name)
         fields = {key: from_json(each, workdir) for key, each in value.items() if key != _TYPE}
-        paths = [f.name for f in dataclasses.fields(kind) if "Path" in str(f.type) and isinstance(fields.get(f.name), str)]
+        paths = [
+            f.name for f in dataclasses.fields(kind) if "Path" in str(f.type) and isinstance(fields.get(f.name), str)
+        ]
         return kind(**{**fields, **{name: Path(fields[name]) for name in paths}})
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(f"{workdir / CONFIG} does not fit this version of metajax: {error}") from error
@@ -172,10 +177,14 @@ def truncate_metrics(workdir: Path, step: int) -> None:
     _write(workdir / METRICS, "".join(kept))
 
 
-def write_evaluation(workdir: Path, report: dict[str, Any], name: str = EVALUATION) -> Path:
-    """Write a report; the one before stays until the new one is whole."""
-    _write_json(workdir / name, report)
-    return workdir / name
+@contextlib.contextmanager
+def events(workdir: Path, step: int) -> Iterator[SummaryWriter]:
+    """TensorBoard event files; what an interrupted run wrote after `step` is dropped by the reader."""
+    writer = SummaryWriter(str(workdir / EVENTS), purge_step=step + 1 if step else None)
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 def read_json(path: Path) -> Any:
@@ -192,7 +201,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file; what was there stays until the new one is whole."""
     _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

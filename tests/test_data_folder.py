@@ -90,9 +90,7 @@ def test_images_in_deeper_folders_belong_to_the_class(tmp_path):
     assert load_folder(source, data_dir=tmp_path).class_names == {"train": ["a"], "test": ["b"]}
 
 
-@pytest.mark.parametrize(
-    ("classes", "sizes"), [(3, [1, 1, 1]), (10, [6, 2, 2]), (25, [16, 4, 5]), (50, [32, 8, 10])]
-)
+@pytest.mark.parametrize(("classes", "sizes"), [(3, [1, 1, 1]), (10, [6, 2, 2]), (25, [16, 4, 5]), (50, [32, 8, 10])])
 def test_layout_by_class(tmp_path, classes, sizes):
     source = put(
         tmp_path / "x",
@@ -106,10 +104,7 @@ def test_layout_by_class(tmp_path, classes, sizes):
     for split, bank in loaded.splits.items():
         assert reds(bank) == [int(name[1:]) for name in loaded.class_names[split] for _ in (1, 2)]
     assert load_folder(source, size=4, data_dir=tmp_path).class_names == loaded.class_names
-    seeds = [
-        load_folder(source, size=4, data_dir=tmp_path, split_seed=seed).class_names["test"]
-        for seed in range(8)
-    ]
+    seeds = [load_folder(source, size=4, data_dir=tmp_path, split_seed=seed).class_names["test"] for seed in range(8)]
     assert any(names != seeds[0] for names in seeds)
 
 

@@ -46,14 +46,10 @@ def drawing(seed: int, side: int = 105) -> bytes:
 
 def members(part: str) -> dict[str, bytes]:
     """Two alphabets with characters of three drawings each."""
-    names = {
-        "background": ["Greek/character01", "Greek/character02", "Latin/character01", "Latin/character02"]
-    }
+    names = {"background": ["Greek/character01", "Greek/character02", "Latin/character01", "Latin/character02"]}
     characters = names.get(part, ["Atlantean/character01", "Tengwar/character01", "Tengwar/character02"])
     return {
-        f"images_{part}/{name}/{number:04d}_{drawer:02d}.png": drawing(
-            1000 * len(part) + 10 * number + drawer
-        )
+        f"images_{part}/{name}/{number:04d}_{drawer:02d}.png": drawing(1000 * len(part) + 10 * number + drawer)
         for number, name in enumerate(characters, 1)
         for drawer in (1, 2, 3)
     }
@@ -385,8 +381,7 @@ def serving(folder: Path, handler=Handler):
 def remote_files(base: str, folder: Path) -> tuple[RemoteFile, ...]:
     contents = {f"images_{part}.zip": (folder / f"images_{part}.zip").read_bytes() for part in COUNTS}
     return tuple(
-        RemoteFile(f"{base}/{name}", len(data), hashlib.sha256(data).hexdigest())
-        for name, data in contents.items()
+        RemoteFile(f"{base}/{name}", len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()
     )
 
 

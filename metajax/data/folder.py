@@ -53,15 +53,11 @@ def load_folder(
     source = Path(source).expanduser()
     dataset.check_options("folder", {"": ""}, "", size)
     if channels not in (1, 3):
-        raise UserError(
-            f"{source}: {channels!r} channels asked for, there can be 1 (greyscale) or 3 (colour)"
-        )
+        raise UserError(f"{source}: {channels!r} channels asked for, there can be 1 (greyscale) or 3 (colour)")
     with open_source(source) as files:
         layout = arrange(source, files.entries)
         if not layout.groups:
-            raise UserError(
-                f"{source}: no images in class folders; expected split/class/image.png or class/image.png"
-            )
+            raise UserError(f"{source}: no images in class folders; expected split/class/image.png or class/image.png")
         if files.empty:
             _LOG.warning("%s: empty folders ignored: %s", source, _some(files.empty))
         listing = "\n".join(f"{entry.path}\t{entry.stamp}" for entry in files.entries)
@@ -126,9 +122,7 @@ def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, Sequenc
         found = [split for split in PROPORTIONS if split in owners]
         return bank, {split: [c for c in range(total) if owners[c] == split] for split in found}
     if total < len(PROPORTIONS):
-        raise UserError(
-            f"{source}: holds {total} classes, a split by class needs at least {len(PROPORTIONS)}"
-        )
+        raise UserError(f"{source}: holds {total} classes, a split by class needs at least {len(PROPORTIONS)}")
     # At least one class in each part, then the nearest whole numbers.
     validation = max(1, round(PROPORTIONS["validation"] * total))
     test = max(1, round(PROPORTIONS["test"] * total))

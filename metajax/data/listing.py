@@ -92,9 +92,7 @@ def open_source(source: Path) -> Iterator[Source]:
     try:
         archive = zipfile.ZipFile(source)
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(
-            f"{source}: neither a folder nor a complete zip archive ({one_line(error)})"
-        ) from error
+        raise UserError(f"{source}: neither a folder nor a complete zip archive ({one_line(error)})") from error
     with archive:
         members = archive.infolist()
         files = [info for info in members if not info.is_dir()]

@@ -131,16 +131,12 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
 def _find(source: Path, part: str) -> Path:
     """Finds one part of the data set, also in a clone of its repository."""
     if not source.is_dir():
-        raise UserError(
-            f"{source}: no such folder; it should hold images_background.zip and images_evaluation.zip"
-        )
+        raise UserError(f"{source}: no such folder; it should hold images_background.zip and images_evaluation.zip")
     for folder in (source, source / "python"):
         for place in (folder / f"images_{part}.zip", folder / f"images_{part}"):
             if place.exists():
                 return place
-    raise UserError(
-        f"{source}: holds neither images_{part}.zip nor a folder images_{part}; Omniglot needs both parts"
-    )
+    raise UserError(f"{source}: holds neither images_{part}.zip nor a folder images_{part}; Omniglot needs both parts")
 
 
 def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
@@ -153,9 +149,7 @@ def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
         character = "/".join(path.parts[-3:-1])
         characters.setdefault(character, []).append(_Drawing(character, name, f"{place}: {name}"))
     if len(characters) != CHARACTERS[part]:
-        raise UserError(
-            f"{place}: holds {len(characters)} characters, Omniglot's {part} set has {CHARACTERS[part]}"
-        )
+        raise UserError(f"{place}: holds {len(characters)} characters, Omniglot's {part} set has {CHARACTERS[part]}")
     for character, drawings in characters.items():
         if len(drawings) != DRAWINGS:
             raise UserError(f"{place}: {character} has {len(drawings)} drawings, it should have {DRAWINGS}")
@@ -176,9 +170,7 @@ def _examples(place: Path, listing: dict[str, list[_Drawing]], first_label: int)
         for label, drawings in enumerate(listing.values(), first_label)
         for index, drawing in enumerate(drawings)
     ]
-    for (label, index, drawing), data in zip(
-        drawings, _read(place, [d for _, _, d in drawings]), strict=True
-    ):
+    for (label, index, drawing), data in zip(drawings, _read(place, [d for _, _, d in drawings]), strict=True):
         _check_png(drawing, data)
         yield f"{label:04d}-{index:02d}", {"image": data, "label": label, "index": index}
 

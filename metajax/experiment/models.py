@@ -82,9 +82,7 @@ class ResNet12:
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
-        return models.ResNet12(
-            outputs, in_channels=_image(shape)[-1], widths=self.widths, norm=self.norm, rngs=rngs
-        )
+        return models.ResNet12(outputs, in_channels=_image(shape)[-1], widths=self.widths, norm=self.norm, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +102,12 @@ class ResNet18:
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
         return models.ResNet18(
-            outputs, in_channels=_image(shape)[-1], width=self.width, stem=self.stem, norm=self.norm, rngs=rngs
+            outputs,
+            in_channels=_image(shape)[-1],
+            width=self.width,
+            stem=self.stem,
+            norm=self.norm,
+            rngs=rngs,
         )
 
 

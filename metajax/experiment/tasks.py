@@ -215,17 +215,13 @@ def _augmentation(flip: bool, shift: int) -> Transform | None:
     return tasks.chain(*transforms) if transforms else None
 
 
-def _episodes(
-    dataset: data.Dataset, ways: int, train: Shots, test: Shots, options: dict[str, dict[str, Any]]
-) -> Tasks:
+def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, options: dict[str, dict[str, Any]]) -> Tasks:
     """Samplers for every split of a data set, with the options of each."""
 
     def sampler(split: str, bank) -> TaskSampler:
         sizes = train if split == "train" else test
         try:
-            return tasks.episodes(
-                bank, ways=ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
-            )
+            return tasks.episodes(bank, ways=ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {}))
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 

@@ -1,5 +1,7 @@
 """The four-layer convolutional network of the few-shot literature."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,12 +49,7 @@ class Conv4(nnx.Module):
         if pool and min(height, width) < 16:
             raise ValueError(f"four poolings need images of at least 16×16 pixels, got {height}×{width}")
         widths = [inputs, channels, channels, channels, channels]
-        self.convs = nnx.List(
-            [
-                Conv(a, b, stride=1 if pool else 2, rngs=rngs)
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
-            ]
-        )
+        self.convs = nnx.List([Conv(a, b, stride=1 if pool else 2, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([make_norm(norm, channels, use_scale=use_scale, rngs=rngs) for _ in range(4)])
         features = channels * (height // 16) * (width // 16) if pool else channels
         self.head = nnx.Linear(features, outputs, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)

@@ -1,5 +1,6 @@
 """Multi-layer perceptrons: MAML's for the sinusoid and its fully connected one for Omniglot."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -43,9 +44,7 @@ class MLP(nnx.Module):
     ):
         widths = [inputs, *hidden, outputs]
         init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.he_normal()
-        self.layers = nnx.List(
-            [nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.layers = nnx.List([nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([BatchNorm(width, rngs=rngs) for width in hidden] if normalise else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:

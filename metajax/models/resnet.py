@@ -97,9 +97,7 @@ class ResNet18(nnx.Module):
         for stage in range(4):
             for i in range(2):
                 stride, features = (2 if stage and not i else 1), width * 2**stage
-                blocks.append(
-                    _Block(inputs, features, convs=2, stride=stride, activation=_relu, norm=norm, rngs=rngs)
-                )
+                blocks.append(_Block(inputs, features, convs=2, stride=stride, activation=_relu, norm=norm, rngs=rngs))
                 inputs = features
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(inputs, outputs, rngs=rngs)
@@ -129,14 +127,10 @@ class _Block(nnx.Module):
     ):
         strides = [stride] + [1] * (convs - 1)
         widths = [inputs] + [outputs] * (convs - 1)
-        self.convs = nnx.List(
-            [Conv(w, outputs, stride=s, rngs=rngs) for w, s in zip(widths, strides, strict=True)]
-        )
+        self.convs = nnx.List([Conv(w, outputs, stride=s, rngs=rngs) for w, s in zip(widths, strides, strict=True)])
         self.norms = nnx.List([make_norm(norm, outputs, rngs=rngs) for _ in range(convs)])
         changes = stride != 1 or inputs != outputs
-        self.shortcut = (
-            Conv(inputs, outputs, kernel_size=1, stride=stride, padding=0, rngs=rngs) if changes else None
-        )
+        self.shortcut = Conv(inputs, outputs, kernel_size=1, stride=stride, padding=0, rngs=rngs) if changes else None
         self.shortcut_norm = make_norm(norm, outputs, rngs=rngs) if changes else None
         self.activation = activation
 

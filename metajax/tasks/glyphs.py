@@ -83,9 +83,7 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(points, -1.1, 1.1), jnp.arange(MAX_STROKES) < count
 
 
-def render(
-    character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0
-) -> jax.Array:
+def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0) -> jax.Array:
     """One drawer's rendering of a character.
 
     Args:

@@ -1,0 +1,13 @@
+"""MAML on sinusoid regression."""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLP(hidden=(40, 40)),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.01, steps=1),
+    outer=Outer(learning_rate=2e-3, schedule="cosine"),
+    training=TrainingSettings(steps=70_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=10_000),
+    evaluation=EvaluationSettings(steps=10, non_transductive=False),
+)

@@ -1,0 +1,86 @@
+"""The command line: `metajax train | evaluate | plot | data | configs`."""
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from metajax.errors import UserError
+
+_COMMANDS = {
+    "train": "meta-train an experiment, or resume it, then evaluate it",
+    "evaluate": "evaluate a trained learner at every inner step",
+    "plot": "draw the learning curve, adaptation and example tasks of a run",
+    "data": "list, prepare or inspect data sets",
+    "configs": "list the experiments that come with metajax, or show one",
+}
+
+_USAGE = f"""usage: metajax COMMAND ...
+
+Gradient-based meta-learning in JAX.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in _COMMANDS.items())}
+
+metajax COMMAND --help says more; metajax --version gives the version."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run; its work is saved.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Its words, by default those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a user's mistake, 130 after an interrupt, 143 after a termination.
+
+    >>> main(["--version"])
+    metajax 0.1.0
+    0
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from metajax import __version__
+
+        print(f"metajax {__version__}")
+        return 0
+    try:
+        if argv[0] not in _COMMANDS:
+            from metajax.cli.parse import suggestion
+
+            raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
+        command = importlib.import_module(f"metajax.cli.{argv[0]}")
+        return command.run(argv[1:]) or 0
+    except UserError as error:
+        print(f"metajax: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print("metajax: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone: say nothing, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"metajax: error: {error.strerror.lower()}{where}", file=sys.stderr)
+        return 2

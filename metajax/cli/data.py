@@ -1,0 +1,111 @@
+"""`metajax data`: list, prepare or inspect data sets."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metajax import data
+from metajax.cli import report
+from metajax.cli.parse import parse, suggestion
+from metajax.errors import UserError
+
+_USAGE = """usage: metajax data list
+       metajax data prepare NAME [--source PATH] [--data-dir DIR]
+       metajax data inspect NAME [--split SPLIT] [--source PATH] [--size PIXELS] [--strict] [--data-dir DIR]
+
+List the data sets, prepare one (by download, or from local files with --source), or say what is in one."""
+
+
+@dataclasses.dataclass
+class List:
+    """List the data sets and whether they are prepared."""
+
+    data_dir: Path | None = None
+    """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
+
+
+@dataclasses.dataclass
+class Prepare:
+    """Prepare a data set, by download or from local files."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A data set of `metajax data list`."""
+    source: Path | None = None
+    """Local files to take instead of a download."""
+    data_dir: Path | None = None
+    """Where data sets are prepared."""
+
+
+@dataclasses.dataclass
+class Inspect:
+    """Say how many classes and examples each split of a data set has."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """A data set of `metajax data list`."""
+    split: str | None = None
+    """One of its named ways of splitting; by default the first."""
+    source: Path | None = None
+    """The folder or zip of images (for `folder` only)."""
+    size: int | None = None
+    """Side of an image, in pixels."""
+    strict: bool = False
+    """A corrupt image is an error (for `folder` only)."""
+    data_dir: Path | None = None
+    """Where data sets are prepared."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Carry out the command."""
+    commands = {"list": (List, _list), "prepare": (Prepare, _prepare), "inspect": (Inspect, _inspect)}
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        if args:
+            return
+        raise UserError(f"data needs one of {', '.join(commands)}")
+    if args[0] not in commands:
+        raise UserError(f"data has no command {args[0]!r}{suggestion(args[0], commands)}")
+    kind, command = commands[args[0]]
+    command(parse(kind, args[1:], prog=f"metajax data {args[0]}"))
+
+
+def _list(options: List) -> None:
+    for name, info in data.DATASETS.items():
+        if name == "folder":
+            state = "your own images, by --source"
+        else:
+            state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
+        report.say(f"{name:<14} {state:<28} {info.title}: {info.description} {info.licence}")
+    report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
+
+
+def _prepare(options: Prepare) -> None:
+    report.say(f"{options.name} is prepared in {data.prepare(options.name, options.source, options.data_dir)}")
+
+
+def _inspect(options: Inspect) -> None:
+    chosen = {"split": options.split, "source": options.source, "size": options.size}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if options.name == "folder":
+        if "source" not in chosen:
+            raise UserError("data inspect folder needs --source FOLDER")
+        if "split" in chosen:
+            raise UserError("a folder has no named ways of splitting: leave out --split")
+        chosen["strict"] = options.strict
+    elif "source" in chosen:
+        raise UserError(f"--source is for folders: {options.name} is inspected as it was prepared")
+    dataset = data.load(options.name, data_dir=options.data_dir, **chosen)
+    report.say(dataset.name)
+    for split, bank in dataset.splits.items():
+        classes, images = len(bank.counts), bank.images.shape
+        per_class = (
+            f"{bank.counts.min()}-{bank.counts.max()}" if bank.counts.min() < bank.counts.max() else bank.counts[0]
+        )
+        report.say(
+            f"  {split:<11} {classes:>5} classes × {per_class} = {images[0]:,} images of "
+            f"{images[1]}×{images[2]}×{images[3]}: {', '.join(dataset.class_names[split][:4])}, …"
+        )
+    if dataset.skipped:
+        report.warn(f"{len(dataset.skipped)} images were skipped: {'; '.join(dataset.skipped[:5])}")

@@ -1,0 +1,40 @@
+"""Devices of a run: host cores count as devices on a CPU."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from metajax.errors import UserError
+from metajax.parallel import task_mesh
+from metajax.types import Params
+
+
+def prepare_devices(devices: int | None) -> None:
+    """Make each core a device of the CPU; to be called before JAX is first used.
+
+    Raises:
+        UserError: If `devices` is below 1.
+    """
+    if devices is not None and devices < 1:
+        raise UserError(f"--devices must be at least 1, got {devices}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", max(cores, devices or 1))
+
+
+def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
+    """A mesh of `devices` devices; by default all that help.
+
+    A tiny model on a CPU is all dispatch, and stays on one core; otherwise as many devices as share the tasks evenly.
+
+    Raises:
+        UserError: If there are not so many.
+    """
+    available = jax.devices()
+    if devices is None:
+        most = min(len(available), tasks)
+        tiny = sum(leaf.size for leaf in jax.tree.leaves(params)) <= 10_000
+        devices = 1 if tiny and jax.default_backend() == "cpu" else -(-tasks // -(-tasks // most))
+    if devices > len(available):
+        raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
+    return task_mesh(available[:devices])

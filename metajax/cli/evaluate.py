@@ -1,0 +1,139 @@
+"""`metajax evaluate`: measure a trained learner on unseen tasks, at every inner step."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from metajax import checkpoints, workdir
+from metajax.cli import configs, report
+from metajax.cli.device import choose_mesh, prepare_devices
+from metajax.cli.parse import parse
+from metajax.errors import UserError
+from metajax.evaluation import Evaluation, make_evaluation
+from metajax.experiment import Experiment, Parts, build
+from metajax.experiment.build import evaluation_batch_size
+from metajax.training import TrainState, init_train_state
+
+
+@dataclasses.dataclass
+class Options:
+    """Evaluate a trained learner at every inner step, and write the report into its work directory."""
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    """Work directory of a run."""
+    checkpoint: str = "last"
+    """last, best (by validation loss), or the step of one that is kept."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Classes to draw tasks from."""
+    num_tasks: int | None = None
+    """Tasks; by default as in the config, 600 mostly."""
+    steps: int | None = None
+    """Inner steps; by default as in the config."""
+    seed: int | None = None
+    """Seed of the tasks; by default the run's."""
+    on: str | None = None
+    """Another config, name or path, whose tasks to evaluate on."""
+    output: Path | None = None
+    """The report; by default evaluation.json in the work directory, with --on evaluation_on_CONFIG.json."""
+    devices: int | None = None
+    """Devices to split tasks over; by default all that help."""
+    data_dir: Path | None = None
+    """Where data sets are prepared."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Carry out the command."""
+    options = parse(Options, args, prog="metajax evaluate")
+    prepare_devices(options.devices)
+    experiment = workdir.load_experiment(options.workdir)
+    changes = {name: getattr(options, name) for name in ("num_tasks", "steps") if getattr(options, name) is not None}
+    experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, **changes))
+    if options.on is not None:
+        experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
+    parts = build(experiment, options.data_dir)
+    state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
+    mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
+    result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
+    name = workdir.EVALUATION if options.on is None else f"evaluation_on_{Path(options.on).stem}.json"
+    path = options.output or options.workdir / name
+    workdir.write_json(path, {**result, "checkpoint": step, **({"on": options.on} if options.on else {})})
+    report.table(result)
+    report.say(f"the whole report is {path}")
+
+
+def load_state(
+    directory: Path, experiment: Experiment, parts: Parts, checkpoint: str = "last"
+) -> tuple[TrainState, int]:
+    """The state of a run at a checkpoint, and its step; if the last cannot be read, the one before, with a warning.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it does not fit the experiment.
+    """
+    folder = directory / workdir.CHECKPOINTS
+    steps = checkpoints.saved_steps(folder)
+    if not steps:
+        raise UserError(f"{directory} has no checkpoint yet: the same `metajax train` command goes on with it")
+    if checkpoint == "last":
+        step = None
+    elif checkpoint == "best":
+        step = checkpoints.best_step(folder)
+        if step is None:
+            raise UserError(f"no checkpoint of {directory} was validated: choose last, or one of {_listed(steps)}")
+    elif checkpoint.isdigit() and int(checkpoint) in steps:
+        step = int(checkpoint)
+    else:
+        raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {_listed(steps)}")
+    like = init_train_state(parts.learner, parts.optimizer, parts.params)
+    state, problems = checkpoints.restore(folder, like, step)
+    for problem in problems:
+        report.warn(f"{problem}; falling back to the one before")
+    return state, int(state.step)
+
+
+def evaluate_run(
+    experiment: Experiment,
+    parts: Parts,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    split: str = "test",
+    seed: int | None = None,
+) -> Evaluation:
+    """Evaluate a state as its experiment says; the report also names the split and the seed.
+
+    Raises:
+        UserError: If the tasks have no such split.
+    """
+    sampler = parts.tasks.samplers.get(split)
+    if sampler is None:
+        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(parts.tasks.samplers)}")
+    seed = experiment.seed if seed is None else seed
+    settings = experiment.evaluation
+    support = jax.eval_shape(sampler, jax.random.key(0)).support
+    evaluate = make_evaluation(
+        parts.learner,
+        parts.loss_fn,
+        sampler,
+        steps=settings.steps,
+        num_tasks=settings.num_tasks,
+        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
+        non_transductive=settings.non_transductive,
+        chunk_size=experiment.training.chunk_size,
+        mesh=mesh,
+    )
+    measured = evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)
+    return {"split": split, "seed": seed, **measured}
+
+
+def purpose_key(seed: int, purpose: Literal["train", "validation", "test"]) -> jax.Array:
+    """A key of its own for each use of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), ["train", "validation", "test"].index(purpose))
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))

@@ -1,0 +1,61 @@
+"""Typed options by tyro, with its errors on one line."""
+
+import contextlib
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from metajax.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], args: Sequence[str], *, prog: str, default: Any = None) -> T:
+    """Parse options into a dataclass.
+
+    Args:
+        kind: The dataclass.
+        args: Words of the command line.
+        prog: The command, for the help.
+        default: Values of the fields that are not named.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        UserError: If an option is unknown, or its value does not fit.
+    """
+    said = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(args), prog=prog, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{_condense(said.getvalue())} ({prog} --help lists the options)") from None
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """`: did you mean …?` where something is near, else the choices."""
+    choices = list(choices)
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(choices)}"
+
+
+def _condense(box: str) -> str:
+    """The message of tyro's box in one line, with the options that it proposes."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
+    rule = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
+    message = " ".join(lines[:rule]).rstrip(".")
+    proposed = [
+        re.split(r"\s", line)[0]
+        for head, line in itertools.pairwise(lines)
+        if head.startswith("Perhaps you meant") and line.startswith("--")
+    ]
+    return message + (f"; did you mean {proposed[0]}?" if proposed else "")

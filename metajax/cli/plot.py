@@ -1,0 +1,105 @@
+"""`metajax plot`: draw the learning curve, adaptation and example tasks of a run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from metajax import plots, workdir
+from metajax.cli import report
+from metajax.cli.device import prepare_devices
+from metajax.cli.evaluate import load_state, purpose_key
+from metajax.cli.parse import parse
+from metajax.errors import UserError
+from metajax.experiment import Experiment, Parts, build
+from metajax.experiment.build import evaluation_batch_size
+from metajax.training import TrainState
+from metajax.types import Task
+
+_FITS = 3
+
+
+@dataclasses.dataclass
+class Options:
+    """Draw a run: its learning curve, the metrics against inner steps, and example tasks."""
+
+    workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
+    """Work directory of a run."""
+    format: str = "png"
+    """png, svg or pdf."""
+    seed: int | None = None
+    """Seed of the example tasks; by default the run's."""
+    data_dir: Path | None = None
+    """Where data sets are prepared."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Carry out the command."""
+    options = parse(Options, args, prog="metajax plot")
+    if options.format not in ("png", "svg", "pdf"):
+        raise UserError(f"--format must be png, svg or pdf, got {options.format!r}")
+    experiment = workdir.load_experiment(options.workdir)
+    prepare_devices(1)
+    figures: dict[str, Figure] = {}
+    rows = workdir.read_metrics(options.workdir)
+    if rows:
+        figures["learning_curve"] = plots.learning_curve(rows)
+    if (options.workdir / workdir.EVALUATION).is_file():
+        figures["adaptation"] = plots.adaptation(workdir.read_json(options.workdir / workdir.EVALUATION))
+    parts = build(experiment, options.data_dir)
+    state, _ = load_state(options.workdir, experiment, parts)
+    seed = experiment.seed if options.seed is None else options.seed
+    figures |= _examples(experiment, parts, state, purpose_key(seed, "test"))
+    folder = options.workdir / workdir.PLOTS
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        path = folder / f"{name}.{options.format}"
+        figure.savefig(path, dpi=150)
+        report.say(str(path))
+
+
+def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
+    """A picture of example test tasks: an episode of images, or fits of one-dimensional regression."""
+    sampler = parts.tasks.samplers["test"]
+    tasks = [sampler(each) for each in jax.random.split(key, _FITS)]
+    query = tasks[0].query
+    if query.x.ndim == 4:
+        task = tasks[0]
+        adapted = _adapt(experiment, parts, state, task, key)
+        predicted = jnp.argmax(parts.apply(adapted, task.query.x), -1)
+        return {"episode": plots.episode(task.support.x, task.support.y, task.query.x, task.query.y, predicted)}
+    if query.x.shape[1:] == (1,) and query.y.shape[1:] == (1,):
+        return {"fits": plots.regression_fits([_fit(experiment, parts, state, task, key) for task in tasks])}
+    return {}
+
+
+def _fit(experiment: Experiment, parts: Parts, state: TrainState, task: Task, key: jax.Array) -> dict:
+    adapted = _adapt(experiment, parts, state, task, key)
+    before = parts.learner.adapt(state.meta_params, task.support, key, state=state.learner_state, steps=0).params
+    order = np.argsort(task.query.x[:, 0])
+    x = task.query.x[order]
+    return {
+        "x": x[:, 0],
+        "truth": task.query.y[order, 0],
+        "before": parts.apply(before, x)[:, 0],
+        "after": parts.apply(adapted, x)[:, 0],
+        "support_x": task.support.x[:, 0],
+        "support_y": task.support.y[:, 0],
+    }
+
+
+def _adapt(experiment: Experiment, parts: Parts, state: TrainState, task: Task, key: jax.Array):
+    return parts.learner.adapt(
+        state.meta_params,
+        task.support,
+        key,
+        state=state.learner_state,
+        steps=experiment.evaluation.steps,
+        batch_size=evaluation_batch_size(experiment, task.support.x.shape[0]),
+    ).params

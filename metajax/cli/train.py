@@ -1,0 +1,236 @@
+"""`metajax train`: meta-train an experiment, or resume it, then evaluate it."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from metajax import checkpoints, workdir
+from metajax.cli import Stopped, configs, report
+from metajax.cli.device import choose_mesh, prepare_devices
+from metajax.cli.evaluate import evaluate_run, purpose_key
+from metajax.cli.parse import parse
+from metajax.cli.progress import Progress
+from metajax.errors import UserError
+from metajax.evaluation import make_evaluation
+from metajax.experiment import Experiment, Parts, build
+from metajax.experiment.build import evaluation_batch_size
+from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
+
+_USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
+
+Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. On a work
+directory that exists, resume exactly where it stopped. Every field of the config can be overridden:
+`metajax train CONFIG --help` lists them."""
+
+
+@dataclasses.dataclass
+class Where:
+    """Where a run lies and what it runs on."""
+
+    workdir: Path | None = None
+    """Work directory; by default runs/CONFIG."""
+    devices: int | None = None
+    """Devices to split tasks over; by default all that help. On a CPU each core is one."""
+    data_dir: Path | None = None
+    """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
+
+
+@dataclasses.dataclass
+class Options:
+    """Meta-train an experiment, or resume it, then evaluate it."""
+
+    run: Annotated[Where, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def run(args: Sequence[str]) -> None:
+    """Carry out the command."""
+    if not args or args[0] in ("-h", "--help"):
+        print(_USAGE)
+        if args:
+            return
+        raise UserError("train needs a CONFIG: `metajax configs` lists them")
+    if args[0].startswith("-"):
+        raise UserError(f"train needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
+    source = configs.find(args[0])
+    default = Options(Where(), configs.load(args[0]))
+    options = parse(Options, args[1:], prog=f"metajax train {args[0]}", default=default)
+    where = options.run
+    directory = where.workdir or Path("runs") / source.stem
+    prepare_devices(where.devices)
+    train(directory, options.experiment, source, where.devices, where.data_dir)
+
+
+def train(
+    directory: Path,
+    experiment: Experiment,
+    source: Path,
+    devices: int | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Train or resume in a work directory, then evaluate.
+
+    Raises:
+        UserError: If the directory holds another experiment, or training goes wrong.
+        Stopped: If a signal stopped it; all is saved then.
+    """
+    resumes = workdir.is_workdir(directory)
+    if resumes:
+        differing = workdir.differences(workdir.load_experiment(directory), experiment, directory)
+        if differing:
+            raise UserError(
+                f"{directory} holds another experiment: {'; '.join(differing)}. "
+                "Choose another --workdir, or the same settings"
+            )
+    parts = build(experiment, data_dir)
+    mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
+    state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
+    if resumes:
+        state = _resume(directory, state, mesh)
+    else:
+        workdir.create(directory, experiment, source, mesh.size)
+        report.say(f"training in {directory} on {report.devices(mesh)}")
+    if int(state.step) < experiment.training.steps:
+        state = _train(directory, experiment, parts, state, mesh)
+    result = evaluate_run(experiment, parts, state, mesh)
+    workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": int(state.step)})
+    report.table(result)
+    report.say(f"metajax plot {directory} draws it")
+
+
+def _resume(directory: Path, fresh: TrainState, mesh: Mesh) -> TrainState:
+    began_with = workdir.read_json(directory / workdir.ENVIRONMENT)["devices"]
+    if began_with != mesh.size:
+        report.warn(f"the run began on {began_with} devices and goes on on {mesh.size}: the same up to rounding")
+    folder = directory / workdir.CHECKPOINTS
+    if not checkpoints.saved_steps(folder):
+        workdir.truncate_metrics(directory, 0)
+        report.say(f"resuming {directory} from the start: it had saved no checkpoint yet")
+        return fresh
+    state, problems = checkpoints.restore(folder, fresh)
+    step = int(state.step)
+    for problem in problems:
+        report.warn(f"{problem}; falling back to the one before")
+    checkpoints.discard_after(folder, step)
+    workdir.truncate_metrics(directory, step)
+    report.say(f"resuming {directory} from step {step:,}")
+    return state
+
+
+def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> TrainState:
+    settings, step = experiment.training, int(state.step)
+    compiled: dict[int, Callable[[TrainState], Any]] = {}
+
+    def advance(state: TrainState, steps: int):
+        if steps not in compiled:
+            compiled[steps] = make_train_step(
+                parts.learner,
+                parts.optimizer,
+                parts.tasks.samplers["train"],
+                tasks_per_step=settings.tasks_per_step,
+                steps_per_call=steps,
+                chunk_size=settings.chunk_size,
+                mesh=mesh,
+            )
+        return compiled[steps](state)
+
+    validate = _validation(experiment, parts, mesh)
+    with (
+        checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=settings.keep) as manager,
+        workdir.events(directory, step) as events,
+        Progress(step, settings.steps, settings.tasks_per_step) as progress,
+        _signals() as received,
+    ):
+        while step < settings.steps:
+            began = time.perf_counter()
+            next_checkpoint = step - step % settings.checkpoint_every + settings.checkpoint_every
+            steps = min(settings.steps_per_call, next_checkpoint - step, settings.steps - step)
+            state, stacked = advance(state, steps)
+            stacked = jax.device_get(stacked)
+            failure = first_non_finite(stacked)
+            if failure is not None:
+                checkpoints.save(manager, state)
+                raise UserError(_not_finite(directory, step + failure[0], failure[1]))
+            step += steps
+            seconds = time.perf_counter() - began
+            row = {"step": step, **{name: float(values.mean()) for name, values in stacked.items()}}
+            row["tasks_per_second"] = round(steps * settings.tasks_per_step / seconds, 1)
+            checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
+            if checkpoint_due:
+                row |= validate(state)
+            workdir.append_metrics(directory, row)
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    events.add_scalar(name, value, step)
+            if checkpoint_due:
+                checkpoints.save(manager, state, row.get("validation_loss"))
+            progress.update(row)
+            if received and step < settings.steps:
+                checkpoints.save(manager, state)
+                manager.wait_until_finished()
+                report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
+                raise Stopped(received[0])
+    return state
+
+
+def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[TrainState], dict[str, Any]]:
+    """What is measured at a checkpoint: the validation tasks' metrics after the last inner step."""
+    sampler = parts.tasks.samplers.get("validation")
+    if sampler is None or not experiment.validation.num_tasks:
+        return lambda state: {}
+    support = jax.eval_shape(sampler, jax.random.key(0)).support
+    evaluate = make_evaluation(
+        parts.learner,
+        parts.loss_fn,
+        sampler,
+        steps=experiment.evaluation.steps,
+        num_tasks=experiment.validation.num_tasks,
+        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
+        non_transductive=False,
+        chunk_size=experiment.training.chunk_size,
+        mesh=mesh,
+    )
+    key = purpose_key(experiment.seed, "validation")
+
+    def validate(state: TrainState) -> dict[str, Any]:
+        measured = evaluate(state.meta_params, key, state.learner_state)["transductive"]
+        last = {f"validation_{name}": measured[name]["mean"][-1] for name in measured if name != "diverged"}
+        return {name: math.inf if value is None else value for name, value in last.items()}
+
+    return validate
+
+
+def _not_finite(directory: Path, step: int, metric: str) -> str:
+    return (
+        f"training stopped at step {step:,}: {metric} is not finite. The last good state is checkpoint {step} of "
+        f"{directory / workdir.CHECKPOINTS}. Try a smaller outer.learning_rate or inner.learning_rate, or outer.clip_norm"
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(signum, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+        print("metajax: stopping after this call, and saving; once more stops at once", file=sys.stderr)
+
+    previous = {each: signal.signal(each, receive) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
