@@ -131,7 +131,8 @@ def make_train_step(
     everywhere = replicated(mesh)
     compiled = jax.jit(run, donate_argnums=0, in_shardings=everywhere, out_shardings=everywhere)
     held = jax.device_put(as_partial(sampler), everywhere)
-    return lambda state: compiled(state, held)
+    # A state that is not yet where the compiled step keeps it would make a second program.
+    return lambda state: compiled(state if everywhere is None else jax.device_put(state, everywhere), held)
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

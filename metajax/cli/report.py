@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from jax.sharding import Mesh
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,22 +26,27 @@ def devices(mesh: Mesh) -> str:
 
 
 def table(result: dict[str, Any]) -> None:
-    """Metrics at a few inner steps, with intervals; all are in the report."""
-    kinds = {"transductive": "transductive", "non_transductive": "each query alone"}
-    shown = _some_steps(result["inner_steps"])
-    grid = Table(title=f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", title_justify="left")
-    grid.add_column("after inner steps")
-    for step in shown:
-        grid.add_column(str(step), justify="right")
-    for kind, label in kinds.items():
-        for name, values in result.get(kind, {}).items():
-            if name != "diverged":
-                cells = [_cell(name, values["mean"][s], values["ci95"][s]) for s in shown]
-                grid.add_row(f"{name}, {label}", *cells)
-    Console(width=max(100, Console().width)).print(grid)
+    """Metrics after a few of the inner steps, with intervals; all are in the report."""
+    kinds = {"transductive": "", "non_transductive": "each query alone: "}
+    columns = [
+        (label + name, name, values)
+        for kind, label in kinds.items()
+        for name, values in result.get(kind, {}).items()
+        if name != "diverged"
+    ]
+    grid = Table("inner steps", box=box.SIMPLE)
+    for title, _, _ in columns:
+        grid.add_column(title, justify="right")
+    for step in _some_steps(result["inner_steps"]):
+        grid.add_row(
+            str(step), *[_cell(name, values["mean"][step], values["ci95"][step]) for _, name, values in columns]
+        )
+    console = Console()
+    console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
+    console.print(grid)
     diverged = result["transductive"]["diverged"]
     if diverged:
-        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite, and they are not left out")
+        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")
 
 
 def _some_steps(last: int) -> list[int]:

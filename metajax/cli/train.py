@@ -213,7 +213,8 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[T
 def _not_finite(directory: Path, step: int, metric: str) -> str:
     return (
         f"training stopped at step {step:,}: {metric} is not finite. The last good state is checkpoint {step} of "
-        f"{directory / workdir.CHECKPOINTS}. Try a smaller outer.learning_rate or inner.learning_rate, or outer.clip_norm"
+        f"{directory / workdir.CHECKPOINTS}. Try a smaller outer.learning_rate or inner.learning_rate, "
+        "or an outer.clip_norm"
     )
 
 

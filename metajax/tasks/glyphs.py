@@ -118,7 +118,7 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
 
 
 def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """From each pixel to the nearest of the segments `a -> b`, `[segments, 2]` as `(x, y)` in pixels: `[size, size]`."""
+    """`[size, size]`: from each pixel to the nearest of the segments `a -> b`, `[segments, 2]` as `(x, y)` in pixels."""
     ys, xs = jnp.meshgrid(jnp.arange(size, dtype=a.dtype), jnp.arange(size, dtype=a.dtype), indexing="ij")
     dx, dy = (b - a)[:, 0], (b - a)[:, 1]
     px, py = xs[..., None] - a[:, 0], ys[..., None] - a[:, 1]

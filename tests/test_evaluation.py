@@ -1,0 +1,133 @@
+"""Evaluation: intervals, transduction, determinism, and no label leaks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import metajax as mj
+
+
+@pytest.fixture(scope="module")
+def images():
+    apply, params = mj.functional(mj.models.Conv4(5, image_shape=(16, 16, 1), channels=8, rngs=nnx.Rngs(0)))
+    loss_fn = mj.classification_loss(apply)
+    return apply, params, loss_fn, mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.5), 1))
+
+
+def test_mean_and_interval_are_those_of_the_tasks():
+    def loss_fn(params, data, rng):
+        return (params - data) ** 2, {}
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.25), 1))
+
+    def sampler(rng):
+        target = jax.random.normal(rng)
+        return mj.Task(target, target)
+
+    evaluate = mj.make_evaluation(learner, loss_fn, sampler, steps=2, num_tasks=50, non_transductive=False)
+    report = evaluate(jnp.float32(0.0), jax.random.key(1))["transductive"]
+    keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(mj.task_keys(jax.random.key(1), 50))
+    targets = np.asarray(jax.vmap(jax.random.normal)(keys), np.float64)
+    for step in range(3):  # each step halves the distance
+        losses = (targets * 0.5**step) ** 2
+        np.testing.assert_allclose(report["loss"]["mean"][step], losses.mean(), rtol=1e-5)
+        np.testing.assert_allclose(report["loss"]["ci95"][step], 1.96 * losses.std(ddof=1) / np.sqrt(50), rtol=1e-5)
+        np.testing.assert_allclose(report["loss"]["median"][step], np.median(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("devices", "chunk"), [(1, 4), (2, 1), (8, None)])
+def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chunk):
+    _, params, loss_fn, learner = images
+    sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
+    options = {"steps": 1, "num_tasks": 10}
+    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    mesh = mj.task_mesh(jax.devices()[:devices])
+    report = mj.make_evaluation(learner, loss_fn, sampler, chunk_size=chunk, mesh=mesh, **options)(
+        params, jax.random.key(0)
+    )
+    for kind in ("transductive", "non_transductive"):
+        np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
+        np.testing.assert_allclose(report[kind]["accuracy"]["mean"], expected[kind]["accuracy"]["mean"], atol=0.011)
+
+
+def test_each_query_alone_is_blind_to_the_other_queries(images):
+    """Change all queries but one: its own non-transductive loss stays, the transductive one does not."""
+    apply, params, loss_fn, learner = images
+    task = mj.glyphs(ways=5, shots=1, queries=1, size=16)(jax.random.key(0))
+
+    def report(query_x):
+        changed = task._replace(query=task.query._replace(x=query_x))
+        evaluate = mj.make_evaluation(learner, loss_fn, lambda rng: changed, steps=1, num_tasks=1)
+        return evaluate(params, jax.random.key(0))
+
+    def alone(x, y):
+        adapted = learner.adapt(params, task.support, jax.random.key(0)).params
+        logits = apply(adapted, jnp.concatenate([task.support.x, x[None]]))[-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+    noise = task.query.x.at[1:].set(jax.random.normal(jax.random.key(1), task.query.x[1:].shape))
+    for x in (task.query.x, noise):
+        expected = np.mean([alone(a, b) for a, b in zip(x, task.query.y, strict=True)])
+        np.testing.assert_allclose(report(x)["non_transductive"]["loss"]["mean"][1], expected, rtol=1e-4)
+    transductive = apply(params, noise)[0], apply(params, task.query.x)[0]
+    assert not np.allclose(*transductive)
+
+
+def test_before_adaptation_accuracy_is_chance(images):
+    """Or labels leak: five ways, so 20 % within the interval."""
+    _, params, loss_fn, learner = images
+    rng = np.random.default_rng(0)
+    prototypes = rng.integers(0, 200, (20, 1, 16, 16, 1))
+    bank = (prototypes + rng.integers(0, 50, (20, 6, 16, 16, 1))).astype(np.uint8).reshape(-1, 16, 16, 1)
+    sampler = mj.episodes(mj.ClassBank(bank, np.arange(20) * 6, np.full(20, 6)), ways=5, shots=1, queries=3)
+    report = mj.make_evaluation(learner, loss_fn, sampler, steps=3, num_tasks=600)(params, jax.random.key(0))
+    for kind in ("transductive", "non_transductive"):
+        accuracy = report[kind]["accuracy"]
+        assert abs(accuracy["mean"][0] - 0.2) < 1.5 * accuracy["ci95"][0]
+        assert accuracy["mean"][-1] > 0.5, "and afterwards it is not"
+
+
+def test_diverged_tasks_are_counted_and_not_dropped():
+    def loss_fn(params, data, rng):
+        return jnp.where(data > 0, params, jnp.nan), {}
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.0), 1))
+
+    def sampler(rng):
+        draw = jax.random.normal(rng)
+        return mj.Task(draw, draw)
+
+    evaluate = mj.make_evaluation(learner, loss_fn, sampler, steps=1, num_tasks=40, non_transductive=False)
+    report = evaluate(jnp.float32(1.0), jax.random.key(0))["transductive"]
+    assert 5 < report["diverged"] < 35
+    assert report["loss"]["mean"] == [None, None]
+
+
+def test_more_steps_than_in_training_are_reported(images):
+    _, params, loss_fn, learner = images
+    sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
+    report = mj.make_evaluation(learner, loss_fn, sampler, steps=4, num_tasks=3)(params, jax.random.key(0))
+    assert report["inner_steps"] == 4
+    assert len(report["non_transductive"]["accuracy"]["mean"]) == 5
+
+
+def test_weights_of_queries_count_in_both_kinds(images):
+    """A query of weight 0 is as if it were not asked."""
+    _, params, loss_fn, learner = images
+    task = mj.glyphs(ways=5, shots=1, queries=1, size=16)(jax.random.key(0))
+    mask = jnp.array([1.0, 0, 0, 0, 0])
+
+    def evaluate(query):
+        sampled = task._replace(query=query)
+        return mj.make_evaluation(learner, loss_fn, lambda rng: sampled, steps=0, num_tasks=1)(
+            params, jax.random.key(0)
+        )
+
+    masked = evaluate(task.query._replace(mask=mask))
+    only = evaluate(mj.Batch(task.query.x[:1], task.query.y[:1]))
+    np.testing.assert_allclose(
+        masked["non_transductive"]["loss"]["mean"], only["non_transductive"]["loss"]["mean"], rtol=1e-5
+    )

@@ -1,0 +1,152 @@
+"""The inner loop against closed forms and explicit loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax as mj
+
+A = jnp.array([[2.0, 0.5], [0.5, 1.0]])
+
+
+def quadratic(params, target, rng):
+    """½ (θ − t)ᵀ A (θ − t), gradient A (θ − t)."""
+    d = params - target
+    return d @ A @ d / 2, {}
+
+
+START, TARGET = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.7])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10])
+def test_sgd_on_a_quadratic_has_its_closed_form(key, steps):
+    adapted = mj.inner_loop(optax.sgd(0.1), steps).run(quadratic, START, TARGET, key)
+    contraction = np.linalg.matrix_power(np.eye(2) - 0.1 * np.asarray(A), steps)
+    np.testing.assert_allclose(adapted.params, TARGET + contraction @ (START - TARGET), rtol=1e-5)
+
+
+OPTIMIZERS = {
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.1),
+    "chain with schedule": optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.sgd(optax.exponential_decay(0.3, 1, 0.5)),
+        optax.add_decayed_weights(-0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"unroll": True}, {"remat": True}, {"first_order": True}], ids=str)
+def test_any_optimizer_and_strategy_equals_an_explicit_loop(key, name, options):
+    optimizer = OPTIMIZERS[name]
+    adapted = mj.inner_loop(optimizer, 4, **options).run(quadratic, START, TARGET, key)
+    params, state = START, optimizer.init(START)
+    for _ in range(4):
+        updates, state = optimizer.update(A @ (params - TARGET), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(adapted.params, params, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(adapted.opt_state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"unroll": True}, {"remat": True}], ids=str)
+def test_strategies_have_the_same_derivative(key, options):
+    def outer(start, options):
+        inner = mj.inner_loop(optax.adam(0.1), 4, **options)
+        return quadratic(inner.run(quadratic, start, TARGET, key).params, TARGET, key)[0]
+
+    np.testing.assert_allclose(jax.grad(outer)(START, options), jax.grad(outer)(START, {}), rtol=1e-5)
+
+
+def test_steps_at_call_time_override_the_default(key):
+    inner = mj.inner_loop(optax.sgd(0.1), 2)
+    more = inner.run(quadratic, START, TARGET, key, steps=5)
+    np.testing.assert_array_equal(
+        more.params, mj.inner_loop(optax.sgd(0.1), 5).run(quadratic, START, TARGET, key).params
+    )
+
+
+def test_trace_has_every_step_from_zero(key):
+    inner = mj.inner_loop(optax.sgd(0.1), 3)
+    trace = inner.run(quadratic, START, TARGET, key, observe=lambda params: {"params": params}).trace["params"]
+    expected = [inner.run(quadratic, START, TARGET, key, steps=s).params for s in range(4)]
+    np.testing.assert_allclose(trace, jnp.stack(expected), rtol=1e-6)
+
+
+def test_an_opt_state_continues_where_it_stopped(key):
+    inner = mj.inner_loop(optax.adam(0.1), 2)
+    first = inner.run(quadratic, START, TARGET, key)
+    second = inner.run(quadratic, first.params, TARGET, key, opt_state=first.opt_state)
+    whole = inner.run(quadratic, START, TARGET, key, steps=4)
+    np.testing.assert_allclose(second.params, whole.params, rtol=1e-6)
+
+
+TREE = {"body": {"w": jnp.ones(3)}, "head": {"w": jnp.ones(2), "b": jnp.zeros(2)}}
+
+
+def tree_loss(params, data, rng):
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(params)) + params["head"]["b"].sum(), {}
+
+
+@pytest.mark.parametrize(
+    "adapts",
+    [lambda path, _: path.startswith("head"), {"body": {"w": False}, "head": {"w": True, "b": True}}],
+    ids=["predicate", "mask"],
+)
+def test_only_chosen_leaves_adapt_and_all_are_differentiated(key, adapts):
+    inner = mj.inner_loop(optax.adam(0.1), 2, adapts=adapts)
+    adapted = inner.run(tree_loss, TREE, None, key).params
+    np.testing.assert_array_equal(adapted["body"]["w"], TREE["body"]["w"])
+    assert not np.any(adapted["head"]["w"] == TREE["head"]["w"])
+    assert not np.any(adapted["head"]["b"] == TREE["head"]["b"])
+    moments = inner.init(TREE)[0].mu
+    assert moments["body"]["w"] is None, "no optimiser state for what does not adapt"
+    grads = jax.grad(lambda tree: tree_loss(inner.run(tree_loss, tree, None, key).params, None, key)[0])(TREE)
+    np.testing.assert_allclose(grads["body"]["w"], 2 * TREE["body"]["w"])
+
+
+def test_minibatches_are_epochs_of_the_support_set(key):
+    def count(params, rows, rng):
+        return jnp.sum(params[rows]), {}
+
+    adapted = mj.inner_loop(optax.sgd(1.0), 6, batch_size=4).run(count, jnp.zeros(8), jnp.arange(8), key).params
+    np.testing.assert_array_equal(adapted, -3 * np.ones(8), "24 draws of 8 examples are 3 epochs")
+    first_epoch = mj.inner_loop(optax.sgd(1.0), 2, batch_size=4).run(count, jnp.zeros(8), jnp.arange(8), key).params
+    np.testing.assert_array_equal(first_epoch, -np.ones(8))
+
+
+def test_a_batch_size_that_does_not_fit_is_named(key):
+    with pytest.raises(ValueError, match="between 1 and the 8 support examples, got 9"):
+        mj.inner_loop(optax.sgd(1.0), 1, batch_size=9).run(quadratic, jnp.zeros(8), jnp.arange(8), key)
+
+
+def test_the_loss_gets_another_key_at_each_step(key):
+    def noisy(params, data, rng):
+        return params * jax.random.normal(rng), {}
+
+    def steps_of(key):
+        trace = mj.inner_loop(optax.sgd(1.0), 5).run(noisy, jnp.float32(0.0), None, key, observe=lambda p: p).trace
+        return np.diff(trace)
+
+    steps = steps_of(key)
+    assert len(set(steps.tolist())) == 5
+    assert not np.any(steps == steps_of(jax.random.key(1)))
+
+
+def test_first_order_stores_nothing_for_each_step(key):
+    """The derivative of a first-order loop is the identity, and its residuals do not grow with the steps."""
+
+    def quartic(params, target, rng):
+        return jnp.sum((params - target) ** 4), {}
+
+    def residual_bytes(steps, first_order):
+        inner = mj.inner_loop(optax.sgd(0.01), steps, first_order=first_order)
+        _, backward = jax.vjp(lambda p: inner.run(quartic, p, TARGET, key).params, START)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward) if hasattr(leaf, "size"))
+
+    assert residual_bytes(64, True) == residual_bytes(2, True)
+    assert residual_bytes(64, False) > residual_bytes(2, False)

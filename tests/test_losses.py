@@ -1,0 +1,32 @@
+"""Losses against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import metajax as mj
+
+
+def test_cross_entropy_and_accuracy_are_means_over_weighted_examples():
+    logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    labels, mask = np.array([0, 1, 2, 0, 1, 2]), np.array([1.0, 0, 2, 1, 0, 1], np.float32)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), labels]
+    loss_fn = mj.classification_loss(lambda params, x, rng: x)
+    for weights in (None, mask):
+        loss, metrics = loss_fn(None, mj.Batch(jnp.asarray(logits), labels, weights), jax.random.key(0))
+        np.testing.assert_allclose(loss, np.average(losses, weights=weights), rtol=1e-5)
+        right = np.average(logits.argmax(1) == labels, weights=weights)
+        np.testing.assert_allclose(metrics["accuracy"], right, rtol=1e-6)
+
+
+def test_squared_error_is_a_mean_over_outputs_and_weighted_examples():
+    y, prediction = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    mask = np.array([1.0, 0, 1, 1], np.float32)
+    loss_fn = mj.regression_loss(lambda params, x, rng: x)
+    loss, _ = loss_fn(None, mj.Batch(prediction, y, mask), jax.random.key(0))
+    np.testing.assert_allclose(loss, ((y - prediction) ** 2)[mask > 0].mean(), rtol=1e-5)
+
+
+def test_all_masked_is_zero_and_not_nan():
+    loss_fn = mj.regression_loss(lambda params, x, rng: x)
+    assert float(loss_fn(None, mj.Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.zeros(2)), None)[0]) == 0

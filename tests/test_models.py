@@ -1,0 +1,191 @@
+"""Layers against independent computations, and the adapter on every kind of module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metajax as mj
+from metajax.models import BatchNorm, Conv, GroupNorm, max_pool
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    side=st.integers(5, 12),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_convolution_by_patches_is_the_convolution(side, kernel, stride, padding, channels):
+    if kernel > side + 2 * padding:
+        return
+    conv = Conv(*channels, kernel_size=kernel, stride=stride, padding=padding, use_bias=True, rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.arange(float(channels[1]))
+    x = jax.random.normal(jax.random.key(1), (2, side, side + 1, channels[0]))
+    expected = jax.lax.conv_general_dilated(
+        x, conv.kernel[...], (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(conv(x), expected + conv.bias[...], rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_under_vmap_is_no_grouped_convolution():
+    """The reason for the layer: weights of a task's own must become a batched matrix product."""
+    apply, params = mj.functional(Conv(2, 3, rngs=nnx.Rngs(0)))
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), params)
+    text = jax.jit(jax.vmap(apply)).lower(many, jnp.ones((4, 2, 8, 8, 2))).as_text()
+    assert "convolution" not in text
+    assert "dot_general" in text
+
+
+def test_batch_norm_uses_the_batch_at_hand():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (6, 4, 4, 5))
+    norm = BatchNorm(5, rngs=nnx.Rngs(0))
+    norm.offset[...] = jnp.arange(5.0)
+    out = np.asarray(norm(x)) - np.arange(5.0)
+    np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-3)
+    np.testing.assert_allclose(norm(x)[:3], norm(x)[:3])
+    assert not np.allclose(norm(x[:3]), norm(x)[:3]), "an example sees the others"
+
+
+def test_group_norm_sees_each_example_alone():
+    x = jax.random.normal(jax.random.key(0), (6, 4, 4, 6))
+    norm = GroupNorm(6, groups=4, rngs=nnx.Rngs(0))
+    assert norm.groups == 3, "the largest divisor"
+    np.testing.assert_allclose(norm(x[:2]), norm(x)[:2], atol=1e-6)
+    expected = nnx.GroupNorm(6, num_groups=3, epsilon=1e-3, rngs=nnx.Rngs(0))(x)
+    np.testing.assert_allclose(norm(x), expected, atol=1e-4)
+
+
+def test_pooling_is_the_window_maximum():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 9, 3))
+    np.testing.assert_array_equal(max_pool(x), linen.max_pool(x, (2, 2), (2, 2)))
+
+
+MODELS = {
+    "mlp": (lambda rngs: mj.models.MLP(28 * 28, 5, rngs=rngs), (28, 28, 1), 28 * 28 * 40 + 40 + 40 * 40 + 40 + 205),
+    "mlp, fully connected Omniglot": (
+        lambda rngs: mj.models.MLP(784, 5, hidden=(256, 128, 64, 64), normalise=True, rngs=rngs),
+        (28, 28, 1),
+        784 * 256 + 256 * 128 + 128 * 64 + 64 * 64 + 64 * 5 + 3 * (256 + 128 + 64 + 64) + 5,
+    ),
+    "conv4 Omniglot": (
+        lambda rngs: mj.models.Conv4(5, rngs=rngs),
+        (28, 28, 1),
+        9 * 64 + 3 * 9 * 64 * 64 + 4 * 64 + 325,
+    ),
+    "conv4 mini-ImageNet": (
+        lambda rngs: mj.models.Conv4(5, image_shape=(84, 84, 3), channels=32, pool=True, rngs=rngs),
+        (84, 84, 3),
+        9 * 3 * 32 + 3 * 9 * 32 * 32 + 4 * 32 + 25 * 32 * 5 + 5,
+    ),
+    "resnet12": (lambda rngs: mj.models.ResNet12(5, rngs=rngs), (84, 84, 3), 12_427_525),
+    "resnet18": (lambda rngs: mj.models.ResNet18(5, rngs=rngs), (32, 32, 3), 11_171_397),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_the_published_sizes(name):
+    make, shape, size = MODELS[name]
+    apply, params = mj.functional(make(nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+    out = jax.eval_shape(apply, params, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    assert out.shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_models_take_either_normalisation(kind):
+    small = [
+        mj.models.Conv4(3, channels=4, norm=kind, rngs=nnx.Rngs(0)),
+        mj.models.ResNet12(3, in_channels=1, widths=(4, 4, 4, 4), norm=kind, rngs=nnx.Rngs(0)),
+        mj.models.ResNet18(3, in_channels=1, width=4, stem="large", norm=kind, rngs=nnx.Rngs(0)),
+    ]
+    x = jax.random.normal(jax.random.key(0), (6, 28, 28, 1))
+    for model in small:
+        whole, part = model(x), model(x[:3])
+        assert np.isfinite(whole).all()
+        assert np.allclose(whole[:3], part, atol=1e-4) == (kind == "group")
+
+
+def test_images_too_small_to_pool_are_named():
+    with pytest.raises(ValueError, match="at least 16×16 pixels, got 8×8"):
+        mj.models.Conv4(5, image_shape=(8, 8, 1), pool=True, rngs=nnx.Rngs(0))
+
+
+class LinenModel(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=False)(linen.Dense(4)(x))
+        return linen.Dense(2)(linen.Dropout(0.5, deterministic=False)(x))
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.norm = nnx.Linear(3, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.dropout, self.last = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(self.first(x))))
+
+
+def pair():
+    def init(rng):
+        return {"w": jax.random.normal(rng, (3, 2))}
+
+    def apply(params, x, rng=None):
+        noise = 0 if rng is None else jax.random.normal(rng, (2,))
+        return x @ params["w"] + noise
+
+    return init, apply
+
+
+KINDS = {
+    "nnx": lambda: mj.functional(NnxModel(nnx.Rngs(0))),
+    "linen": lambda: mj.functional(
+        LinenModel(), {"params": jax.random.key(0), "dropout": jax.random.key(1)}, jnp.ones((1, 3))
+    ),
+    "pair": lambda: mj.functional(pair(), jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_module_becomes_a_pure_function(kind):
+    apply, params = KINDS[kind]()
+    x = jax.random.normal(jax.random.key(2), (8, 3))
+    run = jax.jit(apply)
+    a, b = run(params, x, jax.random.key(0)), run(params, x, jax.random.key(1))
+    np.testing.assert_array_equal(a, run(params, x, jax.random.key(0)), "pure: nothing is remembered")
+    assert not np.allclose(a, b), "the key feeds the noise"
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if kind != "pair":
+        np.testing.assert_allclose(
+            run(zeros, x, jax.random.key(0)), 0, atol=1e-6, err_msg="all parameters are arguments"
+        )
+    gradient = jax.grad(lambda p: apply(p, x, jax.random.key(0))[:, 0].sum())(params)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_module_can_be_meta_trained(kind):
+    import optax
+
+    apply, params = KINDS[kind]()
+    learner = mj.maml(mj.classification_loss(apply), mj.inner_loop(optax.sgd(0.1), 2))
+    x, y = jax.random.normal(jax.random.key(2), (4, 3)), jnp.array([0, 1, 0, 1])
+    estimate = learner.gradient(params, mj.Task(mj.Batch(x, y), mj.Batch(x, y)), jax.random.key(0), ())
+    assert jax.tree.structure(estimate.gradient) == jax.tree.structure(params)
+    assert np.isfinite(estimate.metrics["loss"])
+
+
+def test_linen_without_other_collections_or_keys():
+    apply, params = mj.functional(linen.Dense(2), jax.random.key(0), jnp.ones((1, 3)))
+    np.testing.assert_allclose(apply(params, jnp.ones((4, 3))), jnp.ones((4, 3)) @ params["kernel"], rtol=1e-6)
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match=r"an NNX module, a Linen module or a pair .* got int"):
+        mj.functional(3)

@@ -1,0 +1,92 @@
+"""Every way of running the tasks of a step gives the same."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metajax as mj
+
+TASKS = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    """In float64 rounding is far below any mistake."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def problem(double_precision):
+    apply, params = mj.functional(mj.models.MLP(64, 3, hidden=(6,), normalise=True, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    learner = mj.maml(mj.classification_loss(apply), mj.inner_loop(optax.sgd(0.5), 2))
+    sampler = mj.glyphs(ways=3, shots=1, queries=2, size=8)
+
+    def estimate(params, key):
+        task_key, learn_key = jax.random.split(key)
+        return learner.gradient(params, sampler(task_key), learn_key, ())
+
+    keys = mj.task_keys(jax.random.key(1), TASKS)
+    one = jax.jit(estimate)
+    one_by_one = [one(params, each) for each in keys]
+    return estimate, params, keys, jax.tree.map(lambda *leaves: np.mean(leaves, 0), *one_by_one)
+
+
+def assert_close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("devices", "chunk"), [*itertools.product([None, 1, 2, 8], [1, 4, None])])
+def test_strategies_and_devices_agree(problem, devices, chunk):
+    estimate, params, keys, expected = problem
+    mesh = None if devices is None else mj.task_mesh(jax.devices()[:devices])
+    average = jax.jit(lambda params, keys: mj.average_tasks(estimate, params, keys, chunk_size=chunk, mesh=mesh))
+    assert_close(average(params, keys), expected)
+
+
+def test_shuffling_tasks_changes_nothing(problem):
+    estimate, params, keys, expected = problem
+    shuffled = keys[np.random.default_rng(0).permutation(TASKS)]
+    assert_close(jax.jit(lambda p, k: mj.average_tasks(estimate, p, k, chunk_size=4))(params, shuffled), expected)
+
+
+@settings(deadline=None, max_examples=15)
+@given(num_tasks=st.integers(1, 20), devices=st.sampled_from([1, 2, 3, 8]), chunk=st.integers(1, 7))
+def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
+    """Padded tasks count for nothing, even where they are not finite."""
+    x = jnp.arange(1.0, num_tasks + 1)
+    mesh = mj.task_mesh(jax.devices()[:devices])
+
+    def fn(scale, x):
+        return {"value": scale * x, "count": jnp.int32(3)}
+
+    mean = mj.average_tasks(fn, 2.0, x, chunk_size=chunk, mesh=mesh)
+    np.testing.assert_allclose(mean["value"], x.mean() * 2, rtol=1e-12)
+    assert int(mean["count"]) == 3
+    stacked = mj.map_tasks(fn, 2.0, x, chunk_size=chunk, mesh=mesh)
+    np.testing.assert_array_equal(stacked["value"], 2 * x)
+
+
+def test_memory_does_not_grow_with_the_number_of_tasks(problem):
+    estimate, params, keys, _ = problem
+
+    def temporary_bytes(num_tasks):
+        run = jax.jit(lambda p, k: mj.average_tasks(estimate, p, k, chunk_size=1))
+        keys = mj.task_keys(jax.random.key(1), num_tasks)
+        return run.lower(params, keys).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(64) <= temporary_bytes(2) * 1.05
+
+
+def test_a_chunk_below_one_is_refused(key):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        mj.average_tasks(lambda a, x: x, 0, jnp.arange(3.0), chunk_size=0)

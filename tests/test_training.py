@@ -1,0 +1,151 @@
+"""The compiled training step: determinism, restarts, failure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import metajax as mj
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+def setting(**options):
+    apply, params = mj.functional(mj.models.MLP(1, 1, hidden=(8,), rngs=nnx.Rngs(0)))
+    learner = mj.maml(mj.regression_loss(apply), mj.inner_loop(optax.sgd(0.01), 1))
+    train = mj.make_train_step(learner, OPTIMIZER, mj.sinusoid(5, 5), **{"tasks_per_step": 6, **options})
+    return train, mj.init_train_state(learner, OPTIMIZER, params, seed=3)
+
+
+def advance(train, state, calls):
+    metrics = []
+    for _ in range(calls):
+        state, each = train(state)
+        metrics.append(each)
+    return state, jax.tree.map(lambda *leaves: np.concatenate(leaves), *metrics)
+
+
+def assert_equal(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a._replace(key=0)), jax.tree.leaves(b._replace(key=0)), strict=True):
+        np.testing.assert_allclose(x, y, **{"rtol": 0, **tolerance})
+
+
+def test_steps_in_a_call_change_nothing():
+    a, losses_a = advance(*setting(steps_per_call=1), calls=12)
+    b, losses_b = advance(*setting(steps_per_call=6), calls=2)
+    assert_equal(a, b, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(losses_a["loss"], losses_b["loss"], rtol=1e-5)
+
+
+def test_the_same_seed_is_the_same_run_bit_for_bit_and_another_is_not():
+    train, state = setting(steps_per_call=3)
+    again = jax.tree.map(jnp.copy, state)
+    other = state._replace(key=jax.random.key(4))
+    other = jax.tree.map(jnp.copy, other)
+    a, _ = advance(train, state, 2)
+    b, _ = advance(train, again, 2)
+    c, _ = advance(train, other, 2)
+    assert_equal(a, b)
+    assert not np.allclose(jax.tree.leaves(a.meta_params)[0], jax.tree.leaves(c.meta_params)[0])
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices_and_chunks_give_the_same_run(devices):
+    expected, losses = advance(*setting(steps_per_call=5), calls=2)
+    mesh = mj.task_mesh(jax.devices()[:devices])
+    state, more = advance(*setting(steps_per_call=5, mesh=mesh, chunk_size=1), calls=2)
+    assert_equal(state, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(more["loss"], losses["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [None, 2])
+def test_it_compiles_once(devices):
+    mesh = devices and mj.task_mesh(jax.devices()[:devices])
+    train, state = setting(mesh=mesh)
+    state, _ = train(state)
+    compiled = []
+
+    def listen(event, seconds, **kwargs):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    advance(train, state, 3)
+    jax.jit(lambda x: x + len(compiled))(1.0)  # the listener works
+    assert len(compiled) == 1
+
+
+def failing_after(step: int, what: str):
+    """Tasks whose loss turns NaN, or whose gradient does, in one particular meta-step."""
+
+    def loss_fn(params, data, rng):
+        bad = data["bad"]
+        value = (params - data["target"]) ** 2
+        if what == "loss":
+            return jnp.where(bad, jnp.nan, value), {}
+        return jnp.where(bad, jnp.sqrt(jnp.abs(value * 0)), value), {}  # finite, its derivative is not
+
+    learner = mj.reptile(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
+    root = jax.random.key(0)
+    bad_keys = jax.random.key_data(mj.task_keys(jax.random.fold_in(root, step), 2))[0]
+    task_key = jax.random.key_data(jax.random.split(jax.random.wrap_key_data(bad_keys))[0])
+
+    def sampler(rng):
+        data = {"bad": (jax.random.key_data(rng) == task_key).all(), "target": jax.random.normal(rng)}
+        return mj.Task(data, data)
+
+    return learner, sampler, root
+
+
+@pytest.mark.parametrize(("what", "metric"), [("loss", "loss"), ("gradient", "loss")])
+def test_a_failure_keeps_the_last_good_state(what, metric):
+    learner, sampler, root = failing_after(7, what)
+    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2, steps_per_call=5)
+    state = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root)
+    state, metrics = train(state)
+    assert mj.first_non_finite(metrics) is None
+    state, metrics = train(state)
+    assert mj.first_non_finite(metrics) == (2, metric)
+    assert int(state.step) == 7
+    assert np.isfinite(state.meta_params)
+    one = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2)
+    expected = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root)
+    expected, _ = advance(one, expected, 7)
+    np.testing.assert_allclose(state.meta_params, expected.meta_params, rtol=1e-6)
+
+
+def test_first_non_finite_names_the_earliest_and_the_loss_first():
+    bad = jnp.array([0.0, jnp.nan, 0.0])
+    assert mj.first_non_finite({"a": bad, "loss": bad}) == (1, "loss")
+    assert mj.first_non_finite({"a": jnp.array([jnp.inf, 0]), "loss": bad}) == (0, "a")
+    assert mj.first_non_finite({"loss": jnp.zeros(3)}) is None
+
+
+def test_a_bank_is_an_argument_and_no_constant():
+    """Or its images would be compiled into the program."""
+    bank = mj.ClassBank(np.zeros((400, 20, 20, 1), np.uint8), np.array([0, 200]), np.array([200, 200]))
+    sampler = mj.episodes(bank, ways=2, shots=1, queries=1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(sampler)) > 400 * 400
+    text = jax.jit(lambda sample, rng: sample(rng)).lower(sampler, jax.random.key(0)).as_text()
+    assert len(text) < 100_000
+
+
+def test_meta_training_learns_sinusoids():
+    """The whole, small: adaptation gets better, and before adaptation nothing can be known."""
+    apply, params = mj.functional(mj.models.MLP(1, 1, rngs=nnx.Rngs(0)))
+    loss_fn = mj.regression_loss(apply)
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.01), 1))
+    optimizer = optax.adam(3e-3)
+    train = mj.make_train_step(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=8000)
+    state, _ = train(mj.init_train_state(learner, optimizer, params))
+    evaluate = mj.make_evaluation(learner, loss_fn, mj.sinusoid(10, 50), steps=1, num_tasks=200, non_transductive=False)
+    before, after = evaluate(state.meta_params, jax.random.key(1))["transductive"]["loss"]["mean"]
+    assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("name", ["tasks_per_step", "steps_per_call"])
+def test_counts_below_one_are_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        setting(**{name: 0})
