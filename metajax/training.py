@@ -122,8 +122,9 @@ def make_train_step(
         metrics = {**mean.metrics, "gradient_norm": optax.tree.norm(mean.gradient)}
         finite = jnp.all(jnp.array([jnp.isfinite(value).all() for value in metrics.values()]))
         new = (optax.apply_updates(state.meta_params, updates), opt_state, mean.state, state.step + 1)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, tuple(state[:4]))
-        return TrainState(*kept, state.key), metrics
+        old = (state.meta_params, state.opt_state, state.learner_state, state.step)
+        meta_params, opt_state, learner_state, step = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
 
     def run(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, _: meta_step(state, sampler), state, length=steps_per_call)

@@ -77,7 +77,7 @@ def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
 
 
 def test_memory_does_not_grow_with_the_number_of_tasks(problem):
-    estimate, params, keys, _ = problem
+    estimate, params, _, _ = problem
 
     def temporary_bytes(num_tasks):
         run = jax.jit(lambda p, k: mj.average_tasks(estimate, p, k, chunk_size=1))

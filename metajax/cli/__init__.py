@@ -82,5 +82,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"metajax: error: {error.strerror.lower()}{where}", file=sys.stderr)
+        print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)
         return 2

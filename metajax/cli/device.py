@@ -1,5 +1,6 @@
 """Devices of a run: host cores count as devices on a CPU."""
 
+import contextlib
 import os
 
 import jax
@@ -11,7 +12,7 @@ from metajax.types import Params
 
 
 def prepare_devices(devices: int | None) -> None:
-    """Make each core a device of the CPU; to be called before JAX is first used.
+    """Make each core a device of the CPU; once JAX is in use, its devices stay as they are.
 
     Raises:
         UserError: If `devices` is below 1.
@@ -19,7 +20,8 @@ def prepare_devices(devices: int | None) -> None:
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", max(cores, devices or 1))
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", max(cores, devices or 1))
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:

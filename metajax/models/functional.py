@@ -51,7 +51,7 @@ def _from_nnx(module: nnx.Module) -> tuple[ApplyFn, Params]:
         nnx.replace_by_pure_dict(filled, params)
         model = nnx.merge(graph, filled, rest, copy=True)
         if rng is not None:
-            nnx.reseed(model, **dict.fromkeys(_streams(rest), rng))
+            nnx.reseed(model, **dict.fromkeys(_streams(rest), rng))  # pyright: ignore[reportArgumentType]
         return model(x)
 
     return apply, nnx.to_pure_dict(state)

@@ -63,8 +63,8 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
         rng: A key.
 
     Returns:
-        Control points of its strokes, `float32[MAX_STROKES, 4, 2]` as `(x, y)` in about `[-1, 1]`, each stroke a cubic
-        Bézier curve; and which strokes it has, `bool[MAX_STROKES]`.
+        Control points of its strokes, `float32[MAX_STROKES, 4, 2]` as `(x, y)`, each stroke a cubic Bézier curve; the
+        character as drawn spans `[-0.9, 0.9]`; and which strokes it has, `bool[MAX_STROKES]`.
     """
     count_key, start_key, step_key, bend_key, join_key, where_key = jax.random.split(rng, 6)
     count = jax.random.choice(count_key, jnp.arange(1, MAX_STROKES + 1), p=jnp.array([0.15, 0.35, 0.3, 0.2]))
@@ -79,8 +79,14 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     bend = jax.random.normal(bend_key, (MAX_STROKES, 2, 2)) * jnp.array([0.1, 0.7, 0.15, 0.6])[:, None, None]
     thirds = jnp.array([1 / 3, 2 / 3])[None, :, None]
     middle = start[:, None] + thirds * (end - start)[:, None] + bend
-    points = jnp.concatenate([start[:, None], middle, end[:, None]], axis=1)
-    return jnp.clip(points, -1.1, 1.1), jnp.arange(MAX_STROKES) < count
+    control = jnp.concatenate([start[:, None], middle, end[:, None]], axis=1)
+    present = jnp.arange(MAX_STROKES) < count
+    # Fill the page: writers do, whatever the character.
+    curve = _curve(control).reshape(-1, 2)
+    drawn = jnp.repeat(present, _POINTS_PER_STROKE)[:, None]
+    low, high = (reduce(curve, 0, where=drawn, initial=far) for reduce, far in ((jnp.min, 9.0), (jnp.max, -9.0)))
+    control = (control - (low + high) / 2) * (1.8 / jnp.maximum(high - low, 0.3).max())
+    return control, present
 
 
 def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0) -> jax.Array:
@@ -101,10 +107,7 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
     linear = jnp.eye(2) + drawer * 0.13 * jax.random.normal(linear_key, (2, 2))
     shift = drawer * 0.1 * jax.random.normal(shift_key, (2,))
 
-    t = jnp.linspace(0, 1, _POINTS_PER_STROKE)[:, None]
-    bernstein = jnp.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
-    curve = bernstein @ control
-    points = curve @ linear.T + shift
+    points = _curve(control) @ linear.T + shift
 
     # Pixels of the margin included, [-1, 1] spans four fifths of the image.
     centre = (size - 1) / 2
@@ -113,12 +116,19 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
     drawn = jnp.repeat(present, _POINTS_PER_STROKE - 1)
     a = jnp.where(drawn[:, None], a, -1e3)  # strokes that are not there lie far off the page
     b = jnp.where(drawn[:, None], b, -1e3)
-    radius = size / 28 * (0.8 + drawer * 0.25 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
+    radius = size / 28 * (0.7 + drawer * 0.15 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
     return jnp.clip(radius + 0.5 - jnp.sqrt(_squared_distance(a, b, size)), 0, 1)
 
 
+def _curve(control: jax.Array) -> jax.Array:
+    """Points along cubic Bézier curves, `[strokes, 4, 2]` to `[strokes, points, 2]`."""
+    t = jnp.linspace(0, 1, _POINTS_PER_STROKE)[:, None]
+    bernstein = jnp.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
+    return bernstein @ control
+
+
 def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """`[size, size]`: from each pixel to the nearest of the segments `a -> b`, `[segments, 2]` as `(x, y)` in pixels."""
+    """`[size, size]`: from each pixel to the nearest segment `a -> b`, `[segments, 2]` as `(x, y)` in pixels."""
     ys, xs = jnp.meshgrid(jnp.arange(size, dtype=a.dtype), jnp.arange(size, dtype=a.dtype), indexing="ij")
     dx, dy = (b - a)[:, 0], (b - a)[:, 1]
     px, py = xs[..., None] - a[:, 0], ys[..., None] - a[:, 1]

@@ -1,0 +1,13 @@
+"""MAML on a folder of your own images, 5-way 1-shot."""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
+    model=Conv4(channels=32, pool=True),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.05, steps=5),
+    outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
+    training=TrainingSettings(steps=600, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),
+    evaluation=EvaluationSettings(steps=10),
+)
