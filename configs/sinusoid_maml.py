@@ -7,7 +7,8 @@ config = Experiment(
     model=MLP(hidden=(40, 40)),
     learner=MAML(),
     inner=Inner(learning_rate=0.01, steps=1),
-    outer=Outer(learning_rate=1e-3, schedule="cosine", clip_norm=10.0),
-    training=TrainingSettings(steps=70_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=10_000),
-    evaluation=EvaluationSettings(steps=10, non_transductive=False),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
+    training=TrainingSettings(steps=70_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    validation=Validation(num_tasks=2_000),
+    evaluation=EvaluationSettings(steps=10, non_transductive=False, checkpoint="best"),
 )

@@ -4,10 +4,10 @@ from metajax.experiment import *
 
 config = Experiment(
     task=Sinusoid(train=Shots(shots=50, queries=10), test=Shots(shots=10, queries=100)),
-    model=MLP(hidden=(64, 64)),
+    model=MLP(hidden=(40, 40)),
     learner=Reptile(),
-    inner=Inner(learning_rate=0.02, steps=5, batch_size=10),
-    outer=Outer(learning_rate=1.0, optimizer="sgd", schedule="linear"),
+    inner=Inner(learning_rate=0.005, steps=10, batch_size=10),
+    outer=Outer(learning_rate=0.3, optimizer="sgd", schedule="linear"),
     training=TrainingSettings(steps=30_000, tasks_per_step=5, steps_per_call=500, checkpoint_every=5_000),
     evaluation=EvaluationSettings(steps=32, non_transductive=False),
 )

@@ -1,7 +1,12 @@
 """Checkpoints by Orbax: asynchronous, atomic, the last few and the best kept, exact on restore."""
 
+import contextlib
+import json
 import logging
 import shutil
+import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,11 @@ from orbax.checkpoint import checkpoint_managers
 from metajax.errors import UserError
 from metajax.training import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of a save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and what it raises too
 
 _LOSS = "loss"
+_METRICS = "metrics"
+_CHECKSUM = "checksum"
 
 
 def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager:
@@ -28,6 +35,9 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager
     Returns:
         Orbax's manager; `close()` it to wait for what is being written.
     """
+    for step in saved_steps(directory):
+        if _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
+            shutil.rmtree(directory / str(step) / _METRICS, ignore_errors=True)
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(keep),
@@ -39,7 +49,12 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager
             ),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=lambda metrics: metrics[_LOSS],  # without it metrics are not written
+        best_mode="min",
+        cleanup_tmp_directories=True,
+    )
     return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
@@ -49,7 +64,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, validation_loss: flo
     if step in manager.all_steps():
         return
     metrics = None if validation_loss is None else {_LOSS: validation_loss}
-    manager.save(step, args=ocp.args.StandardSave(_to_arrays(state)), metrics=metrics, force=True)
+    arrays = _to_arrays(state)
+    saved = {**arrays, _CHECKSUM: _checksum(arrays)}
+    manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics, force=True)
 
 
 def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, list[str]]:
@@ -73,7 +90,8 @@ def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple
     problems = []
     for candidate in steps:
         try:
-            return _read(directory / str(candidate), like), problems
+            with _quiet():
+                return _read(directory / str(candidate), like), problems
         except Exception as error:  # whatever a damaged file makes Orbax raise
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             problems.append(f"checkpoint {directory / str(candidate)} cannot be read ({reason})")
@@ -89,11 +107,8 @@ def saved_steps(directory: Path) -> list[int]:
 
 def best_step(directory: Path) -> int | None:
     """Step of the checkpoint with the lowest validation loss; `None` if none was validated."""
-    if not saved_steps(directory):
-        return None
-    with open_checkpoints(directory) as manager:
-        losses = {step: manager.metrics(step) for step in manager.all_steps()}
-    measured = {step: metrics[_LOSS] for step, metrics in losses.items() if metrics}
+    losses = {step: _loss(directory / str(step)) for step in saved_steps(directory)}
+    measured = {step: loss for step, loss in losses.items() if loss is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
@@ -102,6 +117,14 @@ def discard_after(directory: Path, step: int) -> None:
     for later in saved_steps(directory):
         if later > step:
             shutil.rmtree(directory / str(later))
+
+
+def _loss(checkpoint: Path) -> float | None:
+    """The validation loss saved with a checkpoint, if there is one that can be read."""
+    try:
+        return float(json.loads((checkpoint / _METRICS / _METRICS).read_text())[_LOSS])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
@@ -113,11 +136,41 @@ def _to_arrays(state: TrainState) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), plain)
 
 
+def _checksum(arrays: dict[str, Any]) -> np.ndarray:
+    """A number that changes with any bit of the arrays: the files below Orbax do not notice every one."""
+    checksum = 0
+    for leaf in jax.tree.leaves(arrays):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return np.array(checksum, np.uint32)
+
+
 def _read(path: Path, like: TrainState) -> TrainState:
     wanted = _to_arrays(like)
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path.resolve() / "default", wanted)
+        found = checkpointer.restore(path.resolve() / "default", {**wanted, _CHECKSUM: np.array(0, np.uint32)})
+    checksum = found.pop(_CHECKSUM)
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ValueError(f"it holds {b.dtype}{list(b.shape)} where {a.dtype}{list(a.shape)} is expected")
+    if checksum != _checksum(found):
+        raise ValueError("its checksum is wrong")
     return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Orbax's other reads print when one of them fails, and go on leaving it out if one did."""
+    logger, previous = logging.getLogger("asyncio"), sys.unraisablehook
+
+    def report(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    def retrieved(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Task exception was never retrieved")
+
+    sys.unraisablehook = report
+    logger.addFilter(retrieved)
+    yield
+    logger.removeFilter(retrieved)
+    sys.unraisablehook = previous

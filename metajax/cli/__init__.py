@@ -26,6 +26,11 @@ commands:
 
 metajax COMMAND --help says more; metajax --version gives the version."""
 
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
 
 class Stopped(Exception):
     """A signal stopped the run; its work is saved.
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"metajax.cli.{argv[0]}")
         return command.run(argv[1:]) or 0
     except UserError as error:
-        print(f"metajax: error: {error}", file=sys.stderr)
+        print(f"metajax: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         return 128 + stopped.signum
@@ -79,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)

@@ -32,7 +32,7 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
     Raises:
         UserError: If there are not so many.
     """
-    available = jax.devices()
+    available = jax.local_devices()
     if devices is None:
         most = min(len(available), tasks)
         tiny = sum(leaf.size for leaf in jax.tree.leaves(params)) <= 10_000

@@ -26,8 +26,8 @@ class Options:
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
-    checkpoint: str = "last"
-    """last, best (by validation loss), or the step of one that is kept."""
+    checkpoint: str | None = None
+    """last, best (by validation loss), or the step of one that is kept; by default as in the config, last mostly."""
     split: Literal["test", "validation", "train"] = "test"
     """Classes to draw tasks from."""
     num_tasks: int | None = None
@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def load_state(
-    directory: Path, experiment: Experiment, parts: Parts, checkpoint: str = "last"
+    directory: Path, experiment: Experiment, parts: Parts, checkpoint: str | None = None
 ) -> tuple[TrainState, int]:
     """The state of a run at a checkpoint, and its step; if the last cannot be read, the one before, with a warning.
 
@@ -78,6 +78,7 @@ def load_state(
     steps = checkpoints.saved_steps(folder)
     if not steps:
         raise UserError(f"{directory} has no checkpoint yet: the same `metajax train` command goes on with it")
+    checkpoint = checkpoint or experiment.evaluation.checkpoint
     if checkpoint == "last":
         step = None
     elif checkpoint == "best":
@@ -131,7 +132,13 @@ def evaluate_run(
 
 
 def purpose_key(seed: int, purpose: Literal["train", "validation", "test"]) -> jax.Array:
-    """A key of its own for each use of a seed."""
+    """A key of its own for each use of a seed.
+
+    Raises:
+        UserError: If the seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {seed}")
     return jax.random.fold_in(jax.random.key(seed), ["train", "validation", "test"].index(purpose))
 
 

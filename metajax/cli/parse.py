@@ -13,6 +13,7 @@ import tyro
 from metajax.errors import UserError
 
 T = TypeVar("T")
+_RULE = "─"
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, default: Any = None) -> T:
@@ -49,10 +50,16 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def _condense(box: str) -> str:
-    """The message of tyro's box in one line, with the options that it proposes."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    message = " ".join(lines[:rule]).rstrip(".")
+    """The message of tyro's box in one line, with the options that it proposes.
+
+    The box has a title, a message and a rule below it. It is in colour on a terminal; in ASCII it has no sides, and
+    a rule below the title too.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub("^[─-]+$|^╰─+╯$", _RULE, line.strip("│ ")) for line in plain.splitlines()[1:]]
+    lines = lines[1:] if lines[:1] == [_RULE] else lines
+    rule = lines.index(_RULE) if _RULE in lines else len(lines)
+    message = " ".join(lines[:rule]).strip().rstrip(".")
     proposed = [
         re.split(r"\s", line)[0]
         for head, line in itertools.pairwise(lines)

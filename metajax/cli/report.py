@@ -27,7 +27,7 @@ def devices(mesh: Mesh) -> str:
 
 def table(result: dict[str, Any]) -> None:
     """Metrics after a few of the inner steps, with intervals; all are in the report."""
-    kinds = {"transductive": "", "non_transductive": "each query alone: "}
+    kinds = {"transductive": "", "non_transductive": "alone: "}
     columns = [
         (label + name, name, values)
         for kind, label in kinds.items()
@@ -36,7 +36,7 @@ def table(result: dict[str, Any]) -> None:
     ]
     grid = Table("inner steps", box=box.SIMPLE)
     for title, _, _ in columns:
-        grid.add_column(title, justify="right")
+        grid.add_column(title, justify="right", no_wrap=True)
     for step in _some_steps(result["inner_steps"]):
         grid.add_row(
             str(step), *[_cell(name, values["mean"][step], values["ci95"][step]) for _, name, values in columns]
@@ -44,6 +44,8 @@ def table(result: dict[str, Any]) -> None:
     console = Console()
     console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
     console.print(grid)
+    if "non_transductive" in result:
+        console.print("alone: each query with the support set only; else all queries of a task together")
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from metajax import checkpoints, workdir
 from metajax.cli import Stopped, configs, report
 from metajax.cli.device import choose_mesh, prepare_devices
-from metajax.cli.evaluate import evaluate_run, purpose_key
+from metajax.cli.evaluate import evaluate_run, load_state, purpose_key
 from metajax.cli.parse import parse
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
@@ -62,6 +62,7 @@ def run(args: Sequence[str]) -> None:
         raise UserError("train needs a CONFIG: `metajax configs` lists them")
     if args[0].startswith("-"):
         raise UserError(f"train needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
+    prepare_devices(None)  # before the config file, which may use JAX
     source = configs.find(args[0])
     default = Options(Where(), configs.load(args[0]))
     options = parse(Options, args[1:], prog=f"metajax train {args[0]}", default=default)
@@ -101,9 +102,10 @@ def train(
         workdir.create(directory, experiment, source, mesh.size)
         report.say(f"training in {directory} on {report.devices(mesh)}")
     if int(state.step) < experiment.training.steps:
-        state = _train(directory, experiment, parts, state, mesh)
+        _train(directory, experiment, parts, state, mesh)
+    state, step = load_state(directory, experiment, parts)
     result = evaluate_run(experiment, parts, state, mesh)
-    workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": int(state.step)})
+    workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
     report.table(result)
     report.say(f"metajax plot {directory} draws it")
 
@@ -127,7 +129,7 @@ def _resume(directory: Path, fresh: TrainState, mesh: Mesh) -> TrainState:
     return state
 
 
-def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> TrainState:
+def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> None:
     settings, step = experiment.training, int(state.step)
     compiled: dict[int, Callable[[TrainState], Any]] = {}
 
@@ -173,14 +175,14 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 if name != "step" and value is not None:
                     events.add_scalar(name, value, step)
             if checkpoint_due:
-                checkpoints.save(manager, state, row.get("validation_loss"))
+                diverged = row.get("validation_loss", 0) is None
+                checkpoints.save(manager, state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
             if received and step < settings.steps:
                 checkpoints.save(manager, state)
                 manager.wait_until_finished()
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
                 raise Stopped(received[0])
-    return state
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[TrainState], dict[str, Any]]:
@@ -204,8 +206,7 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[T
 
     def validate(state: TrainState) -> dict[str, Any]:
         measured = evaluate(state.meta_params, key, state.learner_state)["transductive"]
-        last = {f"validation_{name}": measured[name]["mean"][-1] for name in measured if name != "diverged"}
-        return {name: math.inf if value is None else value for name, value in last.items()}
+        return {f"validation_{name}": measured[name]["mean"][-1] for name in measured if name != "diverged"}
 
     return validate
 

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from metajax.errors import UserError
-from metajax.experiment.checks import at_least, positive
+from metajax.experiment.checks import at_least, in_range, positive
 from metajax.experiment.models import ModelSpec
 from metajax.experiment.tasks import TaskSpec
 from metajax.inner import InnerLoop, inner_loop
@@ -53,7 +53,7 @@ class Inner:
     def __post_init__(self):
         positive("inner", learning_rate=self.learning_rate)
         at_least("inner", 1, steps=self.steps, batch_size=self.batch_size)
-        at_least("inner", 0, beta1=self.beta1, beta2=self.beta2)
+        in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
     def build(self) -> InnerLoop:
         """Make the inner loop."""
@@ -96,7 +96,7 @@ class Outer:
 
     def __post_init__(self):
         positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
-        at_least("outer", 0, final_fraction=self.final_fraction)
+        in_range("outer", 0, 1, final_fraction=self.final_fraction)
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """Make the optimiser, its schedule stretched over `steps`."""
@@ -164,6 +164,8 @@ class EvaluationSettings:
     """Test tasks."""
     batch_size: int | None = None
     """Support examples in each inner step; None as in training, or all if the support set is smaller."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Evaluate the end of training, or the checkpoint with the lowest validation loss."""
     non_transductive: bool = True
     """Also predict each query alone with the support set."""
 

@@ -48,7 +48,7 @@ class Shots:
     """Query examples (of each class)."""
 
     def __post_init__(self):
-        at_least("task: both of", 1, shots=self.shots, queries=self.queries)
+        at_least("task.train and task.test", 1, shots=self.shots, queries=self.queries)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
