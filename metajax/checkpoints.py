@@ -1,8 +1,10 @@
 """Checkpoints by Orbax: asynchronous, atomic, the last few and the best kept, exact on restore."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import sys
 import zlib
@@ -25,15 +27,19 @@ _METRICS = "metrics"
 _CHECKSUM = "checksum"
 
 
-def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """Open a folder of checkpoints, made at the first save.
+@contextlib.contextmanager
+def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+    """Open a folder of checkpoints, made at the first save; at the end, wait for what is being written.
 
     Args:
         directory: Where they are.
         keep: The last so many are kept, and the one with the lowest validation loss.
 
-    Returns:
-        Orbax's manager; `close()` it to wait for what is being written.
+    Yields:
+        Orbax's manager, for `save`.
+
+    Raises:
+        UserError: If a checkpoint cannot be written.
     """
     for step in saved_steps(directory):
         if _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
@@ -55,18 +61,38 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> ocp.CheckpointManager
         best_mode="min",
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(directory.resolve(), options=options)
+    with _quiet():
+        manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        try:
+            yield manager
+        finally:
+            with _writing(directory):
+                manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None) -> None:
-    """Save a state under its step, in the background; nothing if that step is saved already."""
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None, *, wait: bool = False
+) -> None:
+    """Save a state under its step, in the background; nothing if that step is saved already.
+
+    Args:
+        manager: From `open_checkpoints`.
+        state: What to save.
+        validation_loss: Chooses the best checkpoint.
+        wait: Come back when it is written.
+
+    Raises:
+        UserError: If it, or the one before, cannot be written.
+    """
     step = int(state.step)
-    if step in manager.all_steps():
-        return
     metrics = None if validation_loss is None else {_LOSS: validation_loss}
     arrays = _to_arrays(state)
     saved = {**arrays, _CHECKSUM: _checksum(arrays)}
-    manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics, force=True)
+    with _writing(Path(manager.directory)):
+        if step not in manager.all_steps():
+            manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics, force=True)
+        if wait:
+            manager.wait_until_finished()
 
 
 def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, list[str]]:
@@ -93,8 +119,7 @@ def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple
             with _quiet():
                 return _read(directory / str(candidate), like), problems
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            problems.append(f"checkpoint {directory / str(candidate)} cannot be read ({reason})")
+            problems.append(f"checkpoint {directory / str(candidate)} cannot be read ({_reason(error)})")
     raise UserError("; ".join(problems))
 
 
@@ -158,8 +183,24 @@ def _read(path: Path, like: TrainState) -> TrainState:
 
 
 @contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn whatever Orbax raises, now or for a save before, into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{directory}: a checkpoint cannot be written ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):
+        return full.lower()
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Orbax's other reads print when one of them fails, and go on leaving it out if one did."""
+    """Leave out what Orbax's other reads and writes print when one of them fails; after a failure, go on with that."""
     logger, previous = logging.getLogger("asyncio"), sys.unraisablehook
 
     def report(unraisable) -> None:
@@ -167,7 +208,7 @@ def _quiet() -> Iterator[None]:
             previous(unraisable)
 
     def retrieved(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Task exception was never retrieved")
+        return "exception was never retrieved" not in record.getMessage()
 
     sys.unraisablehook = report
     logger.addFilter(retrieved)

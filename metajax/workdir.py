@@ -1,7 +1,7 @@
 """A work directory: the resolved config, versions, metrics, checkpoints and results of one run."""
 
-import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -9,13 +9,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import RecordWriter
 
 from metajax.errors import UserError
 from metajax.experiment import Experiment
@@ -29,6 +32,7 @@ CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
 PLOTS = "plots"
 _TYPE = "type"
+_PARTIAL = ".partial"
 
 
 def is_workdir(workdir: Path) -> bool:
@@ -40,11 +44,13 @@ def create(workdir: Path, experiment: Experiment, source: Path, devices: int) ->
     """Begin a run: write its config, the file it came from, and the versions it runs with."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir")
-    if workdir.is_dir() and any(workdir.iterdir()):
+    found = {path.name.removesuffix(_PARTIAL) for path in workdir.iterdir()} if workdir.is_dir() else set()
+    stopped_here = ENVIRONMENT in found and found <= {ENVIRONMENT, SOURCE, CONFIG}  # by a kill
+    if found and not stopped_here:
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / SOURCE, source.read_text())
     write_json(workdir / ENVIRONMENT, environment(devices))
+    _write(workdir / SOURCE, source.read_text())
     write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
 
 
@@ -57,7 +63,10 @@ def load_experiment(workdir: Path) -> Experiment:
     if not is_workdir(workdir):
         known = "it has no config.json" if workdir.is_dir() else "there is no such folder"
         raise UserError(f"{workdir} is not a work directory of metajax: {known}")
-    return from_json(read_json(workdir / CONFIG), workdir)
+    experiment = from_json(read_json(workdir / CONFIG), workdir)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{workdir / CONFIG} is damaged: it holds no experiment")
+    return experiment
 
 
 def differences(stored: Any, wanted: Any, workdir: Path) -> list[str]:
@@ -85,6 +94,19 @@ def environment(devices: int) -> dict[str, Any]:
     }
 
 
+def devices_at_first(workdir: Path) -> int:
+    """On how many devices a run began.
+
+    Raises:
+        UserError: If the record of it is missing or damaged.
+    """
+    path = workdir / ENVIRONMENT
+    try:
+        return int(read_json(path)["devices"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: it does not say on how many devices the run began") from error
+
+
 def to_json(value: Any, workdir: Path) -> Any:
     """Settings as JSON, each dataclass with its type, so that they can be read back without a list of types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -98,20 +120,29 @@ def to_json(value: Any, workdir: Path) -> Any:
 
 def from_json(value: Any, workdir: Path) -> Any:
     """The inverse of `to_json`; types from the run's own config file are taken from the copy beside it."""
+    return _from_json(value, workdir, functools.cache(lambda: load_module(workdir / SOURCE)))
+
+
+def _from_json(value: Any, workdir: Path, source: Callable[[], ModuleType]) -> Any:
     if isinstance(value, list):
-        return tuple(from_json(each, workdir) for each in value)
+        return tuple(_from_json(each, workdir, source) for each in value)
     if not (isinstance(value, dict) and _TYPE in value):
         return value
-    module, _, name = value[_TYPE].partition(":")
+    fields = {key: _from_json(each, workdir, source) for key, each in value.items() if key != _TYPE}
     try:
-        owner = load_module(workdir / SOURCE) if module == CONFIG_MODULE else importlib.import_module(module)
-        kind = getattr(owner, name)
-        fields = {key: from_json(each, workdir) for key, each in value.items() if key != _TYPE}
+        module, _, name = value[_TYPE].partition(":")
+        kind = getattr(source() if module == CONFIG_MODULE else importlib.import_module(module), name)
         paths = [
             f.name for f in dataclasses.fields(kind) if "Path" in str(f.type) and isinstance(fields.get(f.name), str)
         ]
-        return kind(**{**fields, **{name: Path(fields[name]) for name in paths}})
-    except (ImportError, AttributeError, TypeError) as error:
+        settings = {**fields, **{name: Path(fields[name]) for name in paths}}
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir / CONFIG} does not fit this version of metajax: {error}") from error
+    try:
+        return kind(**settings)
+    except UserError as error:
+        raise UserError(f"{workdir / CONFIG}: {error}") from error
+    except TypeError as error:
         raise UserError(f"{workdir / CONFIG} does not fit this version of metajax: {error}") from error
 
 
@@ -158,16 +189,19 @@ def append_metrics(workdir: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The metrics, a dict per line; a last line that was cut short is left out."""
+    """The metrics, a dict per line, up to a line that was cut short or is damaged."""
     path = workdir / METRICS
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             break
+        if not (isinstance(row, dict) and "step" in row):
+            break
+        rows.append(row)
     return rows
 
 
@@ -177,14 +211,39 @@ def truncate_metrics(workdir: Path, step: int) -> None:
     _write(workdir / METRICS, "".join(kept))
 
 
-@contextlib.contextmanager
-def events(workdir: Path, step: int) -> Iterator[SummaryWriter]:
-    """TensorBoard event files; what an interrupted run wrote after `step` is dropped by the reader."""
-    writer = SummaryWriter(str(workdir / EVENTS), purge_step=step + 1 if step else None)
-    try:
-        yield writer
-    finally:
-        writer.close()
+class Events:
+    """A TensorBoard event file, written without a thread: that of tensorboardX cannot report a full disk.
+
+    Args:
+        workdir: Where it goes; a run that was resumed has several.
+        step: Where the run goes on: what an interrupted run wrote after it is dropped by the reader.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        folder = workdir / EVENTS
+        folder.mkdir(exist_ok=True)
+        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"))
+        self._write(Event(file_version="brain.Event:2"))
+        if len(list(folder.iterdir())) > 1:
+            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a line of the metrics."""
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._write(Event(step=row["step"], summary=summary))
+
+    def flush(self) -> None:
+        """Put on disk what was added."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Put on disk what was added, and close the file."""
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write(event.SerializeToString())
 
 
 def read_json(path: Path) -> Any:
@@ -208,7 +267,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + _PARTIAL)
     partial.write_text(text)
     partial.replace(path)
 

@@ -50,8 +50,12 @@ def run(args: Sequence[str]) -> None:
     rows = workdir.read_metrics(options.workdir)
     if rows:
         figures["learning_curve"] = plots.learning_curve(rows)
-    if (options.workdir / workdir.EVALUATION).is_file():
-        figures["adaptation"] = plots.adaptation(workdir.read_json(options.workdir / workdir.EVALUATION))
+    evaluation = options.workdir / workdir.EVALUATION
+    if evaluation.is_file():
+        try:
+            figures["adaptation"] = plots.adaptation(workdir.read_json(evaluation))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{evaluation} is damaged: it is no report of an evaluation") from error
     parts = build(experiment, options.data_dir)
     state, _ = load_state(options.workdir, experiment, parts)
     seed = experiment.seed if options.seed is None else options.seed

@@ -69,7 +69,10 @@ def run(args: Sequence[str]) -> None:
     where = options.run
     directory = where.workdir or Path("runs") / source.stem
     prepare_devices(where.devices)
-    train(directory, options.experiment, source, where.devices, where.data_dir)
+    try:
+        train(directory, options.experiment, source, where.devices, where.data_dir)
+    except OSError as error:  # a write that fails names no file
+        raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
 
 
 def train(
@@ -111,7 +114,7 @@ def train(
 
 
 def _resume(directory: Path, fresh: TrainState, mesh: Mesh) -> TrainState:
-    began_with = workdir.read_json(directory / workdir.ENVIRONMENT)["devices"]
+    began_with = workdir.devices_at_first(directory)
     if began_with != mesh.size:
         report.warn(f"the run began on {began_with} devices and goes on on {mesh.size}: the same up to rounding")
     folder = directory / workdir.CHECKPOINTS
@@ -149,7 +152,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     validate = _validation(experiment, parts, mesh)
     with (
         checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=settings.keep) as manager,
-        workdir.events(directory, step) as events,
+        contextlib.closing(workdir.Events(directory, step)) as events,
         Progress(step, settings.steps, settings.tasks_per_step) as progress,
         _signals() as received,
     ):
@@ -171,16 +174,14 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             if checkpoint_due:
                 row |= validate(state)
             workdir.append_metrics(directory, row)
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    events.add_scalar(name, value, step)
+            events.add(row)
             if checkpoint_due:
+                events.flush()
                 diverged = row.get("validation_loss", 0) is None
                 checkpoints.save(manager, state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
-            if received and step < settings.steps:
-                checkpoints.save(manager, state)
-                manager.wait_until_finished()
+            if received:
+                checkpoints.save(manager, state, wait=True)
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
                 raise Stopped(received[0])
 

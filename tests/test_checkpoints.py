@@ -1,0 +1,211 @@
+"""Checkpoints: exact, the right ones kept, damage noticed."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_cli_helpers import damage
+
+from metajax import checkpoints
+from metajax.errors import UserError
+from metajax.training import TrainState
+
+
+def some_state(step: int, seed: int = 0, width: int = 3) -> TrainState:
+    """A state with many kinds of leaves."""
+    a, b, c = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+    params = {
+        "w": jax.random.normal(a, (width, 40)),
+        "half": jax.random.normal(b, (2,), jnp.bfloat16),
+        "special": jnp.array([jnp.nan, -jnp.inf, -0.0]),
+        "empty": jnp.zeros((0, 4)),
+        "scalar": jnp.float32(step),
+    }
+    return TrainState(params, optax.adam(1e-3).init(params), (jnp.arange(3), {}), jnp.int32(step), c)
+
+
+def flat(state: TrainState) -> list[tuple[str, str, bytes]]:
+    leaves = jax.tree.leaves_with_path(state._replace(key=jax.random.key_data(state.key)))
+    return [(jax.tree_util.keystr(path), str(leaf.dtype), np.asarray(leaf).tobytes()) for path, leaf in leaves]
+
+
+def save_all(folder, losses: dict[int, float | None], keep: int = 3) -> None:
+    with checkpoints.open_checkpoints(folder, keep=keep) as manager:
+        for step, loss in losses.items():
+            checkpoints.save(manager, some_state(step), loss)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    save_all(tmp_path / "c", {7: None})
+    found, problems = checkpoints.restore(tmp_path / "c", some_state(0, seed=1))
+    assert problems == []
+    assert flat(found) == flat(some_state(7))
+    assert jax.tree.structure(found) == jax.tree.structure(some_state(7))
+    expected = jax.random.normal(some_state(7).key)
+    assert float(jax.random.normal(found.key)) == float(expected)
+
+
+def test_what_is_saved_is_the_state_at_the_time(tmp_path):
+    state = some_state(7)
+    w = np.array(state.meta_params["w"])
+    before = flat(state)
+    with checkpoints.open_checkpoints(tmp_path / "c") as manager:
+        checkpoints.save(manager, state._replace(meta_params={**state.meta_params, "w": w}))
+        w[:] = 0  # training reuses its buffers while the save is under way
+    assert flat(checkpoints.restore(tmp_path / "c", state)[0]) == before
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path):
+    save_all(tmp_path / "c", {1: 3.0, 2: 1.0, 3: 5.0, 4: 4.0, 5: 6.0}, keep=2)
+    assert checkpoints.saved_steps(tmp_path / "c") == [2, 4, 5]
+    assert checkpoints.best_step(tmp_path / "c") == 2
+
+
+def test_the_best_is_known_after_a_restart(tmp_path):
+    save_all(tmp_path / "c", {1: 3.0, 2: 1.0, 3: 5.0}, keep=1)
+    save_all(tmp_path / "c", {4: 4.0, 5: None, 6: 2.0}, keep=1)
+    assert checkpoints.saved_steps(tmp_path / "c") == [2, 6]
+    save_all(tmp_path / "c", {7: 0.5, 8: 7.0}, keep=1)
+    assert checkpoints.saved_steps(tmp_path / "c") == [7, 8]
+    assert checkpoints.best_step(tmp_path / "c") == 7
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ({1: None, 2: None}, None),
+        ({1: 2.0, 2: None}, 1),
+        ({1: 2.0, 2: 2.0, 3: 3.0}, 2),
+        ({1: 2.0, 2: float("inf")}, 1),
+        ({1: float("inf")}, 1),
+    ],
+)
+def test_the_best_has_the_lowest_loss(tmp_path, losses, best):
+    save_all(tmp_path / "c", losses)
+    assert checkpoints.best_step(tmp_path / "c") == best
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with checkpoints.open_checkpoints(tmp_path / "c") as manager:
+        checkpoints.save(manager, some_state(7), wait=True)
+        checkpoints.save(manager, some_state(7, seed=1))
+    assert flat(checkpoints.restore(tmp_path / "c", some_state(0))[0]) == flat(some_state(7))
+
+
+def test_wait_means_written(tmp_path):
+    with checkpoints.open_checkpoints(tmp_path / "c") as manager:
+        checkpoints.save(manager, some_state(7), wait=True)
+        assert flat(checkpoints.restore(tmp_path / "c", some_state(0))[0]) == flat(some_state(7))
+
+
+@pytest.mark.parametrize("how", ["garbled", "truncated", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capfd, how):
+    save_all(tmp_path / "c", {1: None, 2: None, 3: None})
+    for step in (2, 3):
+        damage(tmp_path / "c" / str(step), how)
+    found, problems = checkpoints.restore(tmp_path / "c", some_state(0))
+    assert flat(found) == flat(some_state(1))
+    assert len(problems) == 2
+    for step, problem in zip((3, 2), problems, strict=True):
+        assert problem.startswith(f"checkpoint {tmp_path / 'c' / str(step)} cannot be read (")
+        assert len(problem.splitlines()) == 1
+    time.sleep(0.2)  # Orbax's other reads would print now
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_bit_is_noticed(tmp_path):
+    save_all(tmp_path / "c", {1: None, 2: None})
+    array = np.asarray(some_state(2).meta_params["w"]).tobytes()
+    changed = 0
+    for path in (tmp_path / "c" / "2").rglob("d/*"):
+        data = bytearray(path.read_bytes())
+        at = data.find(array[:64])
+        if at >= 0:
+            data[at + 5] ^= 1
+            path.write_bytes(data)
+            changed += 1
+    if not changed:  # compressed, whose own checksum notices
+        damage(tmp_path / "c" / "2", "garbled")
+    found, problems = checkpoints.restore(tmp_path / "c", some_state(0))
+    assert len(problems) == 1
+    assert flat(found) == flat(some_state(1))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_no_file_of_a_checkpoint_can_be_damaged_unnoticed(tmp_path, step):
+    """Whatever happens to any one file, a state is found and is exactly that of its step."""
+    save_all(tmp_path / "c", {1: 5.0, 2: 4.0, 3: 3.0})
+    files = [path for path in sorted((tmp_path / "c" / str(step)).rglob("*")) if path.is_file()]
+    assert len(files) > 5
+    fell_back = 0
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(bytes(byte ^ 0x5A for byte in data))
+        found, problems = checkpoints.restore(tmp_path / "c", some_state(0))
+        assert flat(found) == flat(some_state(int(found.step)))
+        fell_back += len(problems)
+        with checkpoints.open_checkpoints(tmp_path / "c"):
+            pass
+        assert checkpoints.best_step(tmp_path / "c") in (2, 3)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    assert (fell_back > 0) == (step == 3)
+
+
+def test_half_written_ones_do_not_count(tmp_path):
+    save_all(tmp_path / "c", {1: 1.0})
+    half = tmp_path / "c" / "2.orbax-checkpoint-tmp-0"
+    (half / "default").mkdir(parents=True)
+    (tmp_path / "c" / "3").mkdir()  # begun, and nothing in it
+    found, problems = checkpoints.restore(tmp_path / "c", some_state(0))
+    assert int(found.step) == 1
+    assert len(problems) == 1
+    assert checkpoints.best_step(tmp_path / "c") == 1
+    assert half.is_dir(), "asking for the best step may not touch what a training is writing"
+    checkpoints.discard_after(tmp_path / "c", 1)
+    save_all(tmp_path / "c", {2: 2.0})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2"]
+
+
+def test_a_named_step_is_restored_and_no_other(tmp_path):
+    save_all(tmp_path / "c", {1: None, 2: None})
+    assert int(checkpoints.restore(tmp_path / "c", some_state(0), 1)[0].step) == 1
+    damage(tmp_path / "c" / "2", "truncated")
+    with pytest.raises(UserError, match=r"c/2 cannot be read"):
+        checkpoints.restore(tmp_path / "c", some_state(0), 2)
+
+
+def test_another_shape_is_refused_with_both(tmp_path):
+    save_all(tmp_path / "c", {1: None})
+    with pytest.raises(UserError, match=r"float32\[3, 40\] where float32\[4, 40\] is expected"):
+        checkpoints.restore(tmp_path / "c", some_state(0, width=4))
+
+
+def test_nothing_to_restore(tmp_path):
+    (tmp_path / "c").mkdir()
+    for folder in (tmp_path / "c", tmp_path / "gone"):
+        assert checkpoints.saved_steps(folder) == []
+        assert checkpoints.best_step(folder) is None
+        with pytest.raises(UserError, match="holds no checkpoint"):
+            checkpoints.restore(folder, some_state(0))
+
+
+def test_discard_after(tmp_path):
+    save_all(tmp_path / "c", {1: None, 2: None, 3: None})
+    checkpoints.discard_after(tmp_path / "c", 1)
+    assert checkpoints.saved_steps(tmp_path / "c") == [1]
+
+
+def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: driver\nmore: No space left on device")
+
+    with (
+        pytest.raises(UserError, match=r"c: a checkpoint cannot be written \(no space left on device\)"),
+        checkpoints.open_checkpoints(tmp_path / "c") as manager,
+    ):
+        monkeypatch.setattr(manager, "save", refuse)
+        checkpoints.save(manager, some_state(1))
