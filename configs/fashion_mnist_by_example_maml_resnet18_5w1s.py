@@ -1,4 +1,13 @@
-"""MAML with ResNet-18 on Fashion-MNIST, 5-way 1-shot, all ten classes, other pictures of them for test."""
+"""MAML with ResNet-18 on Fashion-MNIST, 5-way 1-shot, all ten classes, other pictures of them for test.
+
+    metajax data prepare fashion_mnist
+    metajax train fashion_mnist_by_example_maml_resnet18_5w1s
+
+As `fashion_mnist_maml_resnet18_5w1s`, but split by example: the 60,000 official training pictures for training, the
+10,000 test pictures for test, all ten classes in both. That measures new pictures, not new classes.
+
+Measured on two cores (2 CPU devices), seed 0, 100 test tasks of 15 queries a class, after 5 steps: @SCORE@.
+"""
 
 from metajax.experiment import *
 

@@ -1,4 +1,13 @@
-"""MAML on glyphs, characters invented on the device, 5-way 1-shot; needs no download."""
+"""MAML on glyphs, characters invented on the device, 5-way 1-shot; needs no download.
+
+    metajax train glyphs_maml_5w1s
+
+As `omniglot_maml_5w1s`, for 5,000 meta-steps; every task has characters that were never seen before.
+
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: @SCORE@.
+Its initialisation on real Omniglot, of which it has seen nothing
+(`metajax evaluate runs/glyphs_maml_5w1s --on omniglot_maml_5w1s`): @OMNIGLOT@.
+"""
 
 from metajax.experiment import *
 

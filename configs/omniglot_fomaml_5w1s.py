@@ -1,4 +1,12 @@
-"""First-order MAML on Omniglot, 5-way 1-shot."""
+"""First-order MAML on Omniglot, 5-way 1-shot.
+
+    metajax data prepare omniglot
+    metajax train omniglot_fomaml_5w1s
+
+As `omniglot_maml_5w1s`, with inner gradients as constants of the outer differentiation.
+
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: @SCORE@.
+"""
 
 from metajax.experiment import *
 

@@ -1,4 +1,15 @@
-"""Reptile on Omniglot, 5-way 1-shot."""
+"""Reptile on Omniglot, 5-way 1-shot.
+
+    metajax data prepare omniglot
+    metajax train omniglot_reptile_5w1s
+
+Reptile's setting: 5 tasks of 10 training shots, 5 inner steps of Adam (β₁ = 0, rate 1e-3) on minibatches of 10; outer
+step 1 annealed linearly to 0; the inner optimiser's state is kept across tasks and in evaluation (here as the average
+over the tasks of a step); 50 steps of 5 examples at test, one query a class; rotated characters are classes in training
+only; ink as drawn; random-character split. Ours: 20,000 meta-steps (the paper: 100,000).
+
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks, after 50 steps: @SCORE@.
+"""
 
 from metajax.experiment import *
 

@@ -1,4 +1,14 @@
-"""MAML on sinusoid regression."""
+"""MAML on sinusoid regression.
+
+    metajax train sinusoid_maml
+
+MAML's setting: 10 points for support and for query in training, 1 inner step at rate 0.01, 25 tasks, 70,000 meta-steps.
+Ours: a cosine outer rate from 2e-3 with the meta-gradient clipped to norm 10, and the checkpoint with the best loss on
+2,000 validation tasks. Training for one step makes the model so sharp that late in training about one task in a
+thousand diverges after ten steps; such checkpoints validate badly.
+
+Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 5 points: @SCORE@.
+"""
 
 from metajax.experiment import *
 

@@ -1,0 +1,56 @@
+"""What the README promises."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import metajax as mj
+from metajax.cli import configs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_import_example_runs_and_learns():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10, "ten lines"
+    names: dict = {}
+    exec(code, names)
+    losses = np.asarray(names["metrics"]["loss"])
+    assert losses[-100:].mean() < losses[:100].mean()
+    predicted = names["apply"](names["adapted"], names["task"].query.x)
+    before = names["apply"](names["state"].meta_params, names["task"].query.x)
+    assert predicted.shape == names["task"].query.y.shape
+    assert not np.allclose(predicted, before)
+
+
+def test_the_commands_name_configs_that_exist():
+    commands = re.findall(r"metajax train (\w+)", README)
+    assert len(commands) >= 4
+    assert set(commands) <= set(configs.names())
+
+
+def test_every_config_builds_its_model_and_says_what_to_expect():
+    """Its docstring is its record: the command, the device, the time, the score."""
+    for name in configs.names():
+        text = configs.find(name).read_text()
+        for word in (f"metajax train {name}", "two cores", "minutes", "±"):
+            assert word in text, f"{name}: {word!r} is missing"
+        configs.load(name)
+
+
+def test_every_picture_and_record_that_the_readme_links_is_there():
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_public_names_are_documented():
+    for name in mj.__all__:
+        value = getattr(mj, name)
+        if callable(value) and getattr(value, "__module__", "").startswith("metajax"):
+            assert value.__doc__, name
+    assert jax.tree.leaves(mj.Batch(1, 2)) == [1, 2], "no mask, no leaf"
