@@ -16,6 +16,6 @@ config = Experiment(
     learner=MAML(),
     inner=Inner(learning_rate=2.0, steps=1, first_order=True, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
-    training=TrainingSettings(steps=10_000, tasks_per_step=32),
+    training=TrainingSettings(steps=7_000, tasks_per_step=32),
     evaluation=EvaluationSettings(steps=3),
 )

@@ -56,6 +56,7 @@ def adaptation(report: dict[str, Any]) -> Figure:
             axes.plot(steps, mean, ".-" if len(steps) < 20 else "-", color=colour, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
         axes.set(xlabel="inner steps", ylabel=f"query {name}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, title=f"{report['num_tasks']} tasks, 95 % interval")
         axes.grid(alpha=0.3)
     return figure

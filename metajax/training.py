@@ -1,5 +1,6 @@
 """The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
 
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,9 +54,10 @@ def init_train_state(
     >>> int(mj.init_train_state(learner, optax.adam(1e-3), jnp.float32(1.0)).step)
     0
     """
-    meta_params, learner_state = learner.init(jax.tree.map(jnp.array, params))
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
-    return TrainState(meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), jnp.copy(key))
+    meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
+    key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else seed
+    state = TrainState(meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), key)
+    return jax.tree.map(jnp.copy, state)  # no buffer twice: some optimisers keep the parameters they started from
 
 
 def make_train_step(
@@ -86,7 +88,8 @@ def make_train_step(
 
     Returns:
         `state -> (state, metrics)`, which donates its argument. Each metric is `float[steps_per_call]`:
-        the learner's own, averaged over tasks, and `gradient_norm`.
+        the learner's own, averaged over tasks, and the norms of the
+        meta-gradient and of the update, `gradient_norm` and `update_norm`.
 
     Raises:
         ValueError: If a count is below 1.
@@ -119,7 +122,8 @@ def make_train_step(
         shared = (state.meta_params, state.learner_state, sampler)
         mean = average_tasks(estimate, shared, keys, chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
-        metrics = {**mean.metrics, "gradient_norm": optax.tree.norm(mean.gradient)}
+        norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
+        metrics = {**mean.metrics, **norms}
         finite = jnp.all(jnp.array([jnp.isfinite(value).all() for value in metrics.values()]))
         new = (optax.apply_updates(state.meta_params, updates), opt_state, mean.state, state.step + 1)
         old = (state.meta_params, state.opt_state, state.learner_state, state.step)

@@ -16,7 +16,7 @@ from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
 from metajax.experiment import Experiment, Parts, build
-from metajax.experiment.build import evaluation_batch_size
+from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.training import TrainState, init_train_state
 
 
@@ -129,17 +129,6 @@ def evaluate_run(
     )
     measured = evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)
     return {"split": split, "seed": seed, **measured}
-
-
-def purpose_key(seed: int, purpose: Literal["train", "validation", "test"]) -> jax.Array:
-    """A key of its own for each use of a seed.
-
-    Raises:
-        UserError: If the seed is out of range.
-    """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {seed}")
-    return jax.random.fold_in(jax.random.key(seed), ["train", "validation", "test"].index(purpose))
 
 
 def _listed(steps: list[int]) -> str:

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from metajax import plots, workdir
 from metajax.cli import report
 from metajax.cli.device import prepare_devices
-from metajax.cli.evaluate import load_state, purpose_key
+from metajax.cli.evaluate import load_state
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
-from metajax.experiment.build import evaluation_batch_size
+from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.training import TrainState
 from metajax.types import Task
 

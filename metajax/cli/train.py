@@ -17,13 +17,13 @@ from jax.sharding import Mesh
 from metajax import checkpoints, workdir
 from metajax.cli import Stopped, configs, report
 from metajax.cli.device import choose_mesh, prepare_devices
-from metajax.cli.evaluate import evaluate_run, load_state, purpose_key
+from metajax.cli.evaluate import evaluate_run, load_state
 from metajax.cli.parse import parse
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, build
-from metajax.experiment.build import evaluation_batch_size
+from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]

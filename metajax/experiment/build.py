@@ -1,7 +1,7 @@
 """From settings to the pure functions that a run is made of."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import optax
@@ -41,13 +41,25 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     """
     tasks = experiment.task.tasks(data_dir)
     support = jax.eval_shape(tasks.samplers["train"], jax.random.key(0)).support
-    module = experiment.model.build(support.x.shape[1:], tasks.outputs, nnx.Rngs(experiment.seed))
+    rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
+    module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
     apply, params = functional(module)
     _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
     _check_frozen(experiment.inner.frozen, params)
     loss_fn = tasks.loss(apply)
     learner = experiment.learner.build(loss_fn, experiment.inner.build())
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
+
+
+def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test"]) -> jax.Array:
+    """A key of its own for each use of a seed.
+
+    Raises:
+        UserError: If the seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {seed}")
+    return jax.random.fold_in(jax.random.key(seed), ["init", "train", "validation", "test"].index(purpose))
 
 
 def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int | None:

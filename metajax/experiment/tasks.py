@@ -107,7 +107,7 @@ class Omniglot:
     split: Literal["random_character", "alphabet"] = "random_character"
     """1,100/100/423 characters at random, or 964/659 by alphabet (harder; no validation characters)."""
     rotations: Literal["all", "train", "none"] = "all"
-    """Where characters turned by 90°, 180°, 270° are classes of their own: MAML everywhere, Reptile in training."""
+    """Where characters turned by 90°, 180°, 270° are classes too: at test as well, in training only, or nowhere."""
     invert: bool = True
     """Ink as 1 on a ground of 0 (MAML), or as drawn, dark on light (Reptile)."""
     size: int = 28
