@@ -3,8 +3,8 @@
     metajax data prepare fashion_mnist
     metajax train fashion_mnist_maml_resnet18_5w1s
 
-10 tasks, 15 queries a class, 1 inner step. Five training classes make one 5-way problem with its labels permuted, and the
-test classes are other things (sandals, shirts, trainers, bags, boots): little transfers. The large stem keeps a
+10 tasks, 15 queries a class, 1 inner step. Five training classes make one 5-way problem with its labels permuted,
+and the test classes are other things (sandals, shirts, trainers, bags, boots): little transfers. The large stem keeps a
 meta-step below two seconds on a CPU; on an accelerator `--model.stem small` sees more.
 
 Measured on two cores (2 CPU devices), seed 0, 100 test tasks of 15 queries a class, after 3 steps: @SCORE@.

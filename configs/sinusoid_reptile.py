@@ -2,7 +2,8 @@
 
     metajax train sinusoid_reptile
 
-10 inner steps of SGD at rate 0.005 on minibatches of 10 of a task's 50 points; 5 tasks; outer step 0.3 annealed linearly.
+10 inner steps of SGD at rate 0.005 on minibatches of 10 of a task's 50 points; 5 tasks; outer step 0.3 annealed
+linearly.
 
 Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 10 points, after 32 steps: @SCORE@.
 """

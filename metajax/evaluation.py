@@ -9,9 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax.learners import MetaLearner
+from metajax.losses import weighted_mean
 from metajax.parallel import default_chunk_size, map_tasks, replicated, task_keys
 from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
+
+_MOST_AT_ONCE = 8
+"""Tasks of a chunk, unless chosen: queries alone take a batch each, and memory with it."""
 
 Evaluation = dict[str, Any]
 """A report that goes into JSON as it is; `make_evaluation` says what is in it."""
@@ -37,8 +41,8 @@ def make_evaluation(
 
     Args:
         learner: A meta-learner.
-        loss_fn: The loss that queries are measured with. Non-transductive evaluation relies on it to weigh examples by
-            `Batch.mask`, as the library's losses do.
+        loss_fn: The loss that queries are measured with, its model without dropout. Non-transductive evaluation relies
+            on it to weigh examples by `Batch.mask`, as the library's losses do.
         sampler: `rng -> Task`.
         steps: Inner steps.
         num_tasks: Tasks; task `i` is a function of the key and of `i` alone, whatever the devices.
@@ -91,10 +95,7 @@ def make_evaluation(
         return adapted.trace
 
     def run(meta_params, learner_state, rng, sampler):
-        chunk = chunk_size
-        if chunk is None:
-            devices = 1 if mesh is None else mesh.size
-            chunk = default_chunk_size(meta_params, -(-num_tasks // devices))
+        chunk = chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
         shared = (meta_params, learner_state, sampler)
         return map_tasks(measure, shared, task_keys(rng, num_tasks), chunk_size=chunk, mesh=mesh)
 
@@ -133,8 +134,7 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         return _metrics(loss_fn, params, batch, rng)
 
     values = jax.vmap(measure)(query.x, query.y)
-    weights = None if query.mask is None else query.mask / jnp.maximum(query.mask.sum(), 1)
-    return jax.tree.map(lambda v: v.mean() if weights is None else (v * weights).sum(), values)
+    return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 
 
 def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
             statistics = {
                 "mean": tasks.mean(0),
                 "ci95": 1.96 * spread / np.sqrt(len(tasks)),
-                "median": np.median(tasks, axis=0),
+                "median": np.median(np.where(np.isnan(tasks), np.inf, tasks), axis=0),
             }
         report[name] = {key: [_or_none(v) for v in column] for key, column in statistics.items()}
     return report

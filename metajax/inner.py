@@ -94,7 +94,8 @@ def inner_loop(
         An `InnerLoop`.
 
     Raises:
-        ValueError: If `steps` is negative, or `batch_size` is not between 1 and the number of examples.
+        ValueError: If `steps` is negative, or `remat` meets `unroll=True`; the loop's `run` raises it if its batch
+            size is not between 1 and the number of examples.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017.
@@ -107,6 +108,8 @@ def inner_loop(
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
+    if remat and unroll is True:
+        raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     default_steps, default_batch_size = steps, batch_size
 
     def split(params: Params) -> tuple[PyTree, PyTree]:

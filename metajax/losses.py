@@ -27,8 +27,8 @@ def classification_loss(apply: ApplyFn) -> LossFn:
     def loss_fn(params, data: Batch, rng):
         logits = apply(params, data.x, rng)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
-        loss = _mean(losses, data.mask)
-        accuracy = _mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
+        loss = weighted_mean(losses, data.mask)
+        accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
         return loss, {"loss": loss, "accuracy": accuracy}
 
     return loss_fn
@@ -42,7 +42,7 @@ def regression_loss(apply: ApplyFn) -> LossFn:
 
     Returns:
         A loss on a `Batch` with real targets `[examples, ...]`; the metric `loss` is the mean squared error, in
-        squared units of the target.
+        squared units of the target. It raises a `ValueError` if outputs and targets differ in shape.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.regression_loss(lambda params, x, rng: params * x)
@@ -52,16 +52,21 @@ def regression_loss(apply: ApplyFn) -> LossFn:
     """
 
     def loss_fn(params, data: Batch, rng):
-        errors = (apply(params, data.x, rng) - data.y) ** 2
-        loss = _mean(errors.reshape(errors.shape[0], -1).mean(-1), data.mask)
+        outputs = apply(params, data.x, rng)
+        if jnp.shape(outputs) != jnp.shape(data.y):
+            raise ValueError(f"outputs have shape {jnp.shape(outputs)}, but targets {jnp.shape(data.y)}")
+        errors = (outputs - data.y) ** 2
+        loss = weighted_mean(errors.reshape(errors.shape[0], -1).mean(-1), data.mask)
         return loss, {"loss": loss}
 
     return loss_fn
 
 
-def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Mean over examples, weighted by `mask`; 0 where nothing counts."""
     if mask is None:
         return values.mean()
     mask = mask.astype(values.dtype)
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1)
+    total = mask.sum()
+    weighted = jnp.where(mask > 0, values, 0) * mask  # what does not count may be NaN
+    return weighted.sum() / jnp.where(total > 0, total, 1)

@@ -60,7 +60,7 @@ def average_tasks(
         fn: A function of what all tasks share and of one entry of `per_task`, to a pytree of arrays.
         shared: A pytree, the same for every task.
         per_task: A pytree of arrays with a leading task axis.
-        chunk_size: Tasks that run together under `vmap`; see `default_chunk_size`.
+        chunk_size: Tasks that run together under `vmap`; by default all of a device's share.
         mesh: Devices to split the tasks over, from `task_mesh`; `None` stays on one device.
 
     Returns:
@@ -71,13 +71,13 @@ def average_tasks(
     4.0
     """
     num_tasks = _num_tasks(per_task)
-    chunk_size = _chunk_size(chunk_size, shared, num_tasks, mesh)
+    chunk_size = _chunk_size(chunk_size, num_tasks, mesh)
 
     def total(shared, per_task, valid):
         def add_chunk(total, chunk):
             tasks, valid = chunk
             values = _run_chunk(fn, shared, tasks)
-            if valid is not None:  # a padded task is computed, and counts for nothing even if it is not finite
+            if valid is not None:  # a padded task is computed, and counts for nothing
                 values = jax.tree.map(lambda v: jnp.where(_along(valid, v), v, jnp.zeros_like(v)), values)
             return jax.tree.map(lambda t, v: t + v.sum(0, dtype=t.dtype), total, values), None
 
@@ -109,7 +109,7 @@ def map_tasks(
     [0, 2, 4]
     """
     num_tasks = _num_tasks(per_task)
-    chunk_size = _chunk_size(chunk_size, shared, num_tasks, mesh)
+    chunk_size = _chunk_size(chunk_size, num_tasks, mesh)
 
     def run(shared, per_task, _):
         chunks = _in_chunks(per_task, chunk_size)
@@ -121,23 +121,30 @@ def map_tasks(
     return jax.tree.map(lambda v: v[:num_tasks], values)
 
 
-def default_chunk_size(params: PyTree, tasks_per_device: int) -> int:
-    """Tasks to run together: all on an accelerator or with a tiny model, one at a time on a CPU.
+def is_tiny(params: PyTree) -> bool:
+    """Whether a model has at most ten thousand parameters, so that on a CPU its dispatch outweighs its arithmetic."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) <= 10_000
 
-    One task's activations fit a core's cache and a chunk of them does not, so on a CPU one at a time is faster as
-    soon as the work of a task outweighs its dispatch, which was measured at about ten thousand parameters.
+
+def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None) -> int:
+    """Tasks to run together on a device: all of its share on an accelerator or with a tiny model, one on a CPU.
+
+    One task's activations fit a core's cache, a chunk's do not.
     """
-    size = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(params))
-    return 1 if jax.default_backend() == "cpu" and size > 10_000 else tasks_per_device
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return 1 if platform == "cpu" and not is_tiny(params) else _share(num_tasks, mesh)
 
 
-def _chunk_size(chunk_size: int | None, shared: PyTree, num_tasks: int, mesh: Mesh | None) -> int:
-    tasks_per_device = -(-num_tasks // _num_devices(mesh))
-    if chunk_size is None:
-        return default_chunk_size(shared, tasks_per_device)
-    if chunk_size < 1:
+def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> int:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    return min(chunk_size, tasks_per_device)
+    share = _share(num_tasks, mesh)
+    return share if chunk_size is None else min(chunk_size, share)
+
+
+def _share(num_tasks: int, mesh: Mesh | None) -> int:
+    """Tasks of one device."""
+    return -(-num_tasks // _num_devices(mesh))
 
 
 def _run_chunk(fn: Callable, shared: PyTree, tasks: PyTree) -> PyTree:

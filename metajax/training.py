@@ -1,6 +1,5 @@
 """The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
 
-import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,7 +54,7 @@ def init_train_state(
     0
     """
     meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
-    key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else seed
+    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
     state = TrainState(meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), key)
     return jax.tree.map(jnp.copy, state)  # no buffer twice: some optimisers keep the parameters they started from
 
@@ -114,10 +113,7 @@ def make_train_step(
         return learner.gradient(meta_params, sampler(task_key), learn_key, learner_state)
 
     def meta_step(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
-        chunk = chunk_size
-        if chunk is None:
-            devices = 1 if mesh is None else mesh.size
-            chunk = default_chunk_size(state.meta_params, -(-tasks_per_step // devices))
+        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         keys = task_keys(jax.random.fold_in(state.key, state.step), tasks_per_step)
         shared = (state.meta_params, state.learner_state, sampler)
         mean = average_tasks(estimate, shared, keys, chunk_size=chunk, mesh=mesh)

@@ -94,17 +94,26 @@ def environment(devices: int) -> dict[str, Any]:
     }
 
 
-def devices_at_first(workdir: Path) -> int:
-    """On how many devices a run began.
+def changes_since(workdir: Path, devices: int) -> list[str]:
+    """What is not as it was when the run began, and may change rounding: versions and devices.
 
     Raises:
         UserError: If the record of it is missing or damaged.
     """
     path = workdir / ENVIRONMENT
+    began, now = read_json(path), environment(devices)
     try:
-        return int(read_json(path)["devices"])
+        changes = [
+            f"{name} {began['versions'][name]} is now {now['versions'][name]}"
+            for name in ("metajax", "jax", "jaxlib", "flax", "optax")
+            if began["versions"][name] != now["versions"][name]
+        ]
+        changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
+        if int(began["devices"]) != devices:
+            changes.append(f"the run began on {began['devices']} devices and goes on on {devices}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: it does not say on how many devices the run began") from error
+        raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
+    return changes
 
 
 def to_json(value: Any, workdir: Path) -> Any:

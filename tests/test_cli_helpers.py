@@ -58,7 +58,7 @@ def small(folder: Path, name: str = "small.py", text: str = SMALL) -> Path:
 def run(*args: object) -> Result:
     """Run a command in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _compiled_once():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _compiled_fast():
         try:
             code = main([str(arg) for arg in args])
         except SystemExit as stop:  # --help
@@ -66,9 +66,10 @@ def run(*args: object) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def spawn(*args: object, cache: bool = True, env: dict[str, str] | None = None, **options) -> subprocess.Popen:
-    """Start a command in a process of its own, in its own group."""
-    variables = {**os.environ, "COLUMNS": "120", **(_cache_variables() if cache else {}), **(env or {})}
+def spawn(*args: object, fast: bool = True, env: dict[str, str] | None = None, **options) -> subprocess.Popen:
+    """Start a command in a process of its own; what is not compiled `fast` is compiled as a user's."""
+    compiling = {name.upper(): str(value) for name, value in _compiling().items()} if fast else {}
+    variables = {**os.environ, "COLUMNS": "120", **compiling, **(env or {})}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-m", "metajax", *map(str, args)]
     return subprocess.Popen(command, env=variables, **{**pipes, **options})
@@ -147,16 +148,19 @@ def _cache() -> str:
     return folder
 
 
-def _cache_variables() -> dict[str, str]:
-    return {"JAX_COMPILATION_CACHE_DIR": _cache(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def _compiling() -> dict[str, str | int | bool]:
+    """Compile quickly, and once only: these tests run the same few programs again and again."""
+    return {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": _cache(),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
 
 
 @contextlib.contextmanager
-def _compiled_once() -> Iterator[None]:
-    """Keep compiled programs for the next command: these tests run the same few again and again."""
-    names = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"]
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, [_cache(), 0], strict=True):
+def _compiled_fast() -> Iterator[None]:
+    before = {name: jax.config.values[name] for name in _compiling()}
+    for name, value in _compiling().items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     try:

@@ -30,10 +30,43 @@ config = Experiment(
     inner=Inner(learning_rate=0.4),
     outer=Outer(learning_rate=1e-2),
     training=TrainingSettings(steps=4, tasks_per_step=2, steps_per_call=2, checkpoint_every=2),
-    validation=Validation(num_tasks=2),
+    validation=Validation(num_tasks=0),
     evaluation=EvaluationSettings(steps=1, num_tasks=3),
 )
 '''
+
+OPPOSITE = (
+    SMALL
+    + """
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from metajax.losses import regression_loss
+from metajax.types import Batch, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opposite:
+    height: float = 9.0
+
+    def tasks(self, data_dir):
+        def sampler(height):
+            def sample(rng):
+                batch = Batch(jax.random.normal(rng, (4, 1)), jnp.full((4, 1), height))
+                return Task(batch, batch)
+
+            return sample
+
+        up, down = sampler(self.height), sampler(-self.height)
+        return Tasks({"train": up, "validation": down, "test": down}, 1, regression_loss)
+
+
+config = dataclasses.replace(config, task=Opposite(), inner=Inner(learning_rate=1e-6))
+"""
+)
+"""The longer it trains, the worse it validates."""
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +162,14 @@ def test_train_keeps_the_last_checkpoints_and_the_best(trained):
     assert steps(trained[0]) == sorted({best, 30, 40})
 
 
-def test_a_best_checkpoint_that_is_old_is_kept_and_evaluated(config, tmp_path):
-    # The rate is so high that the first checkpoint validates best.
-    options = ["--outer.learning-rate", "0.3", "--training.keep", "1", "--evaluation.checkpoint", "best"]
+def test_a_best_checkpoint_that_is_old_is_kept_and_evaluated(tmp_path):
+    config = small(tmp_path, text=OPPOSITE)
+    options = ["--training.keep", 1, "--evaluation.checkpoint", "best"]
     assert run("train", config, "--workdir", tmp_path / "run", *options).code == 0
-    losses = {row["step"]: row["validation_loss"] for row in rows(tmp_path / "run") if "validation_loss" in row}
-    best = min(losses, key=losses.__getitem__)
-    assert best < 40, "choose other settings: the last is the best"
-    assert steps(tmp_path / "run") == [best, 40]
-    assert report(tmp_path / "run")["checkpoint"] == best
+    losses = [row["validation_loss"] for row in rows(tmp_path / "run") if "validation_loss" in row]
+    assert losses == sorted(losses)
+    assert steps(tmp_path / "run") == [10, 40]
+    assert report(tmp_path / "run")["checkpoint"] == 10
 
 
 def test_train_evaluates_at_every_inner_step(trained):
@@ -387,7 +419,8 @@ def test_progress_on_a_terminal(config, tmp_path):
         try:
             part = os.read(leader, 1 << 16)
         except OSError as error:
-            assert error.errno == errno.EIO
+            if error.errno != errno.EIO:  # the end
+                raise
             break
         if not part:
             break
@@ -417,21 +450,22 @@ def test_an_error_on_a_terminal_is_the_same_line(tmp_path):
 
 
 def test_tensorflow_is_not_needed(config, tmp_path):
-    """With `import tensorflow` failing, and looked at afterwards."""
+    """A `tensorflow` that ends the process is on the path, and hidden from imports as if it were absent."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class NoTensorFlow:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('tensorflow', 'tf_keras', 'keras'):\n"
-        "            raise ImportError('there is no TensorFlow here')\n"
-        "sys.meta_path.insert(0, NoTensorFlow())\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def find_spec(name, path=None, target=None):\n"
+        "    absent = name.split('.')[0] in ('tensorflow', 'tf_keras', 'keras')\n"
+        "    return None if absent else find(name, path, target)\n"
+        "PathFinder.find_spec = staticmethod(find_spec)\n"
     )
+    (tmp_path / "hook" / "tensorflow.py").write_text("raise SystemExit('TensorFlow was imported')")
     script = f"""
 try:
     import tensorflow
-except ImportError as error:
-    assert "here" in str(error)
+except ImportError:
+    pass
 else:
     raise SystemExit("the hook does not work")
 import sys

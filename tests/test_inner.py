@@ -150,3 +150,34 @@ def test_first_order_stores_nothing_for_each_step(key):
 
     assert residual_bytes(64, True) == residual_bytes(2, True)
     assert residual_bytes(64, False) > residual_bytes(2, False)
+
+
+def test_remat_stores_no_more_than_the_parameters_of_each_step(key):
+    """And refuses the unrolled loop, in which the compiler would undo it."""
+    width = 64
+    hidden = jnp.ones((width, width))
+
+    def deep(params, data, rng):
+        x = jnp.ones((256, width))
+        for _ in range(4):
+            x = jnp.tanh(x @ params)
+        return x.mean(), {}
+
+    def temporary_bytes(**options):
+        inner = mj.inner_loop(optax.sgd(0.1), 16, **options)
+        outer = jax.grad(lambda p: deep(inner.run(deep, p, None, key).params, None, key)[0])
+        return jax.jit(outer).lower(hidden).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(remat=True) < temporary_bytes() / 3
+    with pytest.raises(ValueError, match="choose remat or unroll=True, not both"):
+        mj.inner_loop(optax.sgd(0.1), 2, remat=True, unroll=True)
+
+
+def test_minibatches_go_on_across_the_end_of_an_epoch(key):
+    """Four draws of 3 from 5 examples: two whole epochs, and two draws of the third."""
+
+    def count(params, rows, rng):
+        return jnp.sum(params[rows]), {}
+
+    adapted = mj.inner_loop(optax.sgd(1.0), 4, batch_size=3).run(count, jnp.zeros(5), jnp.arange(5), key).params
+    assert sorted(np.asarray(-adapted).astype(int).tolist()) == [2, 2, 2, 3, 3]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import metajax as mj
 
@@ -30,3 +31,17 @@ def test_squared_error_is_a_mean_over_outputs_and_weighted_examples():
 def test_all_masked_is_zero_and_not_nan():
     loss_fn = mj.regression_loss(lambda params, x, rng: x)
     assert float(loss_fn(None, mj.Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.zeros(2)), None)[0]) == 0
+
+
+def test_weights_may_be_fractions_and_hide_what_is_not_finite():
+    loss_fn = mj.regression_loss(lambda params, x, rng: x)
+    x, y = jnp.array([[1.0], [2.0], [jnp.nan]]), jnp.zeros((3, 1))
+    loss, _ = loss_fn(None, mj.Batch(x, y, jnp.array([0.25, 0.25, 0.0])), None)
+    np.testing.assert_allclose(loss, 2.5)
+
+
+def test_outputs_of_another_shape_than_the_targets_are_refused():
+    """Broadcast, they would make a table of errors."""
+    loss_fn = mj.regression_loss(lambda params, x, rng: x)
+    with pytest.raises(ValueError, match=r"outputs have shape \(3, 1\), but targets \(3,\)"):
+        loss_fn(None, mj.Batch(jnp.ones((3, 1)), jnp.ones(3)), None)

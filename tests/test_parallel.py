@@ -62,7 +62,7 @@ def test_shuffling_tasks_changes_nothing(problem):
 @settings(deadline=None, max_examples=15)
 @given(num_tasks=st.integers(1, 20), devices=st.sampled_from([1, 2, 3, 8]), chunk=st.integers(1, 7))
 def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
-    """Padded tasks count for nothing, even where they are not finite."""
+    """Padded tasks count for nothing."""
     x = jnp.arange(1.0, num_tasks + 1)
     mesh = mj.task_mesh(jax.devices()[:devices])
 

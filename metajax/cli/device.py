@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from metajax.errors import UserError
-from metajax.parallel import task_mesh
+from metajax.parallel import is_tiny, task_mesh
 from metajax.types import Params
 
 
@@ -21,7 +21,7 @@ def prepare_devices(devices: int | None) -> None:
         raise UserError(f"--devices must be at least 1, got {devices}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", max(cores, devices or 1, jax.config.jax_num_cpu_devices))
+        jax.config.update("jax_num_cpu_devices", max(cores, min(devices or 1, 8), jax.config.jax_num_cpu_devices))
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
@@ -35,8 +35,7 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
     available = jax.local_devices()
     if devices is None:
         most = min(len(available), tasks)
-        tiny = sum(leaf.size for leaf in jax.tree.leaves(params)) <= 10_000
-        devices = 1 if tiny and jax.default_backend() == "cpu" else -(-tasks // -(-tasks // most))
+        devices = 1 if is_tiny(params) and jax.default_backend() == "cpu" else -(-tasks // -(-tasks // most))
     if devices > len(available):
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
     return task_mesh(available[:devices])

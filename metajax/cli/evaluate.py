@@ -39,7 +39,10 @@ class Options:
     on: str | None = None
     """Another config, name or path, whose tasks to evaluate on."""
     output: Path | None = None
-    """The report; by default evaluation.json in the work directory, with --on evaluation_on_CONFIG.json."""
+    """The report; by default evaluation.json in the work directory, and with options that change what is measured a
+    name that says so, such as evaluation_steps_10.json."""
+    chunk_size: int | None = None
+    """Tasks that run together on a device; fewer take less memory."""
     devices: int | None = None
     """Devices to split tasks over; by default all that help."""
     data_dir: Path | None = None
@@ -55,15 +58,27 @@ def run(args: Sequence[str]) -> None:
     experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, **changes))
     if options.on is not None:
         experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
+    if options.chunk_size is not None:
+        training = dataclasses.replace(experiment.training, chunk_size=options.chunk_size)
+        experiment = dataclasses.replace(experiment, training=training)
     parts = build(experiment, options.data_dir)
     state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
     result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
-    name = workdir.EVALUATION if options.on is None else f"evaluation_on_{Path(options.on).stem}.json"
-    path = options.output or options.workdir / name
+    path = options.output or options.workdir / _report_name(options)
     workdir.write_json(path, {**result, "checkpoint": step, **({"on": options.on} if options.on else {})})
     report.table(result)
     report.say(f"the whole report is {path}")
+
+
+def _report_name(options: Options) -> str:
+    """`evaluation.json` for the run's own evaluation, so that no other takes its place."""
+    parts = ["evaluation"] + ([options.split] if options.split != "test" else [])
+    for name in ("on", "steps", "num_tasks", "seed", "checkpoint"):
+        value = getattr(options, name)
+        if value is not None:
+            parts += [name, Path(value).stem if name == "on" else str(value)]
+    return "_".join(parts) + ".json"
 
 
 def load_state(

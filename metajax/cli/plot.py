@@ -71,7 +71,8 @@ def run(args: Sequence[str]) -> None:
 def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
     """A picture of example test tasks: an episode of images, or fits of one-dimensional regression."""
     sampler = parts.tasks.samplers["test"]
-    tasks = [sampler(each) for each in jax.random.split(key, _FITS)]
+    sample_key, key = jax.random.split(key)
+    tasks = [sampler(each) for each in jax.random.split(sample_key, _FITS)]
     query = tasks[0].query
     if query.x.ndim == 4:
         task = tasks[0]

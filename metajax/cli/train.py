@@ -114,9 +114,8 @@ def train(
 
 
 def _resume(directory: Path, fresh: TrainState, mesh: Mesh) -> TrainState:
-    began_with = workdir.devices_at_first(directory)
-    if began_with != mesh.size:
-        report.warn(f"the run began on {began_with} devices and goes on on {mesh.size}: the same up to rounding")
+    for change in workdir.changes_since(directory, mesh.size):
+        report.warn(f"{change}: the same up to rounding")
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
         workdir.truncate_metrics(directory, 0)

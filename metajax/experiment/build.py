@@ -46,6 +46,7 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     apply, params = functional(module)
     _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
     _check_frozen(experiment.inner.frozen, params)
+    _check_evaluation(experiment, tasks)
     loss_fn = tasks.loss(apply)
     learner = experiment.learner.build(loss_fn, experiment.inner.build())
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
@@ -69,6 +70,20 @@ def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int 
     if chosen is not None or experiment.inner.batch_size is None:
         return chosen
     return min(experiment.inner.batch_size, support_examples)
+
+
+def _check_evaluation(experiment: Experiment, tasks: Tasks) -> None:
+    """What would otherwise come out when the training is over."""
+    if "test" not in tasks.samplers:
+        raise UserError(f"task has no test split, only {', '.join(tasks.samplers)}")
+    test = jax.eval_shape(tasks.samplers["test"], jax.random.key(0)).support
+    evaluation_batch_size(experiment, test.x.shape[0])
+    validates = experiment.validation.num_tasks and "validation" in tasks.samplers
+    if experiment.evaluation.checkpoint == "best" and not validates:
+        raise UserError(
+            'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0, with a task '
+            "that has validation classes, or choose last"
+        )
 
 
 def _check_batch_size(field: str, batch_size: int | None, examples: int) -> None:

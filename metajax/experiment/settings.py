@@ -53,6 +53,8 @@ class Inner:
     def __post_init__(self):
         positive("inner", learning_rate=self.learning_rate)
         at_least("inner", 1, steps=self.steps, batch_size=self.batch_size)
+        if self.remat and self.unroll:
+            raise UserError("inner.remat and inner.unroll do not go together: choose one")
         in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
     def build(self) -> InnerLoop:

@@ -21,7 +21,8 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`; the paper's takes minibatches of the support set with Adam, β₁ = 0.
         carry_optimizer: Keep the inner optimiser's state from task to task and into evaluation, as the paper's
-            code does. Tasks of one step all start from the same state, and leave the average of theirs.
+            code does. Tasks of one step all start from the same state, and leave the average of theirs; `adapt`
+            without that state starts from a fresh one.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation, and whose state is the inner optimiser's
@@ -42,7 +43,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         return params, inner.init(params) if carry_optimizer else ()
 
     def adapt(meta_params, support, rng, *, state=(), **options):
-        opt_state = state if carry_optimizer else None
+        opt_state = state if carry_optimizer and jax.tree.leaves(state) else None
         return inner.run(loss_fn, meta_params, support, rng, opt_state=opt_state, **options)
 
     def gradient(meta_params, task, rng, state):

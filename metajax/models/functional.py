@@ -1,6 +1,5 @@
 """Turn a module of any kind into a pure function and its parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,14 +14,15 @@ def functional(module: Any, *init_args: Any) -> tuple[ApplyFn, Params]:
     Args:
         module: One of
             an NNX module, called as `module(x)`;
-            a Linen module, with `init_args = (rng, x)` for its `init`;
+            a Linen module, with `init_args = (rng, x)` for its `init`; a dict of keys names its random streams;
             a pair `(init, apply)` of functions, with `init_args` for `init`, and `apply(params, x, rng)`.
         *init_args: As above.
 
     Returns:
         `(apply, params)`. Anything in the module that is not a parameter, running statistics included, is held
         constant: what a forward pass writes there is dropped. `rng` feeds dropout and other noise; without it an
-        NNX module uses the streams that it was made with, the same at every call.
+        NNX module uses the streams that it was made with, the same at every call. Dropout stays as the module has it:
+        for evaluation make a second pair from `module.eval()`.
 
     Raises:
         TypeError: If `module` is none of these.
@@ -51,7 +51,8 @@ def _from_nnx(module: nnx.Module) -> tuple[ApplyFn, Params]:
         nnx.replace_by_pure_dict(filled, params)
         model = nnx.merge(graph, filled, rest, copy=True)
         if rng is not None:
-            nnx.reseed(model, **dict.fromkeys(_streams(rest), rng))  # pyright: ignore[reportArgumentType]
+            keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(sorted(_streams(rest)))}
+            nnx.reseed(model, **keys)  # pyright: ignore[reportArgumentType]
         return model(x)
 
     return apply, nnx.to_pure_dict(state)
@@ -63,13 +64,14 @@ def _streams(rest: nnx.State) -> set[str]:
     return {leaf.tag for leaf in jax.tree.leaves(keys, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))}
 
 
-def _from_linen(module: linen.Module, rng: jax.Array, x: Any, *rest: Any) -> tuple[ApplyFn, Params]:
-    variables = dict(module.init(rng, x, *rest))
+def _from_linen(module: linen.Module, init_rngs: Any, *example: Any) -> tuple[ApplyFn, Params]:
+    variables = dict(module.init(init_rngs, *example))
     params = variables.pop("params")
+    streams = sorted({"dropout", *(init_rngs if isinstance(init_rngs, dict) else ())} - {"params"})
 
     def apply(params, x, rng=None, /):
-        rngs: Callable | dict | None = None if rng is None else {"dropout": rng}
-        outputs, _ = module.apply({"params": params, **variables}, x, rngs=rngs, mutable=list(variables) or ["_"])
+        rngs = None if rng is None else {name: jax.random.fold_in(rng, i) for i, name in enumerate(streams)}
+        outputs, _ = module.apply({"params": params, **variables}, x, rngs=rngs, mutable=list(variables))
         return outputs
 
     return apply, params

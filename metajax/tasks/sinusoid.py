@@ -28,6 +28,9 @@ def sinusoid(
     Returns:
         A sampler of tasks whose `x` and `y` are `float32[points, 1]`.
 
+    Raises:
+        ValueError: If a count is below 1.
+
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.1.
 
@@ -36,6 +39,9 @@ def sinusoid(
     >>> task.support.x.shape, task.query.y.shape
     ((5, 1), (7, 1))
     """
+    for name, value in [("shots", shots), ("queries", queries)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
     def sample(rng: jax.Array) -> Task:
         amplitude_key, phase_key, x_key = jax.random.split(rng, 3)

@@ -1,0 +1,82 @@
+"""Settings become what they say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from metajax.cli import configs
+from metajax.errors import UserError
+from metajax.experiment import Inner, Outer, build
+from metajax.experiment.build import purpose_key
+
+
+def rates(outer: Outer, steps: int) -> np.ndarray:
+    """Sizes of the updates of plain SGD for a gradient of 1."""
+    optimizer = outer.build(steps)
+    state, sizes = optimizer.init(jnp.float32(0.0)), []
+    for _ in range(steps + 2):
+        update, state = optimizer.update(jnp.float32(1.0), state, jnp.float32(0.0))
+        sizes.append(-float(update))
+    return np.array(sizes)
+
+
+def test_schedules_go_from_the_peak_to_the_last_rate_over_the_training():
+    options = {"learning_rate": 0.5, "optimizer": "sgd", "final_fraction": 0.1}
+    np.testing.assert_allclose(rates(Outer(schedule="constant", **options), 10), 0.5)
+    linear, cosine = (rates(Outer(schedule=each, **options), 10) for each in ("linear", "cosine"))
+    for sizes in (linear, cosine):
+        np.testing.assert_allclose(sizes[[0, 10, 11]], [0.5, 0.05, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(linear[5], 0.275, rtol=1e-5)
+    np.testing.assert_allclose(cosine[5], 0.275, rtol=1e-5)
+    assert cosine[1] > linear[1]
+
+
+def test_clipping_comes_before_the_rate():
+    outer = Outer(learning_rate=0.5, optimizer="sgd", clip_value=1.0, clip_norm=1.0)
+    optimizer = outer.build(1)
+    update, _ = optimizer.update(jnp.array([9.0, -9.0]), optimizer.init(jnp.zeros(2)))
+    np.testing.assert_allclose(update, np.array([-0.5, 0.5]) / np.sqrt(2), rtol=1e-5)
+
+
+def test_frozen_parts_do_not_adapt():
+    params = {"norms": {0: {"offset": jnp.ones(2)}}, "head": {"kernel": jnp.ones(2)}}
+    inner = Inner(learning_rate=0.1, frozen=("norms",)).build()
+    loss = lambda p, data, rng: (optax.tree.norm(p, squared=True), {})  # noqa: E731
+    adapted = inner.run(loss, params, None, jax.random.key(0)).params
+    np.testing.assert_array_equal(adapted["norms"][0]["offset"], 1)
+    np.testing.assert_allclose(adapted["head"]["kernel"], 0.8, rtol=1e-6)
+
+
+def test_each_use_of_a_seed_has_a_key_of_its_own():
+    keys = [purpose_key(0, each) for each in ("init", "train", "validation", "test")]
+    rngs = nnx.Rngs(purpose_key(0, "init"))
+    keys += [rngs.params() for _ in range(8)]
+    assert len({np.asarray(jax.random.key_data(each)).tobytes() for each in keys}) == len(keys)
+
+
+SMALL = dataclasses.replace(configs.load("sinusoid_maml"), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": dataclasses.replace(SMALL.validation, num_tasks=0)}, "nothing is validated"),
+        ({"inner": dataclasses.replace(SMALL.inner, frozen=("nose",))}, "no parameter path has a part 'nose'"),
+        ({"inner": dataclasses.replace(SMALL.inner, batch_size=11)}, "the support set has only 10 examples"),
+        ({"evaluation": dataclasses.replace(SMALL.evaluation, batch_size=6)}, "the support set has only 5 examples"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_training(changes, message):
+    with pytest.raises(UserError, match=message):
+        build(dataclasses.replace(SMALL, **changes))
+
+
+def test_the_seed_determines_the_initial_values():
+    a, b, c = (jax.tree.leaves(build(dataclasses.replace(SMALL, seed=s)).params)[1] for s in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert not np.allclose(a, c)
