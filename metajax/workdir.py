@@ -20,6 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 
+import metajax
 from metajax.errors import UserError
 from metajax.experiment import Experiment
 
@@ -82,9 +83,12 @@ def differences(stored: Any, wanted: Any, workdir: Path) -> list[str]:
 
 def environment(devices: int) -> dict[str, Any]:
     """Versions, device and command, for the record."""
-    packages = ["metajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     return {
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {
+            "metajax": metajax.__version__,  # also where it is not installed, but on the path
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
