@@ -17,6 +17,8 @@ def record(workdir: Path) -> Path:
     """Write the record of a finished run."""
     config, environment = (json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "environment"))
     environment.pop("command")  # the paths of the machine are nobody's business
+    if config["task"].get("source"):
+        config["task"]["source"] = Path(config["task"]["source"]).name
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     tasks, before, seconds = config["training"]["tasks_per_step"], 0, 0.0
     for row in rows:
@@ -25,6 +27,13 @@ def record(workdir: Path) -> Path:
     evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation*.json"))}
     path = RESULTS / f"{workdir.name}.json"
     path.parent.mkdir(exist_ok=True)
+    official = evaluations["evaluation"]
+    for name in ("steps", "num_tasks"):
+        measured = official["inner_steps" if name == "steps" else name]
+        if measured != config["evaluation"][name]:
+            raise SystemExit(
+                f"{workdir}: evaluation.json has {name} = {measured}, the config {config['evaluation'][name]}"
+            )
     content = {"config": config, "environment": environment, "training_seconds": round(seconds), **evaluations}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
@@ -33,7 +42,7 @@ def record(workdir: Path) -> Path:
 def table() -> str:
     """A row for each record: the score after the last inner step, with its interval over tasks."""
     lines = [
-        "| config | after | transductive | each query alone | test tasks | training |",
+        "| config | after | transductive | each query alone | test tasks | training steps alone |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(RESULTS.glob("*.json")):

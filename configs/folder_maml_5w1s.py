@@ -3,8 +3,8 @@
     metajax train folder_maml_5w1s --task.source FOLDER
 
 The folder, or a zip of it, holds `split/class/image` or `class/image`. MAML's mini-ImageNet setting: 5 inner steps at
-rate 0.05 on the mean loss (0.01 on MAML's sum over 5 ways), 4 tasks of 15 queries a class, 10 steps at test; a short run
-of 300 meta-steps (the paper: 60,000), so take `--training.steps 60000` for a result.
+rate 0.05 on the mean loss (0.01 on MAML's sum over 5 ways), 4 tasks of 15 queries a class, 10 steps at test; a short
+run of 300 meta-steps (the paper: 60,000), so take `--training.steps 60000` for a result.
 
 Measured on two cores (2 CPU devices), seed 0, with `--task.size 64` on 128/32/40 classes of 60 natural images of
 64×64 pixels (Tiny ImageNet's), 100 test tasks, after 10 steps: @SCORE@.

@@ -95,7 +95,8 @@ def fails(result: Result, *words: str) -> None:
 
 def rows(directory: Path) -> list[dict]:
     """The metrics but for the speed."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    path = directory / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{name: value for name, value in line.items() if name != "tasks_per_second"} for line in lines]
 
 

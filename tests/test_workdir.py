@@ -12,6 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from test_cli_helpers import SMALL, small
 
+import metajax
 from metajax import workdir
 from metajax.cli import configs
 from metajax.errors import UserError
@@ -97,10 +98,26 @@ def test_create_writes_config_source_and_environment(tmp_path):
     assert (run / "config.py").read_text() == SMALL
     assert workdir.load_experiment(run) == experiment
     environment = json.loads((run / "environment.json").read_text())
-    for package in ("metajax", "jax", "flax", "optax", "orbax-checkpoint", "numpy"):
+    assert environment["versions"]["metajax"] == metajax.__version__
+    for package in ("jax", "flax", "optax", "orbax-checkpoint", "numpy"):
         assert environment["versions"][package] == importlib.metadata.version(package)
     assert environment["device"].startswith(jax.devices()[0].platform)
-    assert environment["devices"] == workdir.devices_at_first(run) == 3
+    assert environment["devices"] == 3
+    assert workdir.changes_since(run, 3) == []
+
+
+def test_changes_of_versions_and_devices_are_told(tmp_path):
+    experiment = experiment_of(tmp_path)
+    workdir.create(tmp_path / "run", experiment, tmp_path / "small.py", devices=1)
+    path = tmp_path / "run" / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["versions"]["jax"] = "0.1.2"
+    environment["device"] = "tpu: v5"
+    path.write_text(json.dumps(environment))
+    version, device, count = workdir.changes_since(tmp_path / "run", 2)
+    assert version == f"jax 0.1.2 is now {jax.__version__}"
+    assert device.startswith("tpu: v5 is now cpu")
+    assert count == "the run began on 1 devices and goes on on 2"
 
 
 @pytest.mark.parametrize("last", ["environment.json", "config.py", "config.json"])
@@ -247,4 +264,4 @@ def test_a_damaged_environment_is_refused_by_name(tmp_path, text):
     if text is not None:
         (tmp_path / "environment.json").write_text(text)
     with pytest.raises(UserError, match=r"environment\.json"):
-        workdir.devices_at_first(tmp_path)
+        workdir.changes_since(tmp_path, 1)
