@@ -2,12 +2,14 @@
 
     metajax train sinusoid_maml
 
-MAML's setting: 10 points for support and for query in training, 1 inner step at rate 0.01, 25 tasks, 70,000 meta-steps.
-Ours: a cosine outer rate from 2e-3 with the meta-gradient clipped to norm 10, and the checkpoint with the best loss on
-2,000 validation tasks. Training for one step makes the model so sharp that late in training about one task in a
-thousand diverges after ten steps; such checkpoints validate badly.
+MAML's setting: 10 points for support and for query in training, 1 inner step at rate 0.01, 25 tasks. Ours: a cosine outer
+rate from 2e-3 over 25,000 meta-steps (the paper: constant 1e-3, 70,000), the meta-gradient clipped to norm 10, and the
+checkpoint with the best loss on 2,000 validation tasks. Training for one step makes the model ever sharper, until about
+one task in a thousand diverges within ten steps; with 70,000 meta-steps most late checkpoints have such a task.
 
-Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 5 points: @SCORE@.
+Measured on two cores (one CPU device is used), 600 test tasks of 5 points, mean squared error after 1 / 5 / 10 steps:
+seed 0: @SCORE@;
+seed 1: 0.645 ± 0.058 / 0.399 ± 0.055 / 0.351 ± 0.046; seed 2: 0.629 ± 0.060 / 0.340 ± 0.040 / 0.297 ± 0.035.
 """
 
 from metajax.experiment import *
@@ -18,7 +20,7 @@ config = Experiment(
     learner=MAML(),
     inner=Inner(learning_rate=0.01, steps=1),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
-    training=TrainingSettings(steps=70_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
     validation=Validation(num_tasks=2_000),
     evaluation=EvaluationSettings(steps=10, non_transductive=False, checkpoint="best"),
 )

@@ -253,11 +253,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(config, tmp_pa
     assert evaluated.code == 0
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(undisturbed, config, tmp_path):
+@pytest.mark.parametrize("size", ["8k", "130k"])  # full when the run begins, and at a checkpoint
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(undisturbed, config, tmp_path, size):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=130k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
         pytest.skip("no small file system can be mounted here")
