@@ -2,10 +2,11 @@
 
     metajax train sinusoid_maml
 
-MAML's setting: 10 points for support and for query in training, 1 inner step at rate 0.01, 25 tasks. Ours: a cosine outer
-rate from 2e-3 over 25,000 meta-steps (the paper: constant 1e-3, 70,000), the meta-gradient clipped to norm 10, and the
-checkpoint with the best loss on 2,000 validation tasks. Training for one step makes the model ever sharper, until about
-one task in a thousand diverges within ten steps; with 70,000 meta-steps most late checkpoints have such a task.
+MAML's setting: 10 points for support and for query in training, 1 inner step at rate 0.01, 25 tasks. Ours: a cosine
+outer rate from 2e-3 over 25,000 meta-steps (the paper: constant 1e-3, 70,000), the meta-gradient clipped to norm 10,
+and the checkpoint with the best loss on 2,000 validation tasks. Training for one step makes the model ever sharper,
+until about one task in a thousand diverges within ten steps; with 70,000 meta-steps most late checkpoints have such a
+task.
 
 Measured on two cores (one CPU device is used), 600 test tasks of 5 points, mean squared error after 1 / 5 / 10 steps:
 seed 0: @SCORE@;
