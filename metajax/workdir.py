@@ -1,5 +1,6 @@
 """A work directory: the resolved config, versions, metrics, checkpoints and results of one run."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -53,6 +54,29 @@ def create(workdir: Path, experiment: Experiment, source: Path, devices: int) ->
     write_json(workdir / ENVIRONMENT, environment(devices))
     _write(workdir / SOURCE, source.read_text())
     write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keep other processes from training in a work directory; the system lets go of it however this one ends.
+
+    Raises:
+        UserError: If another one does.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    path = workdir.resolve()
+    path = path.with_name(f".{path.name}.lock")  # beside it: a new work directory must be empty
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is training in {workdir}; choose another --workdir") from error
+        yield
 
 
 def load_experiment(workdir: Path) -> Experiment:

@@ -1,5 +1,6 @@
 """Eight host devices in one process, and where the shared data lies."""
 
+import logging
 from pathlib import Path
 
 import jax
@@ -20,3 +21,13 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data: {path} is not there")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The command line sends the library's warnings to a handler of its own; each test starts without it."""
+    yield
+    logger = logging.getLogger("metajax")
+    logger.propagate = True
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)

@@ -96,6 +96,10 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         ([*TRAIN, "--model.hidden", "8", "0"], ["model.hidden", "at least 1"]),
         ([*TRAIN, "--inner.batch-size", "99"], ["inner.batch_size is 99", "only 10 examples"]),
         ([*TRAIN, "--evaluation.batch-size", "99"], ["evaluation.batch_size is 99", "only 5 examples"]),
+        (
+            [*TRAIN, "--evaluation.checkpoint", "best", "--validation.num-tasks", "0"],
+            ["evaluation.checkpoint", "validation.num_tasks"],
+        ),
         ([*TRAIN, "--inner.frozen", "head"], ["inner.frozen", "'head'"]),
         ([*TRAIN, "--devices", "0"], ["--devices", "at least 1"]),
         ([*TRAIN, "--devices", "two"], ["--devices", "two"]),

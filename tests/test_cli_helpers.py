@@ -68,11 +68,15 @@ def run(*args: object) -> Result:
 
 def spawn(*args: object, fast: bool = True, env: dict[str, str] | None = None, **options) -> subprocess.Popen:
     """Start a command in a process of its own; what is not compiled `fast` is compiled as a user's."""
-    compiling = {name.upper(): str(value) for name, value in _compiling().items()} if fast else {}
-    variables = {**os.environ, "COLUMNS": "120", **compiling, **(env or {})}
+    variables = {**os.environ, "COLUMNS": "120", **(fast_environment() if fast else {}), **(env or {})}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-m", "metajax", *map(str, args)]
     return subprocess.Popen(command, env=variables, **{**pipes, **options})
+
+
+def fast_environment() -> dict[str, str]:
+    """Variables that make a process compile as `run` does."""
+    return {name.upper(): str(value) for name, value in _compiling().items()}
 
 
 def finish(process: subprocess.Popen) -> Result:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_cli_helpers import SMALL, Result, fails, finish, rows, run, small, spawn, state, steps
+from test_cli_helpers import SMALL, Result, fails, fast_environment, finish, rows, run, small, spawn, state, steps
 from test_workdir import read_events
 
 from metajax import __version__
@@ -89,13 +89,6 @@ def trained(folder, config) -> tuple[Path, Result]:
 @pytest.fixture
 def copy(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained[0], tmp_path / "copy"))
-
-
-@pytest.fixture(scope="module")
-def images(folder) -> Path:
-    result = run("train", small(folder, "images.py", IMAGES), "--workdir", folder / "images")
-    assert result.code == 0, result.err
-    return folder / "images"
 
 
 def report(directory: Path, name: str = "evaluation.json") -> dict:
@@ -186,13 +179,21 @@ def test_train_evaluates_at_every_inner_step(trained):
     assert [row[1:] for row in printed] == [[f"{mean:.3f}", "±", f"{half:.3f}"] for mean, half in expected]
 
 
-def test_images_are_evaluated_in_both_ways(images):
-    found = report(images)
+def test_images_are_evaluated_in_both_ways_and_drawn(tmp_path):
+    directory = tmp_path / "run"
+    result = run("train", small(tmp_path, text=IMAGES), "--workdir", directory)
+    assert (result.code, result.err) == (0, "")
+    found = report(directory)
     for kind in ("transductive", "non_transductive"):
         accuracy = found[kind]["accuracy"]
         assert len(accuracy["mean"]) == len(accuracy["ci95"]) == 2
         assert all(0 <= mean <= 1 for mean in accuracy["mean"])
-    assert all("accuracy" in row for row in rows(images))
+    assert all("accuracy" in row for row in rows(directory))
+    (directory / "evaluation.json").unlink()
+    result = run("plot", directory)
+    assert (result.code, result.err) == (0, "")
+    assert sorted(path.name for path in (directory / "plots").iterdir()) == ["episode.png", "learning_curve.png"]
+    assert (directory / "plots" / "episode.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_a_name_a_run_lies_below_runs(tmp_path, monkeypatch, config):
@@ -338,15 +339,6 @@ def test_plot_a_sinusoid(copy, kind, magic):
         assert len(content) > 3000
 
 
-def test_plot_images(images, tmp_path):
-    directory = Path(shutil.copytree(images, tmp_path / "copy"))
-    (directory / "evaluation.json").unlink()
-    result = run("plot", directory)
-    assert (result.code, result.err) == (0, "")
-    assert sorted(path.name for path in (directory / "plots").iterdir()) == ["episode.png", "learning_curve.png"]
-    assert (directory / "plots" / "episode.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_configs_lists_and_shows():
     result = run("configs")
     assert (result.code, result.err) == (0, "")
@@ -479,7 +471,7 @@ code = code or main(["plot", "run"]) or main(["data", "list"])
 assert "tensorflow" not in sys.modules
 raise SystemExit(code)
 """
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "hook"), "METAJAX_DATA_DIR": str(tmp_path)}
+    env = {**os.environ, **fast_environment(), "PYTHONPATH": str(tmp_path / "hook"), "METAJAX_DATA_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "plots" / "fits.png").is_file()

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from metajax.cli.parse import suggestion
 
             raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
+        _log_warnings()
         command = importlib.import_module(f"metajax.cli.{argv[0]}")
         return command.run(argv[1:]) or 0
     except UserError as error:
@@ -89,3 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)
         return 2
+
+
+def _log_warnings() -> None:
+    """Show the library's warnings as the commands show theirs."""
+    logger = logging.getLogger("metajax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("metajax: warning: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False

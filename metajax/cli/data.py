@@ -82,7 +82,13 @@ def _list(options: List) -> None:
 
 
 def _prepare(options: Prepare) -> None:
-    report.say(f"{options.name} is prepared in {data.prepare(options.name, options.source, options.data_dir)}")
+    if options.source is not None and not options.source.exists():
+        raise UserError(f"--source {options.source} is not there")
+    place = data.prepare(options.name, options.source, options.data_dir)
+    if options.name == "folder":
+        report.say(f"the images are read and cached in {place}: train with --task.source {options.source}")
+    else:
+        report.say(f"{options.name} is prepared in {place}")
 
 
 def _inspect(options: Inspect) -> None:
@@ -107,5 +113,3 @@ def _inspect(options: Inspect) -> None:
             f"  {split:<11} {classes:>5} classes × {per_class} = {images[0]:,} images of "
             f"{images[1]}×{images[2]}×{images[3]}: {', '.join(dataset.class_names[split][:4])}, …"
         )
-    if dataset.skipped:
-        report.warn(f"{len(dataset.skipped)} images were skipped: {'; '.join(dataset.skipped[:5])}")

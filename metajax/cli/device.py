@@ -21,7 +21,7 @@ def prepare_devices(devices: int | None) -> None:
         raise UserError(f"--devices must be at least 1, got {devices}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", max(cores, min(devices or 1, 8), jax.config.jax_num_cpu_devices))
+        jax.config.update("jax_num_cpu_devices", max(cores, min(devices or 1, 8), jax.config.jax_num_cpu_devices))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:

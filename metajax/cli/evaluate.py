@@ -62,7 +62,12 @@ def run(args: Sequence[str]) -> None:
         training = dataclasses.replace(experiment.training, chunk_size=options.chunk_size)
         experiment = dataclasses.replace(experiment, training=training)
     parts = build(experiment, options.data_dir)
-    state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
+    try:
+        state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
+    except UserError as error:
+        if options.on is None:
+            raise
+        raise UserError(f"the model of {options.workdir} does not fit the tasks of {options.on}: {error}") from error
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
     result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
     path = options.output or options.workdir / _report_name(options)

@@ -98,6 +98,12 @@ def train(
             )
     parts = build(experiment, data_dir)
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
+    with workdir.alone(directory):
+        _run(directory, experiment, source, parts, mesh)
+
+
+def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
+    resumes = workdir.is_workdir(directory)
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, state, mesh)
@@ -107,6 +113,8 @@ def train(
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)
     state, step = load_state(directory, experiment, parts)
+    if step != experiment.training.steps:
+        report.say(f"evaluating checkpoint {step:,}, which validated best")
     result = evaluate_run(experiment, parts, state, mesh)
     workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
     report.table(result)

@@ -220,6 +220,13 @@ def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, optio
 
     def sampler(split: str, bank) -> TaskSampler:
         sizes = train if split == "train" else test
+        examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
+        if bank.counts[smallest] < examples:
+            raise UserError(
+                f"task: shots + queries = {sizes.shots} + {sizes.queries} = {examples}, but class "
+                f"{dataset.class_names[split][smallest]!r} of split {split!r} of {dataset.name} has only "
+                f"{bank.counts[smallest]} examples"
+            )
         try:
             return tasks.episodes(bank, ways=ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {}))
         except ValueError as error:

@@ -23,6 +23,9 @@ def maml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation, and which carries no state.
 
+    Raises:
+        TypeError: If `inner` is not an inner loop.
+
     References:
         Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
         <https://arxiv.org/abs/1703.03400>`_, 2017.
@@ -34,6 +37,8 @@ def maml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.25
     """
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
 
     def init(params):
         return params, ()

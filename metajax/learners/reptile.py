@@ -28,6 +28,9 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         A `MetaLearner` whose meta-parameters are the initialisation, and whose state is the inner optimiser's
         when it is carried.
 
+    Raises:
+        TypeError: If `inner` is not an inner loop.
+
     References:
         Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018.
 
@@ -38,6 +41,8 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.75
     """
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
 
     def init(params):
         return params, inner.init(params) if carry_optimizer else ()
