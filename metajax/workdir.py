@@ -70,12 +70,19 @@ def alone(workdir: Path) -> Iterator[None]:
         return
     path = workdir.resolve()
     path = path.with_name(f".{path.name}.lock")  # beside it: a new work directory must be empty
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError:  # nothing can be written beside it: do without
+        yield
+        return
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"another process is training in {workdir}; choose another --workdir") from error
+        except OSError:  # a file system without locks: do without
+            pass
         yield
 
 

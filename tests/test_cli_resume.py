@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted, damaged or out of space, and go on exactly."""
 
+import errno
 import json
 import os
 import random
@@ -302,3 +303,31 @@ def test_a_kill_before_it_began_is_not_in_the_way(config, tmp_path):
     (tmp_path / "run" / "config.py.partial").write_text("half")
     assert run("train", config, "--workdir", tmp_path / "run", "--training.steps", 5).code == 0
     assert steps(tmp_path / "run") == [5]
+
+
+def test_two_processes_do_not_train_in_one_place(undisturbed, copy, config):
+    with workdir.alone(copy):
+        fails(run("train", config, "--workdir", copy), "another process is training", str(copy))
+        assert run("evaluate", copy, "--output", copy / "other.json").code == 0
+    (copy / "other.json").unlink()
+    shutil.rmtree(copy / "checkpoints" / "40")
+    assert run("train", config, "--workdir", copy).code == 0
+    assert_same_run(undisturbed, copy)
+
+
+@pytest.mark.parametrize("refused", ["lock", "file"])
+def test_where_there_are_no_locks_it_trains_all_the_same(undisturbed, config, tmp_path, monkeypatch, refused):
+    """On some cluster file systems, and where only the work directory itself can be written to."""
+    fcntl = pytest.importorskip("fcntl")
+    directory = tmp_path / "run"
+    if refused == "file":
+        (tmp_path / ".run.lock").mkdir()
+    else:
+
+        def refuse(*args):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    result = run("train", config, "--workdir", directory)
+    assert (result.code, result.err) == (0, "")
+    assert_same_run(undisturbed, directory)
