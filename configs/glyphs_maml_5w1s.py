@@ -4,9 +4,11 @@
 
 As `omniglot_maml_5w1s`, for 3,000 meta-steps; every task has characters that were never seen before.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: @SCORE@.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: 97.98 ± 0.25 %
+transductive, 97.18 ± 0.31 % each query alone; 13.3 minutes of training.
 Its initialisation on real Omniglot, of which it has seen nothing
-(`metajax evaluate runs/glyphs_maml_5w1s --on omniglot_maml_5w1s`): @OMNIGLOT@.
+(`metajax evaluate runs/glyphs_maml_5w1s --on omniglot_maml_5w1s`): 90.07 ± 0.54 % transductive, 87.32 ± 0.64 % each
+query alone.
 """
 
 from metajax.experiment import *

@@ -8,7 +8,8 @@ step 1 annealed linearly to 0; the inner optimiser's state is kept across tasks 
 over the tasks of a step); 50 steps of 5 examples at test, one query a class; rotated characters are classes in training
 only; ink as drawn; random-character split. Ours: 12,000 meta-steps (the paper: 100,000).
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks, after 50 steps: @SCORE@.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks, after 50 steps: 91.20 ± 1.11 % transductive, 87.17 ±
+1.21 % each query alone; 15.9 minutes of training, 18.2 with validation and evaluation.
 """
 
 from metajax.experiment import *

@@ -9,7 +9,7 @@ until about one task in a thousand diverges within ten steps; with 70,000 meta-s
 task.
 
 Measured on two cores (one CPU device is used), 600 test tasks of 5 points, mean squared error after 1 / 5 / 10 steps:
-seed 0: @SCORE@;
+seed 0: 0.623 ± 0.053 / 0.324 ± 0.039 / 0.276 ± 0.029; 0.3 minutes of training;
 seed 1: 0.645 ± 0.058 / 0.399 ± 0.055 / 0.351 ± 0.046; seed 2: 0.629 ± 0.060 / 0.340 ± 0.040 / 0.297 ± 0.035.
 """
 
