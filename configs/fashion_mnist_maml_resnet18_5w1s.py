@@ -10,7 +10,7 @@ meta-step below two seconds on a CPU; on an accelerator `--model.stem small` see
 A variant split by example (all ten classes, other pictures of them for test) is `--task.split by_example`.
 
 Measured on two cores (2 CPU devices), seed 0, a tenth of that: `--training.steps 40 --evaluation.num-tasks 20`, after
-3 steps: @SCORE@.
+3 steps: 49.40 ± 4.56 % transductive, 45.33 ± 3.36 % each query alone; 3.7 minutes of training.
 """
 
 from metajax.experiment import *
