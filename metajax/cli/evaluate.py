@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> None:
     except UserError as error:
         if options.on is None:
             raise
-        raise UserError(f"the model of {options.workdir} does not fit the tasks of {options.on}: {error}") from error
+        raise UserError(f"{error} (do the tasks of {options.on} fit the model of {options.workdir}?)") from error
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
     result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
     path = options.output or options.workdir / _report_name(options)

@@ -113,7 +113,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)
     state, step = load_state(directory, experiment, parts)
-    if step != experiment.training.steps:
+    if experiment.evaluation.checkpoint == "best":
         report.say(f"evaluating checkpoint {step:,}, which validated best")
     result = evaluate_run(experiment, parts, state, mesh)
     workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
