@@ -1,9 +1,11 @@
 """The inner loop: adaptation to one task by gradient descent, differentiable from end to end.
 
 Every decision on how a task is unrolled lives here: the inner optimiser, the number of steps, which leaves
-adapt, first order, minibatches, rematerialisation and what is recorded on the way.
+adapt, first order, minibatches, how it is differentiated and what is stored for that, and what is recorded on the way.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -11,11 +13,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from metajax.types import LossFn, Params, PyTree
 
 Adapts = Callable[[str, jax.Array], bool] | PyTree
 """Which leaves adapt: a predicate on the leaf's path (`"conv/0/kernel"`) and value, or a pytree of bools."""
+
+_UNROLLED = 5
+"""Steps of the longest loop that is unrolled unless told otherwise: longer ones would take long to compile."""
+
+_STORED = "inner_gradient"
+_STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
 
 
 class Adapted(NamedTuple):
@@ -71,8 +80,9 @@ def inner_loop(
     adapts: Adapts | None = None,
     batch_size: int | None = None,
     first_order: bool = False,
+    mixed_mode: bool = True,
     remat: bool = False,
-    unroll: int | bool = 1,
+    unroll: int | bool | None = None,
 ) -> InnerLoop:
     """Make an inner loop: `steps` steps of any optax `optimizer`, differentiated through.
 
@@ -86,9 +96,14 @@ def inner_loop(
             up, then shuffled anew; the whole set by default.
         first_order: Treat the inner gradient as a constant of the outer differentiation (first-order MAML). It is
             stopped inside the step, so that nothing of it is stored for a backward pass.
-        remat: Store only the parameters of each step and compute the rest again in the backward pass: memory per
-            step falls to the size of the parameters, for about a third more time.
-        unroll: Steps unrolled in the compiled loop; `True` for all of them.
+        mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that
+            nothing of the inner backward pass is stored. The same to rounding as plain reverse mode (`False`), which
+            is only needed for a loss with a custom derivative that is no derivative (a straight-through estimator),
+            or to differentiate the loop in forward mode.
+        remat: Store only the gradient of each step, and parameters and optimiser state after every √`steps` steps; the
+            backward pass computes the rest again, the gradients excepted: for long loops and large models.
+        unroll: Steps unrolled in the compiled loop; `True` for all of them. By default a loop of at most 5 steps
+            is unrolled, since the compiler then does better; not with `remat`.
 
     Returns:
         An `InnerLoop`.
@@ -98,7 +113,8 @@ def inner_loop(
             size is not between 1 and the number of examples.
 
     References:
-        Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017.
+        Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et al.,
+        `Scalable Meta-Learning via Mixed-Mode Differentiation <https://arxiv.org/abs/2505.00793>`_, 2025.
 
     >>> import jax, optax, metajax as mj
     >>> loss = lambda params, data, rng: ((params - data) ** 2 / 2, {})
@@ -111,6 +127,7 @@ def inner_loop(
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     default_steps, default_batch_size = steps, batch_size
+    gradient = _mixed_mode_gradient if mixed_mode and not first_order else _gradient
 
     def split(params: Params) -> tuple[PyTree, PyTree]:
         if adapts is None:
@@ -133,22 +150,79 @@ def inner_loop(
             i, rows = inputs
             batch = data if rows is None else jax.tree.map(lambda a: a[rows], data)
             key = jax.random.fold_in(loss_key, i)
-            grads = jax.grad(lambda fast: loss_fn(_merge(fast, slow), batch, key)[0])(fast)
+            grads = gradient(lambda fast, rest: loss_fn(_merge(fast, rest[0]), *rest[1:])[0], fast, (slow, batch, key))
             if first_order:
                 grads = lax.stop_gradient(grads)
+            grads = checkpoint_name(grads, _STORED)
             updates, opt_state = optimizer.update(grads, opt_state, fast)
             fast = optax.apply_updates(fast, updates)
             return (fast, opt_state), None if observe is None else observe(_merge(fast, slow))
 
-        body = jax.checkpoint(step, prevent_cse=False) if remat else step
         before = None if observe is None else observe(params)
-        (fast, opt_state), after = lax.scan(
-            body, (fast, opt_state), (jnp.arange(steps), rows), length=steps, unroll=unroll if steps else 1
-        )
+        loop = _scan_in_stretches if remat else functools.partial(lax.scan, unroll=_unroll(unroll, steps))
+        (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
         return Adapted(_merge(fast, slow), opt_state, trace)
 
     return InnerLoop(init, run)
+
+
+def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
+    return jax.grad(loss)(fast, rest)
+
+
+def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
+    """The gradient of `loss(fast, rest)` by `fast`, with a reverse rule of its own.
+
+    For a cotangent v of the gradient, the cotangents of all arguments are the gradient of the directional derivative
+    of the loss along v: second derivatives commute, so forward over reverse gives what reverse over reverse would.
+    """
+    loss, closed_over = jax.closure_convert(loss, fast, rest)  # what the loss closes over may be differentiated too
+    leaves, structure = jax.tree.flatten((rest, closed_over))
+    is_real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+    real = [leaf if yes else None for leaf, yes in zip(leaves, is_real, strict=True)]
+    other = [None if yes else leaf for leaf, yes in zip(leaves, is_real, strict=True)]
+
+    def loss_of(fast, real, other):
+        rest, closed_over = structure.unflatten([a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)])
+        return loss(fast, rest, *closed_over)
+
+    @jax.custom_vjp
+    def gradient(fast, real, other):
+        return jax.grad(loss_of)(fast, real, other)
+
+    def forward(*arguments):
+        return gradient(*arguments), arguments
+
+    def backward(arguments, along):
+        fast, real, other = arguments
+        gradients = lambda fast: jax.grad(loss_of, argnums=(0, 1))(fast, real, other)  # noqa: E731
+        _, (by_fast, by_real) = jax.jvp(gradients, (fast,), (along,))
+        return by_fast, by_real, None
+
+    gradient.defvjp(forward, backward)
+    return gradient(fast, real, other)
+
+
+def _unroll(unroll: int | bool | None, steps: int) -> int | bool:
+    if not steps:
+        return 1
+    return steps <= _UNROLLED if unroll is None else unroll
+
+
+def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """`lax.scan` that keeps for the backward pass the inner gradients, and the carry after every √n of n steps."""
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    stretch = max(math.isqrt(steps), 1)
+    in_stretches = steps - steps % stretch
+    run = jax.checkpoint(functools.partial(lax.scan, step), policy=_STORE_GRADIENTS)
+
+    def divided(leaf):
+        return leaf[:in_stretches].reshape(-1, stretch, *leaf.shape[1:])
+
+    carry, first = lax.scan(run, carry, jax.tree.map(divided, inputs))
+    carry, last = run(carry, jax.tree.map(lambda leaf: leaf[in_stretches:], inputs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b]), first, last)
 
 
 def _as_mask(adapts: Adapts, params: Params) -> PyTree:

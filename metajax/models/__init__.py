@@ -5,5 +5,6 @@ from metajax.models.functional import functional
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
 from metajax.models.mlp import MLP
 from metajax.models.resnet import ResNet12, ResNet18
+from metajax.models.transformer import Transformer
 
-__all__ = ["MLP", "BatchNorm", "Conv", "Conv4", "GroupNorm", "ResNet12", "ResNet18", "functional", "max_pool"]
+__all__ = ["MLP", "BatchNorm", "Conv", "Conv4", "GroupNorm", "ResNet12", "ResNet18", "Transformer", "functional", "max_pool"]
