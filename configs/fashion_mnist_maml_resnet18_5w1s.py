@@ -21,6 +21,6 @@ config = Experiment(
     learner=MAML(),
     inner=Inner(learning_rate=0.01, steps=1),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_norm=10.0),
-    training=TrainingSettings(steps=400, tasks_per_step=10, steps_per_call=5, checkpoint_every=100),
+    training=TrainingSettings(steps=60, tasks_per_step=10, steps_per_call=5, checkpoint_every=20),
     evaluation=EvaluationSettings(steps=3, num_tasks=100),
 )

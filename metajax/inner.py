@@ -113,8 +113,8 @@ def inner_loop(
             size is not between 1 and the number of examples.
 
     References:
-        Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et al.,
-        `Scalable Meta-Learning via Mixed-Mode Differentiation <https://arxiv.org/abs/2505.00793>`_, 2025.
+        Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et
+        al., `Scalable Meta-Learning via Mixed-Mode Differentiation <https://arxiv.org/abs/2505.00793>`_, 2025.
 
     >>> import jax, optax, metajax as mj
     >>> loss = lambda params, data, rng: ((params - data) ** 2 / 2, {})
@@ -184,7 +184,9 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
     other = [None if yes else leaf for leaf, yes in zip(leaves, is_real, strict=True)]
 
     def loss_of(fast, real, other):
-        rest, closed_over = structure.unflatten([a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)])
+        rest, closed_over = structure.unflatten(
+            [a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)]
+        )
         return loss(fast, rest, *closed_over)
 
     @jax.custom_vjp

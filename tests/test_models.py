@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import metajax as mj
 from metajax.models import BatchNorm, Conv, GroupNorm, max_pool
+from metajax.models.convolution import convolve
 
 
 @settings(deadline=None, max_examples=12)
@@ -20,7 +21,7 @@ from metajax.models import BatchNorm, Conv, GroupNorm, max_pool
     padding=st.integers(0, 3),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
-def test_convolution_by_patches_is_the_convolution(side, kernel, stride, padding, channels):
+def test_a_convolution_is_that_of_lax(side, kernel, stride, padding, channels):
     if kernel > side + 2 * padding:
         return
     conv = Conv(*channels, kernel_size=kernel, stride=stride, padding=padding, use_bias=True, rngs=nnx.Rngs(0))
@@ -39,6 +40,52 @@ def test_a_convolution_under_vmap_is_no_grouped_convolution():
     text = jax.jit(jax.vmap(apply)).lower(many, jnp.ones((4, 2, 8, 8, 2))).as_text()
     assert "convolution" not in text
     assert "dot_general" in text
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    side=st.integers(4, 7),
+    kernel=st.sampled_from([2, 3, 4]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 4),
+    batched=st.sampled_from([None, (0, None), (None, 0), (0, 0)]),
+)
+def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched):
+    """First and second, forward over reverse and reverse over reverse, alone and under vmap over either argument."""
+
+    def lax_convolve(x, w):
+        sides = [(padding, padding)] * 2
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def derivatives(convolve):
+        def energy(x, w):
+            return jnp.sum(jnp.sin(convolve(x, w)))
+
+        def run(x, w, dx, dw):
+            gradient = jax.grad(energy, argnums=(0, 1))
+            _, forward = jax.jvp(gradient, (x, w), (dx, dw))
+            _, reverse = jax.vjp(gradient, x, w)
+            return gradient(x, w), forward, reverse((dx, dw))
+
+        return run if batched is None else jax.vmap(run, batched * 2)
+
+    with jax.enable_x64(True):
+        rng, lead = np.random.default_rng(0), [() if each is None else (3,) for each in batched or (None, None)]
+        x, dx = rng.normal(size=(2, *lead[0], 2, side, side + 1, 3))
+        w, dw = rng.normal(size=(2, *lead[1], kernel, kernel, 3, 2))
+        ours = derivatives(lambda x, w: convolve(x, w, stride=stride, padding=padding))(x, w, dx, dw)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(derivatives(lax_convolve)(x, w, dx, dw)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_pooling_before_normalisation_is_pooling_after(key):
+    """Of the mini-ImageNet form: pooled first where the line of the normalisation is sure to rise."""
+    model = mj.models.Conv4(5, image_shape=(16, 16, 3), channels=4, pool=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(key, (6, 16, 16, 3))
+    out = x
+    for conv, norm in zip(model.convs, model.norms, strict=True):
+        out = linen.max_pool(nnx.relu(norm(conv(out))), (2, 2), (2, 2))
+    np.testing.assert_allclose(model(x), model.head(out.reshape(6, -1)), rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_uses_the_batch_at_hand():

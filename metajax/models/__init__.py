@@ -7,4 +7,15 @@ from metajax.models.mlp import MLP
 from metajax.models.resnet import ResNet12, ResNet18
 from metajax.models.transformer import Transformer
 
-__all__ = ["MLP", "BatchNorm", "Conv", "Conv4", "GroupNorm", "ResNet12", "ResNet18", "Transformer", "functional", "max_pool"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "GroupNorm",
+    "ResNet12",
+    "ResNet18",
+    "Transformer",
+    "functional",
+    "max_pool",
+]

@@ -3,10 +3,9 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.layers import Conv, NormKind, make_norm, max_pool
+from metajax.models.layers import BatchNorm, Conv, NormKind, make_norm, max_pool
 
 
 class Conv4(nnx.Module):
@@ -58,7 +57,12 @@ class Conv4(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[examples, height, width, channels]` to `[examples, outputs]`."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jnp.maximum(norm(conv(x)), 0)
-            if self.pool:
-                x = max_pool(x)
+            x = conv(x)
+            if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
+                # An increasing line commutes with the maximum: do it on a quarter of the values.
+                factor, shift = norm.line(x)
+                x = max_pool(x) * factor + shift
+            else:
+                x = max_pool(norm(x)) if self.pool else norm(x)
+            x = nnx.relu(x)
         return self.head(x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2)))

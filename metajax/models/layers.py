@@ -1,4 +1,4 @@
-"""The layers few-shot models are made of: convolution as a matrix product, normalisation without state."""
+"""The layers few-shot models are made of: convolution, normalisation without state, pooling."""
 
 from typing import Literal
 
@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.models.convolution import convolve
+
 NormKind = Literal["batch", "group"]
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution computed as patches times a matrix.
-
-    Under `vmap` over tasks with weights of their own a native convolution becomes a grouped one, which XLA runs many
-    times slower; patches make it a batched matrix product, forward and backward.
+    """A 2-D convolution, fast in derivatives of any order and under `vmap` with weights of each task's own.
 
     Args:
         in_features: Input channels.
@@ -49,24 +48,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, in]` to `[batch, height', width', out]`."""
-        kernel = self.kernel[...]
-        size = kernel.shape[0]
-        patches = _patches(x, size, self.stride, self.padding)
-        out = patches @ kernel.reshape(-1, kernel.shape[-1])
+        out = convolve(x, self.kernel[...], stride=self.stride, padding=self.padding)
         return out if self.bias is None else out + self.bias[...]
-
-
-def _patches(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """Windows of `[batch, h, w, c]` as `[batch, h', w', size * size * c]`, kernel row and column before channel."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height = (x.shape[1] - size) // stride + 1
-    width = (x.shape[2] - size) // stride + 1
-    windows = [
-        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return windows[0] if size == 1 else jnp.concatenate(windows, axis=-1)
 
 
 class BatchNorm(nnx.Module):
@@ -89,9 +72,14 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Any shape with channels last; statistics over every other axis."""
+        factor, shift = self.line(x)
+        return x * factor + shift
+
+    def line(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The factor and the shift, `[channels]` each, that normalise `x`. Without a scale the factor is positive."""
         mean, inverse = _statistics(x, tuple(range(x.ndim - 1)), self.epsilon)
         factor = inverse if self.scale is None else inverse * self.scale[...]
-        return x * factor + (self.offset[...] - mean * factor)
+        return factor, self.offset[...] - mean * factor
 
 
 class GroupNorm(nnx.Module):
@@ -122,9 +110,10 @@ def _statistics(
     x: jax.Array, axes: tuple[int, ...], epsilon: float, keepdims: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Mean, and one over the standard deviation."""
-    mean = x.mean(axes, keepdims=True)
-    variance = jnp.square(x - mean).mean(axes, keepdims=keepdims)
-    return (mean if keepdims else mean.reshape(variance.shape)), jax.lax.rsqrt(variance + epsilon)
+    mean = x.mean(axes, keepdims=keepdims)
+    # One pass more over the activations, x − mean, would cost as much as the convolution.
+    variance = nnx.relu(jnp.square(x).mean(axes, keepdims=keepdims) - jnp.square(mean))
+    return mean, jax.lax.rsqrt(variance + epsilon)
 
 
 def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
@@ -137,12 +126,22 @@ def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
     """Maximum over windows of `size` by `size`, side by side; a remainder at the edge is dropped.
 
-    As a reshape, whose derivatives of any order are cheap, unlike those of a reduced window.
+    By comparisons of neighbours, whose derivatives of any order are cheap; of equal ones the first is taken.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
     """
-    batch, height, width, channels = x.shape
-    x = x[:, : height - height % size, : width - width % size]
-    return x.reshape(batch, height // size, size, width // size, size, channels).max((2, 4))
+    x = _largest_neighbour(x, 1, size)
+    return _largest_neighbour(x, 2, size)
+
+
+def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """The largest of each `size` neighbours along an axis."""
+    length = x.shape[axis] // size
+    x = jax.lax.slice_in_dim(x, 0, length * size, axis=axis)
+    groups = x.reshape(*x.shape[:axis], length, size, *x.shape[axis + 1 :])
+    best, *others = (jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(size))
+    for other in others:
+        best = jnp.where(other > best, other, best)
+    return best

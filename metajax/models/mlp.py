@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from metajax.models.layers import BatchNorm
@@ -52,5 +51,5 @@ class MLP(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         for i, layer in enumerate(list(self.layers)[:-1]):
             x = layer(x)
-            x = jnp.maximum(self.norms[i](x) if len(self.norms) else x, 0)
+            x = nnx.relu(self.norms[i](x) if len(self.norms) else x)
         return self.layers[-1](x)

@@ -97,14 +97,16 @@ class ResNet18(nnx.Module):
         for stage in range(4):
             for i in range(2):
                 stride, features = (2 if stage and not i else 1), width * 2**stage
-                blocks.append(_Block(inputs, features, convs=2, stride=stride, activation=_relu, norm=norm, rngs=rngs))
+                blocks.append(
+                    _Block(inputs, features, convs=2, stride=stride, activation=nnx.relu, norm=norm, rngs=rngs)
+                )
                 inputs = features
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(inputs, outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[examples, height, width, channels]` to `[examples, outputs]`."""
-        x = _relu(self.stem_norm(self.stem(x)))
+        x = nnx.relu(self.stem_norm(self.stem(x)))
         x = max_pool(x) if self.pool else x
         for block in self.blocks:
             x = block(x)
@@ -143,10 +145,6 @@ class _Block(nnx.Module):
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut_norm(self.shortcut(x))
         return self.activation(out + x)
-
-
-def _relu(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0)
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:

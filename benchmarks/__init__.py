@@ -1,0 +1,1 @@
+"""Scripts that measure metajax, and the records of runs."""

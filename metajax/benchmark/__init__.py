@@ -1,0 +1,21 @@
+"""Throughput: the standard workloads, and the means to measure them and the device."""
+
+from metajax.benchmark.measure import Timing, matrix_flops, matrix_rate, peak_bytes, time_calls
+from metajax.benchmark.standard import Standard, meta_gradient, standard, task_flops, training_call
+from metajax.benchmark.workloads import WORKLOADS, Workload, make_tasks
+
+__all__ = [
+    "WORKLOADS",
+    "Standard",
+    "Timing",
+    "Workload",
+    "make_tasks",
+    "matrix_flops",
+    "matrix_rate",
+    "meta_gradient",
+    "peak_bytes",
+    "standard",
+    "task_flops",
+    "time_calls",
+    "training_call",
+]

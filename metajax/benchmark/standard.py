@@ -1,0 +1,120 @@
+"""The standard workloads in metajax, as a user would write them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from metajax import models
+from metajax.benchmark.workloads import Workload
+from metajax.inner import inner_loop
+from metajax.learners import MetaLearner, maml, reptile
+from metajax.losses import classification_loss, regression_loss
+from metajax.models import functional
+from metajax.parallel import average_tasks, default_chunk_size
+from metajax.tasks import episodes, sinusoid
+from metajax.training import init_train_state, make_train_step
+from metajax.types import Batch, ClassBank, Params, Task, TaskSampler
+
+
+class Standard(NamedTuple):
+    """A workload's parts.
+
+    Attributes:
+        params: Initial values.
+        learner: The meta-learner.
+        sampler: Draws tasks: sinusoids, or episodes of noise.
+    """
+
+    params: Params
+    learner: MetaLearner
+    sampler: TaskSampler
+
+
+def standard(workload: Workload) -> Standard:
+    """Build a workload's model, learner and tasks.
+
+    >>> from metajax.benchmark import WORKLOADS, standard
+    >>> sorted(standard(WORKLOADS["sinusoid, 1 step"]).params)
+    ['layers']
+    """
+    apply, params = functional(_model(workload))
+    loss = regression_loss(apply) if workload.model == "mlp" else classification_loss(apply)
+    inner = inner_loop(optax.sgd(workload.learning_rate), workload.steps, first_order=workload.learner == "fomaml")
+    learner = reptile(loss, inner) if workload.learner == "reptile" else maml(loss, inner)
+    return Standard(params, learner, _sampler(workload))
+
+
+def _model(workload: Workload) -> nnx.Module:
+    rngs, shape = nnx.Rngs(0), workload.image_shape
+    match workload.model:
+        case "mlp":
+            return models.MLP(1, 1, rngs=rngs)
+        case "conv4":
+            return models.Conv4(workload.ways, image_shape=shape, rngs=rngs)
+        case "conv4_pool":
+            return models.Conv4(workload.ways, image_shape=shape, channels=32, pool=True, rngs=rngs)
+        case "resnet12":
+            return models.ResNet12(workload.ways, in_channels=workload.channels, rngs=rngs)
+
+
+def _sampler(workload: Workload) -> TaskSampler:
+    if workload.model == "mlp":
+        return sinusoid(workload.shots, workload.queries)
+    classes, examples = 64, workload.shots + workload.queries
+    noise = np.random.default_rng(0).integers(0, 256, (classes * examples, *workload.image_shape), np.uint8)
+    bank = ClassBank(noise, np.arange(classes) * examples, np.full(classes, examples))
+    return episodes(bank, ways=workload.ways, shots=workload.shots, queries=workload.queries)
+
+
+def training_call(workload: Workload, mesh: Mesh, steps_per_call: int) -> Callable[[], None]:
+    """A call that does so many meta-steps of a workload with Adam, its tasks drawn inside, and waits for them."""
+    parts = standard(workload)
+    optimizer = optax.adam(1e-3)
+    train = make_train_step(
+        parts.learner,
+        optimizer,
+        parts.sampler,
+        tasks_per_step=workload.tasks,
+        steps_per_call=steps_per_call,
+        mesh=mesh,
+    )
+    state = init_train_state(parts.learner, optimizer, parts.params)
+
+    def call() -> None:
+        nonlocal state
+        state, metrics = train(state)
+        jax.block_until_ready(metrics)
+
+    return call
+
+
+def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[str, np.ndarray]) -> Params:
+    """The average meta-gradient of given tasks (of `make_tasks`) at given parameters."""
+    learner = standard(workload).learner
+    support, query = (
+        Batch(jnp.asarray(tasks[f"{part}_x"]), jnp.asarray(tasks[f"{part}_y"])) for part in ("support", "query")
+    )
+
+    def estimate(params: Params, task: Task):
+        return learner.gradient(params, task, jax.random.key(0), ()).gradient
+
+    chunk = default_chunk_size(params, workload.tasks, mesh)
+    average = jax.jit(lambda params, tasks: average_tasks(estimate, params, tasks, chunk_size=chunk, mesh=mesh))
+    return average(params, Task(support, query))
+
+
+def task_flops(workload: Workload) -> int:
+    """Floating-point operations of the matrix products in one task's meta-gradient, by plain reverse mode."""
+    from metajax.benchmark.measure import matrix_flops
+
+    parts = standard(workload)
+    task = jax.eval_shape(parts.sampler, jax.random.key(0))
+    return matrix_flops(
+        lambda params, task: parts.learner.gradient(params, task, jax.random.key(0), ()).gradient, parts.params, task
+    )

@@ -1,0 +1,91 @@
+"""What is measured: a model, its tasks and how it adapts, the same for every implementation.
+
+A workload's initial values and tasks are made once, with JAX, and handed to each implementation as NumPy arrays.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One meta-step: adapt to every task by SGD, average the gradients of the query losses.
+
+    Attributes:
+        model: `mlp` (40-40, ReLU, mean squared error), `conv4` (64 channels, stride 2), `conv4_pool` (32 channels,
+            2×2 max-pooling), `resnet12`; all but the first with cross-entropy and batch statistics.
+        ways: Classes of a task, or 1 in regression.
+        shots: Support examples of a class.
+        queries: Query examples of a class.
+        tasks: Tasks of a meta-step.
+        steps: Inner steps.
+        learning_rate: Rate of the inner steps.
+        side: Pixels of an image's side.
+        channels: Channels of an image.
+        learner: `maml`, `fomaml` (first order) or `reptile`.
+        slow: Left out unless it is named.
+    """
+
+    model: Literal["mlp", "conv4", "conv4_pool", "resnet12"]
+    ways: int
+    shots: int
+    queries: int
+    tasks: int
+    steps: int
+    learning_rate: float
+    side: int = 28
+    channels: int = 1
+    learner: Literal["maml", "fomaml", "reptile"] = "maml"
+    slow: bool = False
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (self.side, self.side, self.channels)
+
+
+_SINUSOID = Workload("mlp", ways=1, shots=10, queries=10, tasks=25, steps=1, learning_rate=0.01)
+_OMNIGLOT = Workload("conv4", ways=5, shots=1, queries=1, tasks=32, steps=1, learning_rate=0.4)
+_MINI = Workload("conv4_pool", ways=5, shots=1, queries=15, tasks=4, steps=5, learning_rate=0.05, side=84, channels=3)
+
+
+def _but(workload: Workload, **changes) -> Workload:
+    return dataclasses.replace(workload, **changes)
+
+
+WORKLOADS = {
+    "sinusoid, 1 step": _SINUSOID,
+    "sinusoid, 5 steps": _but(_SINUSOID, steps=5),
+    "Omniglot 5w1s, 1 query, 1 step": _OMNIGLOT,
+    "Omniglot 5w1s, 1 query, 5 steps": _but(_OMNIGLOT, steps=5),
+    "Omniglot 5w1s, 15 queries, 1 step": _but(_OMNIGLOT, queries=15),
+    "Omniglot 5w1s, 15 queries, 5 steps": _but(_OMNIGLOT, queries=15, steps=5),
+    "Omniglot 20w1s, 1 query, 5 steps": _but(_OMNIGLOT, ways=20, tasks=16, steps=5, learning_rate=0.1),
+    "Omniglot 5w1s, 15 queries, 5 steps, first order": _but(_OMNIGLOT, queries=15, steps=5, learner="fomaml"),
+    "Omniglot 5w1s, 15 queries, 5 steps, Reptile": _but(_OMNIGLOT, queries=15, steps=5, learner="reptile"),
+    "mini-ImageNet 5w1s": _MINI,
+    "mini-ImageNet 5w5s": _but(_MINI, shots=5),
+    "ResNet-12 84×84, 5w5s": _but(_MINI, model="resnet12", shots=5, tasks=1, slow=True),
+}
+"""By name; 84×84 workloads are on noise of mini-ImageNet's size, the others on noise of Omniglot's."""
+
+
+def make_tasks(workload: Workload, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tasks of one meta-step: `{support,query}_{x,y}`, each with a leading axis of tasks, then of examples.
+
+    Images are `float32` in `[0, 1]`, channels last, labels `int64`; regression has `x` and `y` of width 1.
+    """
+    rng = np.random.default_rng(seed)
+    tasks: dict[str, np.ndarray] = {}
+    for part, each in (("support", workload.shots), ("query", workload.queries)):
+        shape = (workload.tasks, workload.ways * each)
+        if workload.model == "mlp":
+            x = rng.uniform(-5, 5, (*shape, 1))
+            tasks |= {f"{part}_x": x.astype(np.float32), f"{part}_y": np.sin(x).astype(np.float32)}
+        else:
+            x = rng.random((*shape, *workload.image_shape), np.float32)
+            y = np.tile(np.arange(workload.ways), (workload.tasks, each)).astype(np.int64)
+            tasks |= {f"{part}_x": x, f"{part}_y": y}
+    return tasks

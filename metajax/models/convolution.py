@@ -1,0 +1,197 @@
+"""Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
+
+A convolution is bilinear, and so are its two transposes: the cotangent of the images from that of the output, and
+the kernel's. Each one's derivatives are the other two. As one primitive in three roles, second derivatives are
+convolutions of the forms that compilers know; left to themselves, they come out in forms that run ten times slower.
+
+Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
+primitive is windows of the image times a matrix.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Role = Literal["output", "images", "kernel"]
+_BLOCK_BYTES = 6_000_000
+"""Windows in use at once: what a core's share of the last cache holds."""
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution.
+
+    Attributes:
+        height: Of the images.
+        width: Of the images.
+        size: Side of the kernel.
+        stride: Step between outputs.
+        padding: Zeros on each side.
+    """
+
+    height: int
+    width: int
+    size: int
+    stride: int
+    padding: int
+
+
+def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+    """A 2-D convolution with a square kernel.
+
+    Args:
+        images: `[examples, height, width, in]`.
+        kernel: `[size, size, in, out]`.
+        stride: Step between outputs.
+        padding: Zeros on each side.
+
+    Returns:
+        `[examples, height', width', out]`.
+
+    >>> import jax.numpy as jnp
+    >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
+    (1, 2, 2, 5)
+    """
+    geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding)
+    if geometry.size == 1 and not padding:
+        return images[:, ::stride, ::stride] @ kernel[0, 0]
+    return _convolution.bind(images, kernel, role="output", geometry=geometry)
+
+
+def convolution_flops(output: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+    """Floating-point operations of a convolution in any role, from the shapes of its output and kernel."""
+    return 2 * math.prod(output) * math.prod(kernel[:-1])
+
+
+_convolution = Primitive("convolution")
+
+
+def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
+    """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
+    if role == "output":
+        if a.shape[-1] == 3:  # three channels fit no vector
+            a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
+        return _forward(a, b, geometry)
+    if role == "images" and geometry.stride == 1:
+        return _images(a, b, geometry)
+    if role == "images":
+        return _by_windows(a, b, role=role, geometry=geometry)
+    return _kernel_in_blocks(a, b, geometry)
+
+
+def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    padding = [(geometry.padding, geometry.padding)] * 2
+    strides = (geometry.stride, geometry.stride)
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _images(output: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """The images' cotangent at stride 1: a convolution of the output's with the kernel turned."""
+    # The barrier keeps the compiler from folding the turn into a layout of the kernel that its fast path lacks.
+    turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+    return _forward(output, turned, geometry._replace(padding=geometry.size - 1 - geometry.padding))
+
+
+def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
+    """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
+    examples, channels = images.shape[0], images.shape[-1]
+    window = geometry.size**2 * channels
+    most = max(_BLOCK_BYTES // (math.prod(output.shape[1:3]) * window * images.dtype.itemsize), 1)
+    block = max(n for n in range(1, examples + 1) if examples % n == 0 and n <= most)
+
+    def add(total, block):
+        images, output = block
+        return total + _kernel_by_windows(images, output, geometry), None
+
+    zeros = jnp.zeros((geometry.size, geometry.size, channels, output.shape[-1]), images.dtype)
+    if block == examples:
+        return add(zeros, (images, output))[0]
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
+    return lax.scan(add, zeros, blocks)[0]
+
+
+def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
+    """The same as a matrix product, which `vmap` makes a batched one."""
+    if role == "output":
+        return windows(a, geometry) @ b.reshape(-1, b.shape[-1])
+    if role == "images":
+        images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
+        return jax.linear_transpose(lambda images: windows(images, geometry), images)(a @ b.reshape(-1, b.shape[-1]).T)[
+            0
+        ]
+    return _kernel_by_windows(a, b, geometry)
+
+
+def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
+    # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
+    seen = windows(images, geometry)
+    if seen.shape[-1] < output.shape[-1]:
+        product = jnp.einsum("bhwk,bhwo->ko", seen, output)
+    else:
+        product = lax.optimization_barrier(jnp.einsum("bhwo,bhwk->ok", output, seen)).T
+    return product.reshape(geometry.size, geometry.size, images.shape[-1], output.shape[-1])
+
+
+def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
+    """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
+    size, stride, padding = geometry.size, geometry.stride, geometry.padding
+    x = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = _output_sides(geometry)
+    slices = [
+        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(slices, axis=-1)
+
+
+def _output_sides(geometry: Geometry) -> tuple[int, int]:
+    reach = geometry.size - 2 * geometry.padding
+    return (geometry.height - reach) // geometry.stride + 1, (geometry.width - reach) // geometry.stride + 1
+
+
+def _shape(a, b, *, role: Role, geometry: Geometry):
+    if role == "output":
+        shape = (a.shape[0], *_output_sides(geometry), b.shape[-1])
+    elif role == "images":
+        shape = (a.shape[0], geometry.height, geometry.width, b.shape[2])
+    else:
+        shape = (geometry.size, geometry.size, a.shape[-1], b.shape[-1])
+    return jax.core.ShapedArray(shape, a.dtype)
+
+
+def _transpose_first(cotangent, a, b, *, role: Role, geometry: Geometry):
+    if role == "output":
+        return _convolution.bind(cotangent, b, role="images", geometry=geometry)
+    if role == "images":
+        return _convolution.bind(cotangent, b, role="output", geometry=geometry)
+    return _convolution.bind(b, cotangent, role="images", geometry=geometry)
+
+
+def _transpose_second(cotangent, a, b, *, role: Role, geometry: Geometry):
+    if role == "output":
+        return _convolution.bind(a, cotangent, role="kernel", geometry=geometry)
+    if role == "images":
+        return _convolution.bind(cotangent, a, role="kernel", geometry=geometry)
+    return _convolution.bind(a, cotangent, role="output", geometry=geometry)
+
+
+def _batch(arguments, axes, *, role: Role, geometry: Geometry):
+    (a, b), (a_axis, b_axis) = arguments, axes
+    if role != "kernel" and b_axis is None:  # one kernel: all are examples
+        a = jnp.moveaxis(a, a_axis, 0)
+        folded = a.reshape(-1, *a.shape[2:])
+        out = _convolution.bind(folded, b, role=role, geometry=geometry)
+        return out.reshape(*a.shape[:2], *out.shape[1:]), 0
+    return jax.vmap(lambda a, b: _by_windows(a, b, role=role, geometry=geometry), (a_axis, b_axis))(a, b), 0
+
+
+_convolution.def_impl(_native)
+_convolution.def_abstract_eval(_shape)
+mlir.register_lowering(_convolution, mlir.lower_fun(_native, multiple_results=False))
+ad.defbilinear(_convolution, _transpose_first, _transpose_second)
+batching.primitive_batchers[_convolution] = _batch
