@@ -101,8 +101,15 @@ def load_experiment(workdir: Path) -> Experiment:
     return experiment
 
 
-def differences(stored: Any, wanted: Any, workdir: Path) -> list[str]:
-    """Fields in which two experiments differ, each as `field is X in the run and Y now`."""
+def differences(stored: Experiment, wanted: Experiment, workdir: Path) -> list[str]:
+    """Fields in which two experiments differ, each as `field is X in the run and Y now`.
+
+    How they are carried out does not count: `changes_since` tells that.
+    """
+    return _differing(stored, dataclasses.replace(wanted, execution=stored.execution), workdir)
+
+
+def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
     old, new = (dict(_leaves(to_json(each, workdir))) for each in (stored, wanted))
     absent = "absent"
     return [
@@ -129,8 +136,8 @@ def environment(devices: int) -> dict[str, Any]:
     }
 
 
-def changes_since(workdir: Path, devices: int) -> list[str]:
-    """What is not as it was when the run began, and may change rounding: versions and devices.
+def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[str]:
+    """What is not as it was when the run began, and may change rounding: versions, devices, how it is carried out.
 
     Raises:
         UserError: If the record of it is missing or damaged.
@@ -148,7 +155,8 @@ def changes_since(workdir: Path, devices: int) -> list[str]:
             changes.append(f"the run began on {began['devices']} devices and goes on on {devices}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
-    return changes
+    stored = load_experiment(workdir)
+    return changes + _differing(stored, dataclasses.replace(stored, execution=experiment.execution), workdir)
 
 
 def to_json(value: Any, workdir: Path) -> Any:

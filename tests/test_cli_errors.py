@@ -76,7 +76,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         ([*TRAIN, "--training.tasks-per-step", "-3"], ["training.tasks_per_step", "at least 1", "-3"]),
         ([*TRAIN, "--training.steps-per-call", "0"], ["training.steps_per_call"]),
         ([*TRAIN, "--training.checkpoint-every", "0"], ["training.checkpoint_every"]),
-        ([*TRAIN, "--training.chunk-size", "0"], ["training.chunk_size"]),
+        ([*TRAIN, "--execution.chunk-size", "0"], ["execution.chunk_size"]),
         ([*TRAIN, "--training.keep", "0"], ["training.keep"]),
         ([*TRAIN, "--inner.steps", "0"], ["inner.steps"]),
         ([*TRAIN, "--inner.learning-rate", "-0.1"], ["inner.learning_rate", "above 0", "-0.1"]),

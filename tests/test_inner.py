@@ -149,7 +149,9 @@ INNER = {
     "sgd": lambda rate: optax.sgd(rate),
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     "adam": lambda rate: optax.adam(rate, eps_root=1e-12),
-    "a rate for each parameter": lambda rate: optax.stateless(lambda grads, _: jax.tree.map(lambda g: -rate * g, grads)),
+    "a rate for each parameter": lambda rate: optax.stateless(
+        lambda grads, _: jax.tree.map(lambda g: -rate * g, grads)
+    ),
 }
 
 

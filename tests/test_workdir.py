@@ -103,7 +103,7 @@ def test_create_writes_config_source_and_environment(tmp_path):
         assert environment["versions"][package] == importlib.metadata.version(package)
     assert environment["device"].startswith(jax.devices()[0].platform)
     assert environment["devices"] == 3
-    assert workdir.changes_since(run, 3) == []
+    assert workdir.changes_since(run, experiment, 3) == []
 
 
 def test_changes_of_versions_and_devices_are_told(tmp_path):
@@ -114,10 +114,13 @@ def test_changes_of_versions_and_devices_are_told(tmp_path):
     environment["versions"]["jax"] = "0.1.2"
     environment["device"] = "tpu: v5"
     path.write_text(json.dumps(environment))
-    version, device, count = workdir.changes_since(tmp_path / "run", 2)
+    now = dataclasses.replace(experiment, execution=dataclasses.replace(experiment.execution, chunk_size=2))
+    version, device, count, chunk = workdir.changes_since(tmp_path / "run", now, 2)
     assert version == f"jax 0.1.2 is now {jax.__version__}"
     assert device.startswith("tpu: v5 is now cpu")
     assert count == "the run began on 1 devices and goes on on 2"
+    assert chunk == "execution.chunk_size is None in the run and 2 now"
+    assert workdir.differences(experiment, now, tmp_path) == [], "nothing that a resume should refuse"
 
 
 @pytest.mark.parametrize("last", ["environment.json", "config.py", "config.json"])
@@ -264,4 +267,4 @@ def test_a_damaged_environment_is_refused_by_name(tmp_path, text):
     if text is not None:
         (tmp_path / "environment.json").write_text(text)
     with pytest.raises(UserError, match=r"environment\.json"):
-        workdir.changes_since(tmp_path, 1)
+        workdir.changes_since(tmp_path, configs.load("sinusoid_maml"), 1)

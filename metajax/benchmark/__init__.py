@@ -1,7 +1,7 @@
 """Throughput: the standard workloads, and the means to measure them and the device."""
 
 from metajax.benchmark.measure import Timing, matrix_flops, matrix_rate, peak_bytes, time_calls
-from metajax.benchmark.standard import Standard, meta_gradient, standard, task_flops, training_call
+from metajax.benchmark.standard import Standard, meta_gradient, standard, task_flops, training_call, training_calls
 from metajax.benchmark.workloads import WORKLOADS, Workload, make_tasks
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "task_flops",
     "time_calls",
     "training_call",
+    "training_calls",
 ]

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from metajax import models
+from metajax.benchmark.measure import matrix_flops
 from metajax.benchmark.workloads import Workload
 from metajax.inner import inner_loop
 from metajax.learners import MetaLearner, maml, reptile
@@ -36,7 +37,7 @@ class Standard(NamedTuple):
     sampler: TaskSampler
 
 
-def standard(workload: Workload) -> Standard:
+def standard(workload: Workload, *, mixed_mode: bool = True) -> Standard:
     """Build a workload's model, learner and tasks.
 
     >>> from metajax.benchmark import WORKLOADS, standard
@@ -45,7 +46,10 @@ def standard(workload: Workload) -> Standard:
     """
     apply, params = functional(_model(workload))
     loss = regression_loss(apply) if workload.model == "mlp" else classification_loss(apply)
-    inner = inner_loop(optax.sgd(workload.learning_rate), workload.steps, first_order=workload.learner == "fomaml")
+    first_order = workload.learner == "fomaml"
+    inner = inner_loop(
+        optax.sgd(workload.learning_rate), workload.steps, first_order=first_order, mixed_mode=mixed_mode
+    )
     learner = reptile(loss, inner) if workload.learner == "reptile" else maml(loss, inner)
     return Standard(params, learner, _sampler(workload))
 
@@ -75,16 +79,39 @@ def _sampler(workload: Workload) -> TaskSampler:
 def training_call(workload: Workload, mesh: Mesh, steps_per_call: int) -> Callable[[], None]:
     """A call that does so many meta-steps of a workload with Adam, its tasks drawn inside, and waits for them."""
     parts = standard(workload)
-    optimizer = optax.adam(1e-3)
-    train = make_train_step(
+    return training_calls(
         parts.learner,
-        optimizer,
+        optax.adam(1e-3),
         parts.sampler,
+        parts.params,
         tasks_per_step=workload.tasks,
         steps_per_call=steps_per_call,
         mesh=mesh,
     )
-    state = init_train_state(parts.learner, optimizer, parts.params)
+
+
+def training_calls(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    sampler: TaskSampler,
+    params: Params,
+    *,
+    tasks_per_step: int,
+    steps_per_call: int,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[], None]:
+    """A call that goes on with training and waits for it; the arguments are those of `make_train_step`."""
+    train = make_train_step(
+        learner,
+        optimizer,
+        sampler,
+        tasks_per_step=tasks_per_step,
+        steps_per_call=steps_per_call,
+        chunk_size=chunk_size,
+        mesh=mesh,
+    )
+    state = init_train_state(learner, optimizer, params)
 
     def call() -> None:
         nonlocal state
@@ -109,12 +136,8 @@ def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[st
     return average(params, Task(support, query))
 
 
-def task_flops(workload: Workload) -> int:
-    """Floating-point operations of the matrix products in one task's meta-gradient, by plain reverse mode."""
-    from metajax.benchmark.measure import matrix_flops
-
-    parts = standard(workload)
-    task = jax.eval_shape(parts.sampler, jax.random.key(0))
-    return matrix_flops(
-        lambda params, task: parts.learner.gradient(params, task, jax.random.key(0), ()).gradient, parts.params, task
-    )
+def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> int:
+    """Floating-point operations of the matrix products in one task's meta-gradient."""
+    meta_params, state = learner.init(params)
+    task = jax.eval_shape(sampler, jax.random.key(0))
+    return matrix_flops(lambda p, task: learner.gradient(p, task, jax.random.key(0), state).gradient, meta_params, task)

@@ -1,4 +1,4 @@
-"""The command line: `metajax train | evaluate | plot | data | configs`."""
+"""The command line: `metajax train | evaluate | bench | tune | plot | data | configs`."""
 
 import errno
 import importlib
@@ -13,6 +13,8 @@ from metajax.errors import UserError
 _COMMANDS = {
     "train": "meta-train an experiment, or resume it, then evaluate it",
     "evaluate": "evaluate a trained learner at every inner step",
+    "bench": "measure the throughput of an experiment, or of the standard workloads, on this device",
+    "tune": "time the sensible ways to carry an experiment out, and keep the fastest for later runs",
     "plot": "draw the learning curve, adaptation and example tasks of a run",
     "data": "list, prepare or inspect data sets",
     "configs": "list the experiments that come with metajax, or show one",

@@ -2,32 +2,67 @@
 
 import contextlib
 import os
+import platform
+import zlib
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
 from metajax.types import Params
 
 
 def prepare_devices(devices: int | None) -> None:
-    """Make each core a device of the CPU; once JAX is in use, its devices stay as they are.
+    """Make each core a device of the CPU, and keep compiled programs; once JAX is in use, its devices stay as they are.
 
     Raises:
         UserError: If `devices` is below 1.
     """
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
+    _keep_compiled_programs()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(cores, min(devices or 1, 8), jax.config.jax_num_cpu_devices))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
+def _keep_compiled_programs() -> None:
+    """Let a second start of an experiment find what the first one compiled; a choice of the user's own stays."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        folder = resolve_data_dir() / "compiled" / _machine()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _machine() -> str:
+    """A name for the kind of CPU: programs compiled for another one would crash."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else platform.processor()
+    flags = sorted({line for line in text.splitlines() if line.startswith(("flags", "Features", "model name"))})
+    return f"{platform.machine()}-{zlib.crc32(''.join(flags).encode()):08x}"
+
+
+def device_name() -> str:
+    """The kind of device and how many there are, `cpu: AMD EPYC, 2 of them`."""
+    first = jax.devices()[0]
+    kind = first.device_kind if first.platform != "cpu" else _machine()
+    return f"{first.platform}: {kind}, {jax.device_count()} of them"
+
+
+def use_precision(precision: str) -> None:
+    """Set the precision of matrix products' operands, unless it is the device's default."""
+    if precision != "default":
+        jax.config.update("jax_default_matmul_precision", precision)
+
+
+def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one: bool = True) -> Mesh:
     """A mesh of `devices` devices; by default all that help.
 
-    A tiny model on a CPU is all dispatch, and stays on one core; otherwise as many devices as share the tasks evenly.
+    A tiny model on a CPU is all dispatch, and stays on one core (`tiny_on_one`); otherwise as many devices as share
+    the tasks evenly.
 
     Raises:
         UserError: If there are not so many.
@@ -35,7 +70,8 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
     available = jax.local_devices()
     if devices is None:
         most = min(len(available), tasks)
-        devices = 1 if is_tiny(params) and jax.default_backend() == "cpu" else -(-tasks // -(-tasks // most))
+        alone = tiny_on_one and is_tiny(params) and jax.default_backend() == "cpu"
+        devices = 1 if alone else -(-tasks // -(-tasks // most))
     if devices > len(available):
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
     return task_mesh(available[:devices])

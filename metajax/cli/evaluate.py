@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from metajax import checkpoints, workdir
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, prepare_devices
+from metajax.cli.device import choose_mesh, prepare_devices, use_precision
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
@@ -59,8 +59,9 @@ def run(args: Sequence[str]) -> None:
     if options.on is not None:
         experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
     if options.chunk_size is not None:
-        training = dataclasses.replace(experiment.training, chunk_size=options.chunk_size)
-        experiment = dataclasses.replace(experiment, training=training)
+        execution = dataclasses.replace(experiment.execution, chunk_size=options.chunk_size)
+        experiment = dataclasses.replace(experiment, execution=execution)
+    use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     try:
         state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
@@ -144,7 +145,7 @@ def evaluate_run(
         num_tasks=settings.num_tasks,
         batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
         non_transductive=settings.non_transductive,
-        chunk_size=experiment.training.chunk_size,
+        chunk_size=experiment.execution.chunk_size,
         mesh=mesh,
     )
     measured = evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)

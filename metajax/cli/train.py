@@ -15,8 +15,8 @@ import tyro
 from jax.sharding import Mesh
 
 from metajax import checkpoints, workdir
-from metajax.cli import Stopped, configs, report
-from metajax.cli.device import choose_mesh, prepare_devices
+from metajax.cli import Stopped, configs, report, tune
+from metajax.cli.device import choose_mesh, prepare_devices, use_precision
 from metajax.cli.evaluate import evaluate_run, load_state
 from metajax.cli.parse import parse
 from metajax.cli.progress import Progress
@@ -64,7 +64,8 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"train needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
     prepare_devices(None)  # before the config file, which may use JAX
     source = configs.find(args[0])
-    default = Options(Where(), configs.load(args[0]))
+    tuned = tune.load(source)
+    default = Options(Where(devices=tuned.devices), tuned.apply(configs.load(args[0])))
     options = parse(Options, args[1:], prog=f"metajax train {args[0]}", default=default)
     where = options.run
     directory = where.workdir or Path("runs") / source.stem
@@ -96,6 +97,7 @@ def train(
                 f"{directory} holds another experiment: {'; '.join(differing)}. "
                 "Choose another --workdir, or the same settings"
             )
+    use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory):
@@ -106,7 +108,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     resumes = workdir.is_workdir(directory)
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
-        state = _resume(directory, state, mesh)
+        state = _resume(directory, experiment, state, mesh)
     else:
         workdir.create(directory, experiment, source, mesh.size)
         report.say(f"training in {directory} on {report.devices(mesh)}")
@@ -121,8 +123,8 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     report.say(f"metajax plot {directory} draws it")
 
 
-def _resume(directory: Path, fresh: TrainState, mesh: Mesh) -> TrainState:
-    for change in workdir.changes_since(directory, mesh.size):
+def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Mesh) -> TrainState:
+    for change in workdir.changes_since(directory, experiment, mesh.size):
         report.warn(f"{change}: the same up to rounding")
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
@@ -151,7 +153,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 parts.tasks.samplers["train"],
                 tasks_per_step=settings.tasks_per_step,
                 steps_per_call=steps,
-                chunk_size=settings.chunk_size,
+                chunk_size=experiment.execution.chunk_size,
                 mesh=mesh,
             )
         return compiled[steps](state)
@@ -207,7 +209,7 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[T
         num_tasks=experiment.validation.num_tasks,
         batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
         non_transductive=False,
-        chunk_size=experiment.training.chunk_size,
+        chunk_size=experiment.execution.chunk_size,
         mesh=mesh,
     )
     key = purpose_key(experiment.seed, "validation")

@@ -4,6 +4,7 @@ from metajax.experiment.build import Parts, build
 from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18
 from metajax.experiment.settings import (
     EvaluationSettings,
+    Execution,
     Experiment,
     Inner,
     LearnerSpec,
@@ -20,6 +21,7 @@ __all__ = [
     "MLP",
     "Conv4",
     "EvaluationSettings",
+    "Execution",
     "Experiment",
     "FashionMNIST",
     "Folder",

@@ -48,7 +48,7 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     _check_frozen(experiment.inner.frozen, params)
     _check_evaluation(experiment, tasks)
     loss_fn = tasks.loss(apply)
-    learner = experiment.learner.build(loss_fn, experiment.inner.build())
+    learner = experiment.learner.build(loss_fn, experiment.inner.build(experiment.execution))
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
 
 

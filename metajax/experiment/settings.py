@@ -45,19 +45,13 @@ class Inner:
     """Treat inner gradients as constants: first-order MAML."""
     frozen: tuple[str, ...] = ()
     """Parts of parameter paths that do not adapt in the inner loop, such as "norms" or "head"."""
-    remat: bool = False
-    """Recompute each step in the backward pass: less memory, more time."""
-    unroll: bool = False
-    """Unroll the steps in the compiled program: compiles longer."""
 
     def __post_init__(self):
         positive("inner", learning_rate=self.learning_rate)
         at_least("inner", 1, steps=self.steps, batch_size=self.batch_size)
-        if self.remat and self.unroll:
-            raise UserError("inner.remat and inner.unroll do not go together: choose one")
         in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
-    def build(self) -> InnerLoop:
+    def build(self, execution: "Execution") -> InnerLoop:
         """Make the inner loop."""
         # eps_root keeps the derivative of Adam's square root finite where a gradient is exactly 0.
         optimizer = {
@@ -71,8 +65,9 @@ class Inner:
             adapts=self._adapts if self.frozen else None,
             batch_size=self.batch_size,
             first_order=self.first_order,
-            remat=self.remat,
-            unroll=self.unroll or 1,
+            mixed_mode=execution.mixed_mode,
+            remat=execution.remat,
+            unroll=None if execution.unroll is None else execution.unroll or 1,
         )
 
     def _adapts(self, path: str, leaf: jax.Array) -> bool:
@@ -125,8 +120,6 @@ class TrainingSettings:
     """Tasks averaged in a meta-step (the meta-batch)."""
     steps_per_call: int = 25
     """Meta-steps compiled into one call: metrics, progress and interrupts come once a call."""
-    chunk_size: int | None = None
-    """Tasks that run together on a device; None chooses by device and model."""
     checkpoint_every: int = 1000
     """Meta-steps between checkpoints."""
     keep: int = 3
@@ -139,7 +132,6 @@ class TrainingSettings:
             steps=self.steps,
             tasks_per_step=self.tasks_per_step,
             steps_per_call=self.steps_per_call,
-            chunk_size=self.chunk_size,
             checkpoint_every=self.checkpoint_every,
             keep=self.keep,
         )
@@ -177,6 +169,27 @@ class EvaluationSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is carried out: its speed and memory; what comes out is the same up to rounding."""
+
+    chunk_size: int | None = None
+    """Tasks that run together on a device; None chooses by device and model."""
+    unroll: bool | None = None
+    """Unroll the inner steps in the compiled program, which compiles longer; None does so up to 5 of them."""
+    mixed_mode: bool = True
+    """Differentiate inner gradients by forward-over-reverse products, which stores far less than plain reverse mode."""
+    remat: bool = False
+    """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
+    precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
+    """Of the operands of matrix products, summed in float32. The default is the device's own: on a CPU float32."""
+
+    def __post_init__(self):
+        at_least("execution", 1, chunk_size=self.chunk_size)
+        if self.remat and self.unroll:
+            raise UserError("execution.remat and execution.unroll do not go together: choose one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A meta-learning experiment, whole: with its seed it determines the run."""
 
@@ -188,6 +201,7 @@ class Experiment:
     training: TrainingSettings
     validation: Validation = Validation()
     evaluation: EvaluationSettings
+    execution: Execution = Execution()
     seed: int = 0
     """Seed of the initial values, of the tasks, of all."""
 

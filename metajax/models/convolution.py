@@ -161,7 +161,7 @@ def _shape(a, b, *, role: Role, geometry: Geometry):
         shape = (a.shape[0], geometry.height, geometry.width, b.shape[2])
     else:
         shape = (geometry.size, geometry.size, a.shape[-1], b.shape[-1])
-    return jax.core.ShapedArray(shape, a.dtype)
+    return a.update(shape=shape, weak_type=False)
 
 
 def _transpose_first(cotangent, a, b, *, role: Role, geometry: Geometry):

@@ -1,0 +1,152 @@
+"""`metajax tune`: time the sensible ways to carry an experiment out, and keep the fastest for later runs."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from metajax import workdir
+from metajax.benchmark import time_calls, training_calls
+from metajax.cli import configs, report
+from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
+from metajax.cli.parse import parse
+from metajax.errors import UserError
+from metajax.experiment import Experiment, build
+from metajax.parallel import default_chunk_size
+
+_USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
+
+Time the sensible numbers of devices, of tasks at once, and loops unrolled or not, for CONFIG on this device. The
+fastest goes into CONFIG.tuned.json beside the config, from where `metajax train CONFIG` takes it on such a device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """How to carry an experiment out on a device.
+
+    Attributes:
+        devices: Devices to split tasks over; `None` for all that help.
+        chunk_size: Tasks that run together on a device.
+        unroll: Whether inner steps are unrolled.
+    """
+
+    devices: int | None = None
+    chunk_size: int | None = None
+    unroll: bool | None = None
+
+    def apply(self, experiment: Experiment) -> Experiment:
+        """The experiment, so carried out where it does not say otherwise itself."""
+        own = experiment.execution
+        chosen = {name: getattr(self, name) for name in ("chunk_size", "unroll") if getattr(own, name) is None}
+        if own.remat:
+            chosen.pop("unroll", None)
+        return dataclasses.replace(experiment, execution=dataclasses.replace(own, **chosen))
+
+
+@dataclasses.dataclass
+class Timing:
+    """How long to time, and where data lies."""
+
+    seconds: float = 3.0
+    """Of timed calls for each way."""
+    data_dir: Path | None = None
+    """Where data sets are prepared."""
+
+
+@dataclasses.dataclass
+class Options:
+    """Time the sensible ways to carry an experiment out, and keep the fastest."""
+
+    run: Annotated[Timing, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def run(args: Sequence[str]) -> None:
+    """Carry out the command."""
+    if not args or args[0].startswith("-"):
+        print(_USAGE)
+        if args and args[0] in ("-h", "--help"):
+            return
+        raise UserError("tune needs a CONFIG: `metajax configs` lists them")
+    prepare_devices(None)
+    source = configs.find(args[0])
+    default = Options(Timing(), configs.load(args[0]))
+    options = parse(Options, args[1:], prog=f"metajax tune {args[0]}", default=default)
+    use_precision(options.experiment.execution.precision)
+    best, rate = Tuned(), 0.0
+    for way in _ways(options.experiment, options.run.data_dir):
+        try:
+            measured = _tasks_per_second(options.experiment, way, options.run)
+        except jax.errors.JaxRuntimeError as error:
+            report.say(f"{_described(way)}: {str(error).splitlines()[0][:80]}")
+            continue
+        report.say(f"{_described(way)}: {measured:,.1f} tasks/s")
+        if measured > rate:
+            best, rate = way, measured
+    path = store(source, best)
+    report.say(f"fastest: {_described(best)}; kept in {path} for {device_name()}")
+
+
+def load(source: Path) -> Tuned:
+    """What was found fastest for a config on this device; nothing chosen if it was never tuned here.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = _path(source)
+    if not path.is_file():
+        return Tuned()
+    found = workdir.read_json(path)
+    try:
+        return Tuned(**found.get(device_name(), {}))
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it, or run metajax tune again") from error
+
+
+def store(source: Path, tuned: Tuned) -> Path:
+    """Keep what is fastest beside a config; other devices' entries stay."""
+    path = _path(source)
+    entries: dict[str, Any] = workdir.read_json(path) if path.is_file() else {}
+    workdir.write_json(path, {**entries, device_name(): dataclasses.asdict(tuned)})
+    return path
+
+
+def _path(source: Path) -> Path:
+    return source.with_name(f"{source.stem}.tuned.json")
+
+
+def _ways(experiment: Experiment, data_dir: Path | None) -> Iterator[Tuned]:
+    """All devices and one; a task at a time, a few and all at once; unrolled or not, for loops of 2 to 10 steps."""
+    params, tasks = build(experiment, data_dir).params, experiment.training.tasks_per_step
+    loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
+    for devices in sorted({1, choose_mesh(None, params, tasks, tiny_on_one=False).size}, reverse=True):
+        mesh = choose_mesh(devices, params, tasks)
+        share = -(-tasks // devices)
+        for chunk_size in sorted({default_chunk_size(params, tasks, mesh), 1, min(4, share), share}):
+            for unroll in (True, False) if loops else (None,):
+                yield Tuned(devices, chunk_size, unroll)
+
+
+def _tasks_per_second(experiment: Experiment, way: Tuned, timing: Timing) -> float:
+    execution = dataclasses.replace(experiment.execution, chunk_size=way.chunk_size, unroll=way.unroll)
+    parts = build(dataclasses.replace(experiment, execution=execution), timing.data_dir)
+    tasks, steps = experiment.training.tasks_per_step, min(experiment.training.steps_per_call, 5)
+    call = training_calls(
+        parts.learner,
+        parts.optimizer,
+        parts.tasks.samplers["train"],
+        parts.params,
+        tasks_per_step=tasks,
+        steps_per_call=steps,
+        chunk_size=way.chunk_size,
+        mesh=choose_mesh(way.devices, parts.params, tasks),
+    )
+    return tasks * steps / time_calls(call, seconds=timing.seconds, at_least=3).seconds
+
+
+def _described(way: Tuned) -> str:
+    loop = {None: "", True: ", unrolled", False: ", scanned"}[way.unroll]
+    return f"{way.devices} device{'s' if way.devices != 1 else ''}, {way.chunk_size} at once{loop}"
