@@ -41,7 +41,7 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.Checkpoi
     Raises:
         UserError: If a checkpoint cannot be written.
     """
-    for step in saved_steps(directory):
+    for step in saved_steps(directory) if jax.process_index() == 0 else []:
         if _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
             shutil.rmtree(directory / str(step) / _METRICS, ignore_errors=True)
     policy = checkpoint_managers.AnyPreservationPolicy(

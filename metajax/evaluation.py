@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from metajax.learners import MetaLearner
 from metajax.losses import weighted_mean
-from metajax.parallel import default_chunk_size, map_tasks, replicated, task_keys
+from metajax.parallel import default_chunk_size, map_tasks, replicate, replicated, task_keys
 from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
@@ -100,11 +100,12 @@ def make_evaluation(
         return map_tasks(measure, shared, task_keys(rng, num_tasks), chunk_size=chunk, mesh=mesh)
 
     everywhere = replicated(mesh)
-    compiled = jax.jit(run, in_shardings=everywhere)
-    held = jax.device_put(as_partial(sampler), everywhere)
+    compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
+    held = replicate(as_partial(sampler), mesh)
 
     def evaluate(meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = ()) -> Evaluation:
-        values = jax.device_get(compiled(meta_params, learner_state, rng, held))
+        shared = replicate((meta_params, learner_state, rng), mesh)
+        values = jax.device_get(compiled(*shared, held))
         return {
             "num_tasks": num_tasks,
             "inner_steps": steps,

@@ -35,6 +35,26 @@ def replicated(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Put arrays that all tasks share on every device of the mesh, and of every process that it spans.
+
+    Each process has the same values to begin with.
+    """
+    sharding = replicated(mesh)
+    if sharding is None or sharding.is_fully_addressable:
+        return tree if sharding is None else jax.device_put(tree, sharding)
+
+    def put(leaf):
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree)
+
+
 def task_keys(rng: jax.Array, num_tasks: int) -> jax.Array:
     """A key for each task, `key[num_tasks]`: a function of `rng` and the task's index alone.
 

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax.learners import Estimate, MetaLearner
-from metajax.parallel import average_tasks, default_chunk_size, replicated, task_keys
+from metajax.parallel import average_tasks, default_chunk_size, replicate, replicated, task_keys
 from metajax.types import MetaParams, Metrics, Params, PyTree, TaskSampler
 
 
@@ -131,9 +131,9 @@ def make_train_step(
 
     everywhere = replicated(mesh)
     compiled = jax.jit(run, donate_argnums=0, in_shardings=everywhere, out_shardings=everywhere)
-    held = jax.device_put(as_partial(sampler), everywhere)
+    held = replicate(as_partial(sampler), mesh)
     # A state that is not yet where the compiled step keeps it would make a second program.
-    return lambda state: compiled(state if everywhere is None else jax.device_put(state, everywhere), held)
+    return lambda state: compiled(replicate(state, mesh), held)
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

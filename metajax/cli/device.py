@@ -3,16 +3,71 @@
 import contextlib
 import os
 import platform
+import re
+import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
 from metajax.types import Params
+
+
+def join(others: str | None) -> None:
+    """Join the other processes of a run, each started with the same command on a machine of its own, or on one.
+
+    Args:
+        others: `auto` where a cluster manager (Slurm, Open MPI, Kubernetes, a TPU pod) says who they are; else
+            `ADDRESS:PORT,INDEX,COUNT`, the address of the first process, the index of this one, and how many there are.
+
+    Raises:
+        UserError: If it is neither, or they cannot be joined.
+    """
+    if others is None:
+        return
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", others)
+    if others != "auto" and (match is None or not int(match[2]) < int(match[3])):
+        raise UserError(f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0, got {others!r}")
+    arguments = {} if match is None else {"coordinator_address": match[1], "process_id": int(match[2])}
+    try:
+        jax.distributed.initialize(**arguments, **({} if match is None else {"num_processes": int(match[3])}))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed: the other processes cannot be joined ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def wait_for_others(where: str) -> None:
+    """Wait until every process of the run has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` is true in any process of the run."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """After a mistake or a failure leave without waiting for the other processes, which may be gone or wait for us."""
+    try:
+        yield
+    except UserError as error:
+        print(f"metajax: error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
 
 
 def prepare_devices(devices: int | None) -> None:
@@ -64,14 +119,20 @@ def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one:
     A tiny model on a CPU is all dispatch, and stays on one core (`tiny_on_one`); otherwise as many devices as share
     the tasks evenly.
 
+    With several processes `devices` counts those of each, and the mesh has them all.
+
     Raises:
         UserError: If there are not so many.
     """
     available = jax.local_devices()
+    tasks = -(-tasks // jax.process_count())
     if devices is None:
         most = min(len(available), tasks)
         alone = tiny_on_one and is_tiny(params) and jax.default_backend() == "cpu"
         devices = 1 if alone else -(-tasks // -(-tasks // most))
     if devices > len(available):
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
-    return task_mesh(available[:devices])
+    if jax.process_count() == 1:
+        return task_mesh(available[:devices])
+    of_process = [[d for d in jax.devices() if d.process_index == p][:devices] for p in range(jax.process_count())]
+    return task_mesh([device for each in of_process for device in each])

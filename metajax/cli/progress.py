@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from metajax.cli.device import is_first
+
 
 class Progress:
     """A line with the step, tasks per second, loss, accuracy and time left; a context manager."""
@@ -18,7 +20,7 @@ class Progress:
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and is_first()),
             speed_estimate_period=60,
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=step)

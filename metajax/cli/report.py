@@ -8,15 +8,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from metajax.cli.device import is_first
+
 
 def say(text: str) -> None:
-    """A line on standard output."""
-    print(text, flush=True)
+    """A line on standard output, by the first process of a run."""
+    if is_first():
+        print(text, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line on standard error."""
-    print(f"metajax: warning: {text}", file=sys.stderr, flush=True)
+    """A line on standard error, by the first process of a run."""
+    if is_first():
+        print(f"metajax: warning: {text}", file=sys.stderr, flush=True)
 
 
 def devices(mesh: Mesh) -> str:
@@ -27,6 +31,8 @@ def devices(mesh: Mesh) -> str:
 
 def table(result: dict[str, Any]) -> None:
     """Metrics after a few of the inner steps, with intervals; all are in the report."""
+    if not is_first():
+        return
     kinds = {"transductive": "", "non_transductive": "alone: "}
     columns = [
         (label + name, name, values)

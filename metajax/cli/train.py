@@ -16,7 +16,16 @@ from jax.sharding import Mesh
 
 from metajax import checkpoints, workdir
 from metajax.cli import Stopped, configs, report, tune
-from metajax.cli.device import choose_mesh, prepare_devices, use_precision
+from metajax.cli.device import (
+    any_process,
+    choose_mesh,
+    is_first,
+    join,
+    leaving_at_once,
+    prepare_devices,
+    use_precision,
+    wait_for_others,
+)
 from metajax.cli.evaluate import evaluate_run, load_state
 from metajax.cli.parse import parse
 from metajax.cli.progress import Progress
@@ -41,6 +50,8 @@ class Where:
     """Work directory; by default runs/CONFIG."""
     devices: int | None = None
     """Devices to split tasks over; by default all that help. On a CPU each core is one."""
+    distributed: str | None = None
+    """Train in several processes: auto where a cluster manager knows them, or ADDRESS:PORT,INDEX,COUNT."""
     data_dir: Path | None = None
     """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
 
@@ -62,7 +73,8 @@ def run(args: Sequence[str]) -> None:
         raise UserError("train needs a CONFIG: `metajax configs` lists them")
     if args[0].startswith("-"):
         raise UserError(f"train needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
-    prepare_devices(None)  # before the config file, which may use JAX
+    join(_value_of("--distributed", args))  # these before the config file, which may use JAX
+    prepare_devices(None)
     source = configs.find(args[0])
     tuned = tune.load(source)
     default = Options(Where(devices=tuned.devices), tuned.apply(configs.load(args[0])))
@@ -70,10 +82,30 @@ def run(args: Sequence[str]) -> None:
     where = options.run
     directory = where.workdir or Path("runs") / source.stem
     prepare_devices(where.devices)
+    with leaving_at_once() if where.distributed else contextlib.nullcontext():
+        _train_in(directory, options.experiment, source, where)
+
+
+def _train_in(directory: Path, experiment: Experiment, source: Path, where: Where) -> None:
     try:
-        train(directory, options.experiment, source, where.devices, where.data_dir)
+        train(directory, experiment, source, where.devices, where.data_dir)
     except OSError as error:  # a write that fails names no file
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            f"another process of the run has stopped ({str(error).splitlines()[0][:120]}). Start all of them again "
+            f"with the same command to resume {directory}"
+        ) from error
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    """An option's value, before the whole line can be parsed."""
+    pairs = [
+        arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, [*args[1:], ""], strict=True)
+    ]
+    return next((value for name, value in pairs if name == option), None)
 
 
 def train(
@@ -100,17 +132,19 @@ def train(
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
-    with workdir.alone(directory):
+    with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         _run(directory, experiment, source, parts, mesh)
 
 
 def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
     resumes = workdir.is_workdir(directory)
+    wait_for_others("start")  # all must have seen whether there is a work directory, before one makes it
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
     else:
-        workdir.create(directory, experiment, source, mesh.size)
+        if is_first():
+            workdir.create(directory, experiment, source, mesh.size)
         report.say(f"training in {directory} on {report.devices(mesh)}")
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)
@@ -118,7 +152,8 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     if experiment.evaluation.checkpoint == "best":
         report.say(f"evaluating checkpoint {step:,}, which validated best")
     result = evaluate_run(experiment, parts, state, mesh)
-    workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
+    if is_first():
+        workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
     report.table(result)
     report.say(f"metajax plot {directory} draws it")
 
@@ -128,15 +163,19 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
         report.warn(f"{change}: the same up to rounding")
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
-        workdir.truncate_metrics(directory, 0)
+        if is_first():
+            workdir.truncate_metrics(directory, 0)
         report.say(f"resuming {directory} from the start: it had saved no checkpoint yet")
         return fresh
     state, problems = checkpoints.restore(folder, fresh)
     step = int(state.step)
     for problem in problems:
         report.warn(f"{problem}; falling back to the one before")
-    checkpoints.discard_after(folder, step)
-    workdir.truncate_metrics(directory, step)
+    wait_for_others("restored")
+    if is_first():
+        checkpoints.discard_after(folder, step)
+        workdir.truncate_metrics(directory, step)
+    wait_for_others("truncated")
     report.say(f"resuming {directory} from step {step:,}")
     return state
 
@@ -161,7 +200,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     validate = _validation(experiment, parts, mesh)
     with (
         checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=settings.keep) as manager,
-        contextlib.closing(workdir.Events(directory, step)) as events,
+        contextlib.closing(workdir.Events(directory, step)) if is_first() else contextlib.nullcontext() as events,
         Progress(step, settings.steps, settings.tasks_per_step) as progress,
         _signals() as received,
     ):
@@ -182,17 +221,19 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
             if checkpoint_due:
                 row |= validate(state)
-            workdir.append_metrics(directory, row)
-            events.add(row)
-            if checkpoint_due:
+            if events is not None:
+                workdir.append_metrics(directory, row)
+                events.add(row)
+            if events is not None and checkpoint_due:
                 events.flush()
+            if checkpoint_due:
                 diverged = row.get("validation_loss", 0) is None
                 checkpoints.save(manager, state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
-            if received:
+            if any_process(bool(received)):
                 checkpoints.save(manager, state, wait=True)
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
-                raise Stopped(received[0])
+                raise Stopped((*received, signal.SIGTERM)[0])
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[TrainState], dict[str, Any]]:
