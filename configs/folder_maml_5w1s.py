@@ -3,7 +3,7 @@
     metajax train folder_maml_5w1s --task.source FOLDER
 
 The folder, or a zip of it, holds `split/class/image` or `class/image`. MAML's mini-ImageNet setting: 5 inner steps at
-rate 0.05 on the mean loss (0.01 on MAML's sum over 5 ways), 4 tasks of 15 queries a class, 10 steps at test; 3,000
+rate 0.05 on the mean loss (0.01 on MAML's sum over 5 ways), 4 tasks of 15 queries a class, 10 steps at test; 1,000
 meta-steps (the paper: 60,000).
 
 Measured on two cores (2 CPU devices), seed 0, only to show the way, on 128/32/40 classes of 60 natural images of 64×64
@@ -19,6 +19,6 @@ config = Experiment(
     learner=MAML(),
     inner=Inner(learning_rate=0.05, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
-    training=TrainingSettings(steps=3_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),
-    evaluation=EvaluationSettings(steps=10),
+    training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),
+    evaluation=EvaluationSettings(steps=10, num_tasks=200),
 )

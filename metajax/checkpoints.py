@@ -29,7 +29,9 @@ _CHECKSUM = "checksum"
 
 @contextlib.contextmanager
 def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
-    """Open a folder of checkpoints, made at the first save; at the end, wait for what is being written.
+    """Open a folder of checkpoints; at the end, wait for what is being written.
+
+    In a run of several processes one of them does.
 
     Args:
         directory: Where they are.
@@ -41,7 +43,7 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.Checkpoi
     Raises:
         UserError: If a checkpoint cannot be written.
     """
-    for step in saved_steps(directory) if jax.process_index() == 0 else []:
+    for step in saved_steps(directory):
         if _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
             shutil.rmtree(directory / str(step) / _METRICS, ignore_errors=True)
     policy = checkpoint_managers.AnyPreservationPolicy(
@@ -55,11 +57,14 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.Checkpoi
             ),
         ]
     )
+    directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
+        create=False,
         preservation_policy=policy,
         best_fn=lambda metrics: metrics[_LOSS],  # without it metrics are not written
         best_mode="min",
         cleanup_tmp_directories=True,
+        multiprocessing_options=_by_myself(),
     )
     with _quiet():
         manager = ocp.CheckpointManager(directory.resolve(), options=options)
@@ -171,7 +176,7 @@ def _checksum(arrays: dict[str, Any]) -> np.ndarray:
 
 def _read(path: Path, like: TrainState) -> TrainState:
     wanted = _to_arrays(like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
         found = checkpointer.restore(path.resolve() / "default", {**wanted, _CHECKSUM: np.array(0, np.uint32)})
     checksum = found.pop(_CHECKSUM)
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
@@ -180,6 +185,16 @@ def _read(path: Path, like: TrainState) -> TrainState:
     if checksum != _checksum(found):
         raise ValueError("its checksum is wrong")
     return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
+
+
+def _by_myself() -> ocp.options.MultiprocessingOptions:
+    """Of the processes of a run one writes and each reads alone: none waits for one that may be gone."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
 
 
 @contextlib.contextmanager

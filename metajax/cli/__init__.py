@@ -35,6 +35,10 @@ _DISK_ERRORS = {
 }
 
 
+_MISTAKE = 2
+"""Exit status after a user's mistake, or a failure that is told in a line."""
+
+
 class Stopped(Exception):
     """A signal stopped the run; its work is saved.
 
@@ -60,9 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    status = _status(argv)
+    if status == _MISTAKE and any(arg.startswith("--distributed") for arg in argv):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a usual exit waits for the other processes, which may be gone, or wait for this one
+    return status
+
+
+def _status(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
-        return 0 if argv else 2
+        return 0 if argv else _MISTAKE
     if argv[0] == "--version":
         from metajax import __version__
 
@@ -78,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(argv[1:]) or 0
     except UserError as error:
         print(f"metajax: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        return _MISTAKE
     except Stopped as stopped:
         return 128 + stopped.signum
     except KeyboardInterrupt:
@@ -92,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)
-        return 2
+        return _MISTAKE
 
 
 def _log_warnings() -> None:

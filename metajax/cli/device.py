@@ -4,9 +4,7 @@ import contextlib
 import os
 import platform
 import re
-import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -53,16 +51,6 @@ def wait_for_others(where: str) -> None:
 def any_process(value: bool) -> bool:
     """Whether `value` is true in any process of the run."""
     return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).any())
-
-
-@contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """After a mistake or a failure leave without waiting for the other processes, which may be gone or wait for us."""
-    try:
-        yield
-    except UserError as error:
-        print(f"metajax: error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
 
 
 def is_first() -> bool:

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
@@ -21,7 +22,6 @@ from metajax.cli.device import (
     choose_mesh,
     is_first,
     join,
-    leaving_at_once,
     prepare_devices,
     use_precision,
     wait_for_others,
@@ -82,13 +82,8 @@ def run(args: Sequence[str]) -> None:
     where = options.run
     directory = where.workdir or Path("runs") / source.stem
     prepare_devices(where.devices)
-    with leaving_at_once() if where.distributed else contextlib.nullcontext():
-        _train_in(directory, options.experiment, source, where)
-
-
-def _train_in(directory: Path, experiment: Experiment, source: Path, where: Where) -> None:
     try:
-        train(directory, experiment, source, where.devices, where.data_dir)
+        train(directory, options.experiment, source, where.devices, where.data_dir)
     except OSError as error:  # a write that fails names no file
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
@@ -199,8 +194,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
 
     validate = _validation(experiment, parts, mesh)
     with (
-        checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=settings.keep) as manager,
-        contextlib.closing(workdir.Events(directory, step)) if is_first() else contextlib.nullcontext() as events,
+        _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         Progress(step, settings.steps, settings.tasks_per_step) as progress,
         _signals() as received,
     ):
@@ -212,7 +206,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             stacked = jax.device_get(stacked)
             failure = first_non_finite(stacked)
             if failure is not None:
-                checkpoints.save(manager, state)
+                record.save(state)
                 raise UserError(_not_finite(directory, step + failure[0], failure[1]))
             step += steps
             seconds = time.perf_counter() - began
@@ -221,19 +215,39 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
             if checkpoint_due:
                 row |= validate(state)
-            if events is not None:
-                workdir.append_metrics(directory, row)
-                events.add(row)
-            if events is not None and checkpoint_due:
-                events.flush()
+            record.add(row, flush=checkpoint_due)
             if checkpoint_due:
                 diverged = row.get("validation_loss", 0) is None
-                checkpoints.save(manager, state, math.inf if diverged else row.get("validation_loss"))
+                record.save(state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
             if any_process(bool(received)):
-                checkpoints.save(manager, state, wait=True)
+                record.save(state, wait=True)
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
                 raise Stopped((*received, signal.SIGTERM)[0])
+    wait_for_others("written")
+
+
+class _Record(NamedTuple):
+    """Where metrics and states go; of several processes only the first one's keeps anything."""
+
+    add: Callable[..., None] = lambda row, *, flush: None
+    save: Callable[..., None] = lambda state, validation_loss=None, *, wait=False: None
+
+
+@contextlib.contextmanager
+def _record(directory: Path, step: int, keep: int) -> Iterator[_Record]:
+    with (
+        checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=keep) as manager,
+        contextlib.closing(workdir.Events(directory, step)) as events,
+    ):
+
+        def add(row: dict[str, Any], *, flush: bool) -> None:
+            workdir.append_metrics(directory, row)
+            events.add(row)
+            if flush:
+                events.flush()
+
+        yield _Record(add, functools.partial(checkpoints.save, manager))
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[TrainState], dict[str, Any]]:

@@ -72,6 +72,9 @@ _convolution = Primitive("convolution")
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
+    if role != "kernel" and min(geometry.height, geometry.width) <= geometry.size:
+        # The compiler would exchange a kernel and images no larger than it, and leave its fast path.
+        return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
         if a.shape[-1] == 3:  # three channels fit no vector
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])

@@ -1,0 +1,112 @@
+"""What benchmarks measure: that implementations compute the same, and that operations are counted right."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import metajax as mj
+from benchmarks.peers import jax_obvious
+from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
+from metajax.cli import main, tune
+from metajax.parallel import task_mesh
+
+
+@pytest.mark.parametrize(
+    "name", ["sinusoid, 5 steps", "Omniglot 5w1s, 1 query, 5 steps", "Omniglot 5w1s, 15 queries, 5 steps, first order"]
+)
+def test_the_obvious_way_gives_the_same_meta_gradient(name):
+    workload = dataclasses.replace(WORKLOADS[name], tasks=2, queries=1, steps=2)
+    tasks, params = make_tasks(workload), standard(workload).params
+    ours = meta_gradient(workload, task_mesh(jax.devices()[:1]), params, tasks)
+    flat, theirs = flattened(ours), jax_obvious.prepare(workload, flattened(params), tasks)[1]()
+    assert sorted(flat) == sorted(theirs)
+    norm = optax.tree.norm(flat)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, flat, theirs)) / norm) < 1e-3
+
+
+def flattened(tree):
+    paths = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in paths}
+
+
+def test_operations_of_a_convolution_and_its_derivatives_are_counted():
+    apply, params = mj.functional(mj.models.Conv(2, 4, kernel_size=3, padding=1, rngs=nnx.Rngs(0)))
+    x = jnp.ones((3, 8, 8, 2))
+    forward = 2 * (3 * 8 * 8 * 4) * (3 * 3 * 2)
+    assert matrix_flops(apply, params, x) == forward
+    assert matrix_flops(jax.grad(lambda p, x: apply(p, x).sum(), argnums=(0, 1)), params, x) == 2 * forward
+    assert matrix_flops(
+        jax.vmap(apply), jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), params), x[None].repeat(5, 0)
+    ) == (5 * forward)
+
+
+def test_operations_of_a_loop_count_for_every_turn():
+    a = jnp.ones((4, 4))
+    loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=7)[0]  # noqa: E731
+    assert matrix_flops(loop, a) == 7 * 2 * 4**3
+
+
+def test_a_slow_call_is_timed_once():
+    calls = []
+    timing = time_calls(lambda: calls.append(sum(range(200_000))), seconds=1e-9, at_least=5)
+    assert timing.repeats == 1
+    assert len(calls) == 3, "compiled, warmed up, timed"
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(
+        "from metajax.experiment import *\n"
+        "config = Experiment(task=Sinusoid(), model=MLP(hidden=(8,)), learner=MAML(),\n"
+        "    inner=Inner(learning_rate=0.01, steps=2), outer=Outer(learning_rate=1e-3),\n"
+        "    training=TrainingSettings(steps=4, tasks_per_step=4, steps_per_call=2, checkpoint_every=4),\n"
+        "    validation=Validation(num_tasks=0), evaluation=EvaluationSettings(steps=1, num_tasks=4))\n"
+    )
+    return path
+
+
+def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, capsys, monkeypatch):
+    monkeypatch.chdir(small.parent)
+    assert main(["tune", str(small), "--seconds", "0.01"]) == 0
+    said = capsys.readouterr().out
+    assert "fastest: " in said
+    found = tune.load(small)
+    assert found.chunk_size in (1, 4)
+    assert main(["train", str(small)]) == 0
+    execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
+    assert (execution["chunk_size"], execution["unroll"]) == (found.chunk_size, found.unroll)
+    assert main(["train", str(small), "--execution.chunk-size", "3", "--workdir", "other"]) == 0
+    other = json.loads((small.parent / "other" / "config.json").read_text())
+    assert other["execution"]["chunk_size"] == 3, "what the user says holds"
+
+
+def test_a_damaged_file_of_what_was_tuned_is_named(small, capsys):
+    path = small.with_name("small.tuned.json")
+    path.write_text("[]")
+    assert main(["train", str(small)]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
+
+
+def test_bench_says_how_fast_an_experiment_is(small, tmp_path, capsys):
+    output = tmp_path / "bench.json"
+    assert main(["bench", str(small), "--seconds", "0.01", "--output", str(output)]) == 0
+    assert "tasks/s" in capsys.readouterr().out
+    row = json.loads(output.read_text())["results"]["small"]
+    assert row["tasks_per_second"] > 0
+    # 1 → 8 → 1 units on 10 points, two inner steps of plain reverse mode and their derivatives
+    assert row["gflop_per_task"] * 1e9 == pytest.approx(matrix_flops_of_small(), rel=1e-6)
+
+
+def matrix_flops_of_small():
+    apply, params = mj.functional(mj.models.MLP(1, 1, hidden=(8,), rngs=nnx.Rngs(0)))
+    inner = mj.inner_loop(optax.sgd(0.01), 2, mixed_mode=False)
+    learner, sampler = mj.maml(mj.regression_loss(apply), inner), mj.sinusoid()
+    key = jax.random.key(0)
+    return matrix_flops(lambda p, t: learner.gradient(p, t, key, ()).gradient, params, sampler(key))
