@@ -5,9 +5,8 @@
 
 As `omniglot_maml_5w1s`, with inner gradients as constants of the outer differentiation.
 
-Measured on two cores (2 CPU devices), seed 0, a seventh of that: `--training.steps 1000 --evaluation.num-tasks 200`,
-15 queries a class, after 3 steps: 72.80 ± 1.50 % transductive, 70.65 ± 1.55 % each query alone; 1.7 minutes of
-training.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: 93.14 ± 0.45 %
+transductive, 89.71 ± 0.59 % each query alone; 3.1 minutes of training, 4.8 with validation and evaluation.
 """
 
 from metajax.experiment import *

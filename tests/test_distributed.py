@@ -1,7 +1,6 @@
 """Training in several processes on one machine, over loopback."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from metajax import workdir
 from metajax.cli.device import join
 from metajax.errors import UserError
 
@@ -29,29 +29,32 @@ TRAIN = [
 ]
 
 
-def start(tmp_path, count, steps):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "metajax",
-        *TRAIN,
-        "--training.steps",
-        str(steps),
-        "--workdir",
-        str(tmp_path / "run"),
-    ]
-    others = [] if count == 1 else [["--distributed", f"localhost:{port},{index},{count}"] for index in range(count)]
-    return [
-        subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-        for more in others or [[]]
-    ]
+@pytest.fixture
+def start(tmp_path):
+    """Start a run in so many processes; what is left of them at the end is killed."""
+    started = []
+
+    def start(count, steps, run="run"):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        common = [sys.executable, "-m", "metajax", *TRAIN, "--training.steps", str(steps), "--workdir", tmp_path / run]
+        others = [["--distributed", f"localhost:{port},{index},{count}"] if count > 1 else [] for index in range(count)]
+        processes = [
+            subprocess.Popen([*common, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for more in others
+        ]
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def metrics_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return workdir.read_metrics(run)
 
 
 def finish(processes):
@@ -60,44 +63,47 @@ def finish(processes):
     return said
 
 
-def test_four_processes_do_what_one_does(tmp_path):
-    first, *rest = finish(start(tmp_path / "four", 4, 20))
+def test_four_processes_do_what_one_does(tmp_path, start):
+    first, *rest = finish(start(4, 20, "four"))
     assert "training in" in first
     assert not any("training in" in each for each in rest), "only the first speaks"
-    finish(start(tmp_path / "one", 1, 20))
-    many, one = metrics_of(tmp_path / "four" / "run"), metrics_of(tmp_path / "one" / "run")
+    finish(start(1, 20, "one"))
+    many, one = metrics_of(tmp_path / "four"), metrics_of(tmp_path / "one")
     assert [row["step"] for row in many] == [row["step"] for row in one] == [5, 10, 15, 20]
     for a, b in zip(many, one, strict=True):
         for name in ("loss", "gradient_norm", "update_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
-    reports = [json.loads((tmp_path / name / "run" / "evaluation.json").read_text()) for name in ("four", "one")]
+    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("four", "one")]
     np.testing.assert_allclose(*[each["transductive"]["loss"]["mean"] for each in reports], rtol=1e-5)
 
 
-def test_a_process_that_dies_ends_the_run_with_a_line_and_it_resumes(tmp_path):
-    processes = start(tmp_path, 2, 100_000)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 5):
-        assert time.monotonic() < deadline, processes[0].poll()
-        time.sleep(0.2)
+def test_a_process_that_dies_ends_the_run_with_a_line_and_it_resumes(tmp_path, start):
+    processes = start(2, 100_000)
+    trained = wait_for_metrics(tmp_path / "run", 20)
     processes[1].kill()
     said = processes[0].communicate(timeout=120)[0]
-    processes[1].communicate()
     assert processes[0].returncode == 2, said
     assert "metajax: error: another process of the run has stopped" in said
     assert "Traceback" not in said
-    processes = start(tmp_path, 2, 100_000)
-    lines = []
-    for line in processes[0].stdout:
-        lines.append(line)
-        if "resuming" in line:
-            break
-    assert any("resuming" in line for line in lines), lines
+    processes = start(2, 100_000)
+    wait_for_metrics(tmp_path / "run", trained + 500)
     processes[1].send_signal(signal.SIGTERM)  # one is told, all stop and save
-    for process in processes:
-        process.communicate(timeout=120)
-    assert [process.returncode for process in processes] == [143, 143]
+    said = processes[0].communicate(timeout=120)[0]
+    processes[1].communicate(timeout=120)
+    assert [process.returncode for process in processes] == [143, 143], said
+    assert "resuming" in said
+    assert "the same command resumes" in said
+
+
+def wait_for_metrics(run, step):
+    """Wait until a run has come to a step."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        reached = [row["step"] for row in metrics_of(run)] if (run / "metrics.jsonl").is_file() else []
+        if reached and reached[-1] >= step:
+            return reached[-1]
+        time.sleep(0.2)
+    raise AssertionError(f"step {step} was not reached")
 
 
 @pytest.mark.parametrize("others", ["here", "localhost:1,2,2", "localhost,0,2", "localhost:1,0"])

@@ -24,6 +24,7 @@ from metajax.benchmark import (
 from metajax.cli import configs, report, tune
 from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
 from metajax.cli.parse import parse
+from metajax.errors import UserError
 from metajax.experiment import Execution, Experiment, build
 from metajax.learners import MetaLearner
 from metajax.types import Params, TaskSampler
@@ -61,6 +62,10 @@ def run(args: Sequence[str]) -> None:
         return
     options = parse(Options, args, prog="metajax bench")
     chosen = {name: w for name, w in WORKLOADS.items() if options.only in name and (options.only or not w.slow)}
+    if not chosen:
+        raise UserError(f"no workload's name contains {options.only!r}: choose from {'; '.join(WORKLOADS)}")
+    if options.only in chosen:  # a whole name, which may be the beginning of others
+        chosen = {options.only: chosen[options.only]}
     rows = {}
     for name, workload in chosen.items():
         parts, plain = standard(workload), standard(workload, mixed_mode=False)

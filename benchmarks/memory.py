@@ -1,0 +1,95 @@
+"""Memory and time of the meta-gradient against inner steps: a Transformer adapted by Adam, by differentiation rule.
+
+    python -m benchmarks.memory --steps 1 4 16 64 --timed 4
+
+The model has 4 layers of width 256, on 8 sequences of 128 tokens. Memory is what the compiled program needs beside its
+arguments, by the compiler's own account; time is only taken up to `--timed` steps: plain reverse mode may not fit.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import metajax as mj
+from benchmarks.throughput import environment
+from metajax.benchmark import time_calls
+
+RULES: dict[str, dict[str, Any]] = {
+    "plain reverse mode": {"mixed_mode": False, "unroll": 1},
+    "mixed mode": {"unroll": 1},
+    "mixed mode, remat": {"remat": True},
+}
+
+
+def compiled(steps: int, sequences: int, options: dict[str, Any]):
+    """The compiled meta-gradient, and its arguments."""
+    apply, params = mj.functional(mj.models.Transformer(256, rngs=nnx.Rngs(0)))
+    inner = mj.inner_loop(optax.adam(1e-3, eps_root=1e-16), steps, **options)
+    learner = mj.maml(mj.classification_loss(apply), inner)
+    tokens = jax.random.randint(jax.random.key(0), (2, sequences, 129), 0, 256)
+    task = mj.Task(*(mj.Batch(each[:, :-1], each[:, 1:]) for each in tokens))
+
+    def gradient(params, task):
+        return learner.gradient(params, task, jax.random.key(0), ()).gradient
+
+    return jax.jit(gradient).lower(params, task).compile(), (params, task)
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 16, 64])
+    parser.add_argument("--timed", type=int, default=4, help="longest loop that is also run")
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    rows, norms = [], {}
+    for steps in options.steps:
+        for name, rule in RULES.items():
+            program, arguments = compiled(steps, options.sequences, rule)
+            row: dict[str, Any] = {"steps": steps, "rule": name}
+            row["bytes"] = program.memory_analysis().temp_size_in_bytes
+            if steps <= options.timed:
+                norm = float(optax.tree.norm(program(*arguments)))
+                assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-4), (norm, norms)
+                call = lambda p=program, a=arguments: jax.block_until_ready(p(*a))  # noqa: E731
+                row["seconds"] = time_calls(call, seconds=0.1, at_least=3).seconds
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    report = {"environment": environment(), "sequences": options.sequences, "rows": rows}
+    stem = options.output / f"memory-{report['environment']['platform']}"
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(table(report) + "\n")
+    print(table(report))
+
+
+def table(report: dict[str, Any]) -> str:
+    """Memory beside the arguments, and seconds, by steps and rule."""
+    about = report["environment"]
+    lines = [
+        f"{about['device']}, jax {about['versions']['jax']}. A Transformer of 4 layers and width 256, "
+        f"{report['sequences']} sequences of 128 tokens, Adam inside.",
+        "",
+        f"| inner steps | {' | '.join(RULES)} |",
+        f"| --- |{' --- |' * len(RULES)}",
+    ]
+    for steps in sorted({row["steps"] for row in report["rows"]}):
+        of = {row["rule"]: row for row in report["rows"] if row["steps"] == steps}
+        plain = of["plain reverse mode"]["bytes"]
+        cells = [
+            f"{row['bytes'] / 2**20:,.0f} MiB ({plain / row['bytes']:.1f}× less)"
+            + (f", {row['seconds']:.2f} s" if "seconds" in row else "")
+            for row in (of[name] for name in RULES)
+        ]
+        lines.append(f"| {steps} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
