@@ -2,7 +2,8 @@
 
     python benchmarks/record.py runs/omniglot_maml_5w1s
 
-writes `benchmarks/results/omniglot_maml_5w1s.json`, and `python benchmarks/record.py --table` prints the README's table
+writes `benchmarks/results/omniglot_maml_5w1s.json` (a work directory is named after its config, and may say more:
+`omniglot_maml_5w1s_seed_1`), and `python benchmarks/record.py --table` prints the README's table
 of all records.
 """
 
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def record(workdir: Path) -> Path:
@@ -47,11 +49,14 @@ def table() -> str:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         kept = json.loads(path.read_text())
+        if "evaluation" not in kept:  # of speed, not of a run
+            continue
         evaluation, environment = kept["evaluation"], kept["environment"]
         cells = [_score(evaluation.get(kind)) for kind in ("transductive", "non_transductive")]
         minutes = kept["training_seconds"] / 60
+        config = max((c.stem for c in CONFIGS.glob("*.py") if path.stem.startswith(c.stem)), key=len)
         lines.append(
-            f"| [`{path.stem}`](configs/{path.stem}.py) | {evaluation['inner_steps']} steps | {cells[0]} | {cells[1]} "
+            f"| [`{path.stem}`](configs/{config}.py) | {evaluation['inner_steps']} steps | {cells[0]} | {cells[1]} "
             f"| {evaluation['num_tasks']} | {minutes:.1f} min, {environment['devices']} CPU device"
             f"{'s' if environment['devices'] > 1 else ''} |"
         )

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="TEXT", help="workloads whose name contains one of these")
     parser.add_argument("--implementations", nargs="*", default=everyone, choices=everyone, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
         print(json.dumps(measure(options.child[0], Path(options.child[1]), options.seconds)))
         return
     names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
-    results = {name: _workload(name, options.implementations, options.seconds) for name in names}
+    results = {name: _workload(name, options.implementations, options.seconds, options.patience) for name in names}
     report = {"environment": environment(), "results": results}
     text = table(report)
     print(text)
@@ -56,14 +57,14 @@ def main() -> None:
     plot(report, stem.with_suffix(".png"))
 
 
-def _workload(name: str, implementations: list[str], seconds: float) -> dict[str, Any]:
+def _workload(name: str, implementations: list[str], seconds: float, patience: float) -> dict[str, Any]:
     """Every implementation's measurement of one workload."""
     workload, results = WORKLOADS[name], {}
     with tempfile.TemporaryDirectory() as folder:
         _write(workload, Path(folder))
         reference = None
         for implementation in implementations:
-            result = _in_own_process(name, implementation, Path(folder), seconds)
+            result = _in_own_process(name, implementation, Path(folder), seconds, patience)
             if "error" not in result:
                 gradient = dict(np.load(Path(folder) / "gradient.npz"))
                 reference = reference or gradient
@@ -89,11 +90,15 @@ def _write(workload: Workload, folder: Path) -> None:
     np.savez(folder / "tasks.npz", **make_tasks(workload))  # type: ignore[arg-type]
 
 
-def _in_own_process(name: str, implementation: str, folder: Path, seconds: float) -> dict[str, Any]:
+def _in_own_process(name: str, implementation: str, folder: Path, seconds: float, patience: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.throughput", "--seconds", str(seconds), "--child"]
     order = folder / "order.json"
     order.write_text(json.dumps({"workload": name, "folder": str(folder)}))
-    done = subprocess.run([*command, implementation, str(order)], capture_output=True, text=True, check=False)
+    command += [implementation, str(order)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done with three meta-steps after {patience:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]}
     return json.loads(done.stdout.splitlines()[-1])

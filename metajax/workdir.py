@@ -1,4 +1,4 @@
-"""A work directory: the resolved config, versions, metrics, checkpoints and results of one run."""
+"""A work directory: the resolved config, versions and results of one run; metrics and checkpoints have their own."""
 
 import contextlib
 import dataclasses
@@ -10,16 +10,12 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
 
 import metajax
 from metajax.errors import UserError
@@ -28,12 +24,10 @@ from metajax.experiment import Experiment
 CONFIG = "config.json"
 SOURCE = "config.py"
 ENVIRONMENT = "environment.json"
-METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
-EVENTS = "tensorboard"
 PLOTS = "plots"
-_TYPE = "type"
+_TYPE = "class"  # no field can be called that
 _PARTIAL = ".partial"
 
 
@@ -52,7 +46,7 @@ def create(workdir: Path, experiment: Experiment, source: Path, devices: int) ->
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / ENVIRONMENT, environment(devices))
-    _write(workdir / SOURCE, source.read_text())
+    write_whole(workdir / SOURCE, source.read_text())
     write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
 
 
@@ -234,70 +228,6 @@ def _line_of(error: Exception, path: Path) -> str:
     return f":{lines[-1]}" if lines else ""
 
 
-def append_metrics(workdir: Path, row: dict[str, Any]) -> None:
-    """Add a line to the metrics."""
-    with (workdir / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The metrics, a dict per line, up to a line that was cut short or is damaged."""
-    path = workdir / METRICS
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not (isinstance(row, dict) and "step" in row):
-            break
-        rows.append(row)
-    return rows
-
-
-def truncate_metrics(workdir: Path, step: int) -> None:
-    """Drop the lines after `step`, which a resumed run is about to write again."""
-    kept = [json.dumps(row) + "\n" for row in read_metrics(workdir) if row["step"] <= step]
-    _write(workdir / METRICS, "".join(kept))
-
-
-class Events:
-    """A TensorBoard event file, written without a thread: that of tensorboardX cannot report a full disk.
-
-    Args:
-        workdir: Where it goes; a run that was resumed has several.
-        step: Where the run goes on: what an interrupted run wrote after it is dropped by the reader.
-    """
-
-    def __init__(self, workdir: Path, step: int):
-        folder = workdir / EVENTS
-        folder.mkdir(exist_ok=True)
-        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"))
-        self._write(Event(file_version="brain.Event:2"))
-        if len(list(folder.iterdir())) > 1:
-            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a line of the metrics."""
-        values = {name: value for name, value in row.items() if name != "step" and value is not None}
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._write(Event(step=row["step"], summary=summary))
-
-    def flush(self) -> None:
-        """Put on disk what was added."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Put on disk what was added, and close the file."""
-        self._writer.close()
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._writer.write(event.SerializeToString())
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -314,10 +244,10 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file; what was there stays until the new one is whole."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(path.name + _PARTIAL)
     partial.write_text(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_cli_helpers import assert_same_run, fails, finish, rows, run, small, spawn, steps
 
-from metajax import workdir
+from metajax import metrics
 
 OWN = '''"""Lines instead of sinusoids."""
 
@@ -77,14 +77,14 @@ OPTIONS = ["--task.points", 7, "--task.slope.high", 2, "--task.note", "a/b.txt",
 
 
 def interrupt(monkeypatch, step: int) -> None:
-    append = workdir.append_metrics
+    append = metrics.append
 
     def append_and_interrupt(directory, row):
         append(directory, row)
         if row["step"] == step:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(workdir, "append_metrics", append_and_interrupt)
+    monkeypatch.setattr(metrics, "append", append_and_interrupt)
 
 
 def test_it_trains_resumes_and_evaluates_even_when_the_file_is_gone(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from test_cli_helpers import assert_same_run, damage, fails, finish, rows, run, small, spawn, state, steps
 from test_workdir import read_events
 
-from metajax import workdir
+from metajax import metrics, workdir
 
 LONG = ["--training.steps", 500, "--training.checkpoint-every", 20, "--training.steps-per-call", 5]
 """Seconds of short calls, with a checkpoint being written most of the time."""
@@ -56,7 +56,7 @@ def wait_for_lines(process: subprocess.Popen, directory: Path, lines: int) -> No
 
 def signal_at(monkeypatch, step: int, signum: int = signal.SIGINT, times: int = 1) -> None:
     """Send a signal to this process in the call that ends at `step`."""
-    append = workdir.append_metrics
+    append = metrics.append
 
     def append_and_send(directory, row):
         append(directory, row)
@@ -64,7 +64,7 @@ def signal_at(monkeypatch, step: int, signum: int = signal.SIGINT, times: int = 
             for _ in range(times):
                 signal.raise_signal(signum)
 
-    monkeypatch.setattr(workdir, "append_metrics", append_and_send)
+    monkeypatch.setattr(metrics, "append", append_and_send)
 
 
 def test_killed_three_times_it_ends_as_if_it_never_was(folder, config, tmp_path):

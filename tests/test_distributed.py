@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from metajax import workdir
+from metajax import metrics
 from metajax.cli.device import join
 from metajax.errors import UserError
 
@@ -54,7 +54,7 @@ def start(tmp_path):
 
 
 def metrics_of(run):
-    return workdir.read_metrics(run)
+    return metrics.read(run)
 
 
 def finish(processes):

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from test_cli_helpers import SMALL, small
 
 import metajax
-from metajax import workdir
+from metajax import metrics, workdir
 from metajax.cli import configs
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Folder
@@ -189,26 +189,26 @@ def test_differences_name_the_field_and_both_values(tmp_path):
 
 
 def test_metrics_are_read_as_far_as_they_are_whole(tmp_path):
-    assert workdir.read_metrics(tmp_path) == []
+    assert metrics.read(tmp_path) == []
     lines = [{"step": step, "loss": 0.1 + step, "validation_loss": None} for step in (5, 10, 15)]
     for line in lines:
-        workdir.append_metrics(tmp_path, line)
-    assert workdir.read_metrics(tmp_path) == lines
+        metrics.append(tmp_path, line)
+    assert metrics.read(tmp_path) == lines
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     for damage in (whole[:-9], whole[:-20] + b"\xff\x00\n", whole + b'{"ste', whole + b"3\n", whole + b"{}\n"):
         (tmp_path / "metrics.jsonl").write_bytes(damage)
-        found = workdir.read_metrics(tmp_path)
+        found = metrics.read(tmp_path)
         assert found == lines[: len(found)]
         assert len(found) >= 2
-    workdir.truncate_metrics(tmp_path, 10)
+    metrics.truncate(tmp_path, 10)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
-    workdir.truncate_metrics(tmp_path, 0)
+    metrics.truncate(tmp_path, 0)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
 def test_events_hold_scalars_and_a_resumed_run_drops_what_it_does_again(tmp_path):
     for began, last in [(0, 15), (10, 20)]:
-        events = workdir.Events(tmp_path, began)
+        events = metrics.Events(tmp_path, began)
         for step in range(began + 5, last + 1, 5):
             events.add({"step": step, "loss": step / 2, "validation_loss": None})
         events.flush()

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from metajax import plots, workdir
+from metajax import metrics, plots, workdir
 from metajax.cli import report
 from metajax.cli.device import prepare_devices
 from metajax.cli.evaluate import load_state
@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     experiment = workdir.load_experiment(options.workdir)
     prepare_devices(1)
     figures: dict[str, Figure] = {}
-    rows = workdir.read_metrics(options.workdir)
+    rows = metrics.read(options.workdir)
     if rows:
         figures["learning_curve"] = plots.learning_curve(rows)
     evaluation = options.workdir / workdir.EVALUATION

@@ -15,7 +15,7 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from metajax import checkpoints, workdir
+from metajax import checkpoints, metrics, workdir
 from metajax.cli import Stopped, configs, report, tune
 from metajax.cli.device import (
     any_process,
@@ -159,7 +159,7 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
         if is_first():
-            workdir.truncate_metrics(directory, 0)
+            metrics.truncate(directory, 0)
         report.say(f"resuming {directory} from the start: it had saved no checkpoint yet")
         return fresh
     state, problems = checkpoints.restore(folder, fresh)
@@ -169,7 +169,7 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     wait_for_others("restored")
     if is_first():
         checkpoints.discard_after(folder, step)
-        workdir.truncate_metrics(directory, step)
+        metrics.truncate(directory, step)
     wait_for_others("truncated")
     report.say(f"resuming {directory} from step {step:,}")
     return state
@@ -238,11 +238,11 @@ class _Record(NamedTuple):
 def _record(directory: Path, step: int, keep: int) -> Iterator[_Record]:
     with (
         checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=keep) as manager,
-        contextlib.closing(workdir.Events(directory, step)) as events,
+        contextlib.closing(metrics.Events(directory, step)) as events,
     ):
 
         def add(row: dict[str, Any], *, flush: bool) -> None:
-            workdir.append_metrics(directory, row)
+            metrics.append(directory, row)
             events.add(row)
             if flush:
                 events.flush()
