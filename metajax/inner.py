@@ -23,6 +23,9 @@ Adapts = Callable[[str, jax.Array], bool] | PyTree
 _UNROLLED = 5
 """Steps of the longest loop that is unrolled unless told otherwise: longer ones would take long to compile."""
 
+_LARGE = 10_000
+"""Parameters from which on mixed mode is the default."""
+
 _STORED = "inner_gradient"
 _STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
 
@@ -80,7 +83,7 @@ def inner_loop(
     adapts: Adapts | None = None,
     batch_size: int | None = None,
     first_order: bool = False,
-    mixed_mode: bool = True,
+    mixed_mode: bool | None = None,
     remat: bool = False,
     unroll: int | bool | None = None,
 ) -> InnerLoop:
@@ -97,9 +100,9 @@ def inner_loop(
         first_order: Treat the inner gradient as a constant of the outer differentiation (first-order MAML). It is
             stopped inside the step, so that nothing of it is stored for a backward pass.
         mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that
-            nothing of the inner backward pass is stored. The same to rounding as plain reverse mode (`False`), which
-            is only needed for a loss with a custom derivative that is no derivative (a straight-through estimator),
-            or to differentiate the loop in forward mode.
+            nothing of the inner backward pass is stored; by default where at least 10,000 parameters adapt, since
+            with fewer it is a little slower. The same to rounding as plain reverse mode (`False`), which a loss needs
+            whose custom derivative is no derivative (a straight-through estimator), and forward mode over the loop.
         remat: Store only the gradient of each step, and parameters and optimiser state after every √`steps` steps; the
             backward pass computes the rest again, the gradients excepted: for long loops and large models.
         unroll: Steps unrolled in the compiled loop; `True` for all of them. By default a loop of at most 5 steps
@@ -127,12 +130,15 @@ def inner_loop(
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     default_steps, default_batch_size = steps, batch_size
-    gradient = _mixed_mode_gradient if mixed_mode and not first_order else _gradient
 
     def split(params: Params) -> tuple[PyTree, PyTree]:
         if adapts is None:
             return params, jax.tree.map(lambda _: None, params)
         return _split(params, _as_mask(adapts, params))
+
+    def is_mixed(fast: PyTree) -> bool:
+        large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE
+        return not first_order and (large if mixed_mode is None else mixed_mode)
 
     def init(params: Params) -> PyTree:
         return optimizer.init(split(params)[0])
@@ -142,6 +148,7 @@ def inner_loop(
         batch_size = default_batch_size if batch_size is None else batch_size
         fast, slow = split(params)
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
+        gradient = _mixed_mode_gradient if is_mixed(fast) else _gradient
         loss_key, batch_key = jax.random.split(rng)
         rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
 
@@ -177,7 +184,8 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
     For a cotangent v of the gradient, the cotangents of all arguments are the gradient of the directional derivative
     of the loss along v: second derivatives commute, so forward over reverse gives what reverse over reverse would.
     """
-    loss, closed_over = jax.closure_convert(loss, fast, rest)  # what the loss closes over may be differentiated too
+    traced = jax.make_jaxpr(loss)(fast, rest)
+    closed_over = traced.consts  # may be differentiated or mapped over too: all must be arguments
     leaves, structure = jax.tree.flatten((rest, closed_over))
     is_real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
     real = [leaf if yes else None for leaf, yes in zip(leaves, is_real, strict=True)]
@@ -187,7 +195,8 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
         rest, closed_over = structure.unflatten(
             [a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)]
         )
-        return loss(fast, rest, *closed_over)
+        (value,) = jax.core.eval_jaxpr(traced.jaxpr, closed_over, *jax.tree.leaves((fast, rest)))
+        return value
 
     @jax.custom_vjp
     def gradient(fast, real, other):

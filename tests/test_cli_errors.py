@@ -253,7 +253,7 @@ def test_a_config_that_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "evaluation.json"])
-@pytest.mark.parametrize("text", ['{"type": "met', "[]", "{}", "\xff"])
+@pytest.mark.parametrize("text", ['{"class": "met', "[]", "{}", "\xff"])
 def test_a_damaged_file_of_a_run(copy, name, text):
     (copy / name).write_text(text, encoding="latin-1")
     words = {

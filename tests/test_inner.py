@@ -144,7 +144,7 @@ def test_first_order_stores_nothing_for_each_step(key):
     assert residual_bytes(64, False) > residual_bytes(2, False)
 
 
-RULES = [{"unroll": 1}, {"unroll": True}, {"remat": True}]
+RULES = [{"unroll": 1, "mixed_mode": True}, {"unroll": True, "mixed_mode": True}, {"remat": True, "mixed_mode": True}]
 INNER = {
     "sgd": lambda rate: optax.sgd(rate),
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
@@ -185,9 +185,39 @@ def test_every_differentiation_rule_is_plain_reverse_mode(key, name, options):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+WRAPPED = {
+    "jit of grad": lambda outer: jax.jit(jax.grad(outer)),
+    "grad of jit": lambda outer: jax.grad(jax.jit(outer)),
+    "vmap of grad": lambda outer: lambda start, *more: jax.vmap(jax.grad(outer), (None, 0, 0, 0))(start, *more).sum(0),
+    "grad of vmap": lambda outer: jax.grad(lambda start, *more: jax.vmap(outer, (None, 0, 0, 0))(start, *more).sum()),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_loss_may_close_over_anything(key, name):
+    """Labels, a key, floats: as constants of the one transformation, and traced by the other."""
+
+    def outer(start, scale, labels, noise_key, mixed_mode):
+        def loss(params, data, rng):
+            logits = jnp.tanh(params * scale + jax.random.normal(noise_key, (3,)))
+            return -jax.nn.log_softmax(logits)[labels] + 0.1 * jnp.sum(params**4), {}
+
+        inner = mj.inner_loop(optax.sgd(0.1), 3, mixed_mode=mixed_mode)
+        return loss(inner.run(loss, start, None, key).params, None, key)[0]
+
+    several = "vmap" in name
+    scale, labels, keys = jnp.array([1.0, 2.0]), jnp.array([2, 0]), jax.random.split(key)
+    given = (scale, labels, keys) if several else (scale[0], labels[0], keys[0])
+    start = jnp.array([0.3, -0.2, 0.1])
+    mixed, plain = (
+        WRAPPED[name](lambda *args, mode=mode: outer(*args, mixed_mode=mode))(start, *given) for mode in (True, False)
+    )
+    np.testing.assert_allclose(mixed, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_memory_of_a_step_falls_with_mixed_mode_and_again_with_remat(key):
     """Activations are not kept; with remat, moments of Adam neither."""
-    width = 64
+    width = 100  # 10,000 parameters: mixed mode by default
     hidden = jnp.ones((width, width))
 
     def deep(params, data, rng):
@@ -201,7 +231,8 @@ def test_memory_of_a_step_falls_with_mixed_mode_and_again_with_remat(key):
         outer = jax.grad(lambda p: deep(inner.run(deep, p, None, key).params, None, key)[0])
         return jax.jit(outer).lower(hidden).compile().memory_analysis().temp_size_in_bytes
 
-    plain, mixed, remat = (temporary_bytes(**o) for o in ({"mixed_mode": False}, {}, {"remat": True}))
+    plain, mixed, remat = (temporary_bytes(**o) for o in ({"mixed_mode": False}, {"mixed_mode": True}, {"remat": True}))
+    assert temporary_bytes() == mixed
     assert mixed < plain / 5
     assert remat < mixed / 2
     with pytest.raises(ValueError, match="choose remat or unroll=True, not both"):

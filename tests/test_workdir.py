@@ -242,17 +242,17 @@ def test_a_config_file_that_fails_names_its_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"type": "metajax.experiment', "damaged"),
+        ('{"class": "metajax.experiment', "damaged"),
         ("[1, 2]", "holds no experiment"),
         ("{}", "holds no experiment"),
-        ('{"type": "metajax.experiment.models:MLP"}', "holds no experiment"),
-        ('{"type": "metajax.experiment.models:Nothing"}', "Nothing"),
-        ('{"type": "nowhere:MLP"}', "nowhere"),
-        ('{"type": 3}', "does not fit"),
-        ('{"type": "os:getcwd"}', "does not fit"),
-        ('{"type": "metajax.experiment.models:MLP", "depth": 3}', "depth"),
-        ('{"type": "metajax.experiment.models:MLP", "hidden": [0]}', "model.hidden must be at least 1"),
-        ('{"type": "metajax.experiment.models:MLP", "hidden": ["a"]}', "does not fit"),
+        ('{"class": "metajax.experiment.models:MLP"}', "holds no experiment"),
+        ('{"class": "metajax.experiment.models:Nothing"}', "Nothing"),
+        ('{"class": "nowhere:MLP"}', "nowhere"),
+        ('{"class": 3}', "does not fit"),
+        ('{"class": "os:getcwd"}', "does not fit"),
+        ('{"class": "metajax.experiment.models:MLP", "depth": 3}', "depth"),
+        ('{"class": "metajax.experiment.models:MLP", "hidden": [0]}', "model.hidden must be at least 1"),
+        ('{"class": "metajax.experiment.models:MLP", "hidden": ["a"]}', "does not fit"),
     ],
 )
 def test_a_damaged_config_is_refused_by_name(tmp_path, text, said):

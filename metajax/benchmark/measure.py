@@ -52,7 +52,7 @@ def time_calls(call: Callable[[], Any], *, seconds: float = 5.0, at_least: int =
     began = time.perf_counter()
     while len(took) < at_least or time.perf_counter() - began < seconds:
         took.append(_seconds(call))
-    low, median, high = statistics.quantiles(took, n=4) if len(took) > 1 else took * 3
+    low, median, high = statistics.quantiles(took, n=4, method="inclusive") if len(took) > 1 else took * 3
     return Timing(median, low, high, len(took), first)
 
 

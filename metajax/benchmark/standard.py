@@ -37,7 +37,7 @@ class Standard(NamedTuple):
     sampler: TaskSampler
 
 
-def standard(workload: Workload, *, mixed_mode: bool = True) -> Standard:
+def standard(workload: Workload, *, mixed_mode: bool | None = None) -> Standard:
     """Build a workload's model, learner and tasks.
 
     >>> from metajax.benchmark import WORKLOADS, standard

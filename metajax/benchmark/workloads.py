@@ -57,7 +57,7 @@ def _but(workload: Workload, **changes) -> Workload:
 
 WORKLOADS = {
     "sinusoid, 1 step": _SINUSOID,
-    "sinusoid, 5 steps": _but(_SINUSOID, steps=5),
+    "sinusoid, 5 steps": _but(_SINUSOID, steps=5, learning_rate=0.001),
     "Omniglot 5w1s, 1 query, 1 step": _OMNIGLOT,
     "Omniglot 5w1s, 1 query, 5 steps": _but(_OMNIGLOT, steps=5),
     "Omniglot 5w1s, 15 queries, 1 step": _but(_OMNIGLOT, queries=15),

@@ -176,8 +176,9 @@ class Execution:
     """Tasks that run together on a device; None chooses by device and model."""
     unroll: bool | None = None
     """Unroll the inner steps in the compiled program, which compiles longer; None does so up to 5 of them."""
-    mixed_mode: bool = True
-    """Differentiate inner gradients by forward-over-reverse products, which stores far less than plain reverse mode."""
+    mixed_mode: bool | None = None
+    """Differentiate inner gradients by forward-over-reverse products, which store far less than plain reverse mode;
+    None does so from 10,000 adapting parameters on."""
     remat: bool = False
     """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
