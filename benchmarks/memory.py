@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     rows, norms = [], {}
     for steps in options.steps:
         for name, rule in RULES.items():

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--config", default="glyphs_maml_5w1s")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     cores, lines = (
         len(os.sched_getaffinity(0)),
         [f"| workload | 1 core | {len(os.sched_getaffinity(0))} cores | times |"],

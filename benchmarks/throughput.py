@@ -47,6 +47,8 @@ def main() -> None:
         print(json.dumps(measure(options.child[0], Path(options.child[1]), options.seconds)))
         return
     names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
+    if not names:
+        parser.error(f"no workload's name contains {' or '.join(options.only)}")
     about = environment()
     stem = options.output / f"throughput-{about['platform']}"
     options.output.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,7 @@ def _workload(name: str, implementations: list[str], seconds: float, patience: f
     """Every implementation's measurement of one workload."""
     workload, results = WORKLOADS[name], {}
     with tempfile.TemporaryDirectory() as folder:
-        _write(workload, Path(folder))
+        _write(name, Path(folder))
         reference = None
         for implementation in implementations:
             result = _in_own_process(name, implementation, Path(folder), seconds, patience)
@@ -88,17 +90,16 @@ def _workload(name: str, implementations: list[str], seconds: float, patience: f
     return results
 
 
-def _write(workload: Workload, folder: Path) -> None:
-    """The initial values, with an offset of the normalisation that is not 0, and the tasks."""
+def _write(name: str, folder: Path) -> None:
+    """The initial values and the tasks."""
     code = (
         "import sys, numpy as np, jax\nfrom metajax.benchmark import WORKLOADS, standard\n"
         "params = standard(WORKLOADS[sys.argv[1]]).params\n"
         "flat = {jax.tree_util.keystr(k, simple=True, separator='/'): np.asarray(v)"
         " for k, v in jax.tree.leaves_with_path(params)}\nnp.savez(sys.argv[2], **flat)"
     )
-    name = next(name for name, each in WORKLOADS.items() if each == workload)
     subprocess.run([sys.executable, "-c", code, name, str(folder / "params.npz")], check=True)
-    np.savez(folder / "tasks.npz", **make_tasks(workload))  # type: ignore[arg-type]
+    np.savez(folder / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
 
 
 def _in_own_process(name: str, implementation: str, folder: Path, seconds: float, patience: float) -> dict[str, Any]:
@@ -259,9 +260,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(10, 0.9 * len(results) + 1.5), layout="constrained")
     height = 0.8 / len(columns)
     for i, column in enumerate(columns):
-        rates = [
-            WORKLOADS[n].tasks / r.get(column, {}).get("seconds", np.nan) for n, r in results.items()
-        ]
+        rates = [WORKLOADS[n].tasks / r.get(column, {}).get("seconds", np.nan) for n, r in results.items()]
         axes.barh(np.arange(len(results)) + i * height, rates, height, label=column)
     axes.set(xscale="log", xlabel="tasks per second", yticks=np.arange(len(results)) + 0.4 - height / 2)
     axes.set_yticklabels(results)

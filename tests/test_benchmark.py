@@ -14,6 +14,7 @@ import metajax as mj
 from benchmarks.peers import jax_obvious
 from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
 from metajax.cli import main, tune
+from metajax.cli.device import device_name
 from metajax.parallel import task_mesh
 
 
@@ -87,11 +88,43 @@ def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, 
     assert other["execution"]["chunk_size"] == 3, "what the user says holds"
 
 
-def test_a_damaged_file_of_what_was_tuned_is_named(small, capsys):
+def test_what_was_tuned_gives_way_to_what_the_user_says(small, monkeypatch, capsys):
+    monkeypatch.chdir(small.parent)
+    tune.store(small, tune.Tuned(devices=2, chunk_size=2, unroll=True))
+    assert main(["train", str(small), "--execution.remat", "True", "--devices", "3"]) == 0
+    assert "3 cpu devices" in capsys.readouterr().out
+    execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
+    assert (execution["chunk_size"], execution["unroll"], execution["remat"]) == (2, None, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"DEVICE": 3}', '{"DEVICE": {"chunk_size": "4"}}', '{"DEVICE": {"depth": 1}}']
+)
+def test_a_damaged_file_of_what_was_tuned_is_named_and_tuning_again_mends_it(small, capsys, text):
     path = small.with_name("small.tuned.json")
-    path.write_text("[]")
+    path.write_text(text.replace("DEVICE", device_name()))
     assert main(["train", str(small)]) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
+    tune.store(small, tune.Tuned(chunk_size=2))
+    assert tune.load(small).chunk_size == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["bench", "--only", "MNIST"], "no workload's name contains 'MNIST': choose from sinusoid, 1 step"),
+        (["bench", "--only", "sinusoid, 1 step", "--devices", "0"], "--devices must be at least 1, got 0"),
+        (["bench", "sinusoid_mamal"], "did you mean 'sinusoid_maml'?"),
+        (["bench", "sinusoid_maml", "--devices", "99"], "--devices is 99, but there are only 8"),
+        (["tune"], "tune needs a CONFIG"),
+        (["tune", "nothing.py"], "there is no config file nothing.py"),
+    ],
+)
+def test_mistakes_get_one_line(command, said, capsys):
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
 
 
 def test_bench_says_how_fast_an_experiment_is(small, tmp_path, capsys):

@@ -20,9 +20,10 @@ def quadratic(params, target, rng):
 START, TARGET = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.7])
 
 
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3, 10])
-def test_sgd_on_a_quadratic_has_its_closed_form(key, steps):
-    adapted = mj.inner_loop(optax.sgd(0.1), steps).run(quadratic, START, TARGET, key)
+def test_sgd_on_a_quadratic_has_its_closed_form(key, steps, remat):
+    adapted = mj.inner_loop(optax.sgd(0.1), steps, remat=remat).run(quadratic, START, TARGET, key)
     contraction = np.linalg.matrix_power(np.eye(2) - 0.1 * np.asarray(A), steps)
     np.testing.assert_allclose(adapted.params, TARGET + contraction @ (START - TARGET), rtol=1e-5)
 

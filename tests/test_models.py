@@ -22,11 +22,13 @@ from metajax.models.convolution import convolve
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
 )
 def test_a_convolution_is_that_of_lax(side, kernel, stride, padding, channels):
-    if kernel > side + 2 * padding:
-        return
     conv = Conv(*channels, kernel_size=kernel, stride=stride, padding=padding, use_bias=True, rngs=nnx.Rngs(0))
     conv.bias[...] = jnp.arange(float(channels[1]))
     x = jax.random.normal(jax.random.key(1), (2, side, side + 1, channels[0]))
+    if kernel > side + 2 * padding:
+        with pytest.raises(ValueError, match="does not fit images"):
+            conv(x)
+        return
     expected = jax.lax.conv_general_dilated(
         x, conv.kernel[...], (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -48,7 +50,7 @@ def test_a_convolution_under_vmap_is_no_grouped_convolution():
     kernel=st.sampled_from([2, 3, 4]),
     stride=st.integers(1, 3),
     padding=st.integers(0, 4),
-    batched=st.sampled_from([None, (0, None), (None, 0), (0, 0)]),
+    batched=st.sampled_from([None, (0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1)]),
 )
 def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched):
     """First and second, forward over reverse and reverse over reverse, alone and under vmap over either argument."""
@@ -70,9 +72,10 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
         return run if batched is None else jax.vmap(run, batched * 2)
 
     with jax.enable_x64(True):
-        rng, lead = np.random.default_rng(0), [() if each is None else (3,) for each in batched or (None, None)]
-        x, dx = rng.normal(size=(2, *lead[0], 2, side, side + 1, 3))
-        w, dw = rng.normal(size=(2, *lead[1], kernel, kernel, 3, 2))
+        rng, axes = np.random.default_rng(0), batched or (None, None)
+        shapes = [(2, side, side + 1, 3), (kernel, kernel, 3, 2)]
+        shapes = [s if axis is None else (*s[:axis], 3, *s[axis:]) for s, axis in zip(shapes, axes, strict=True)]
+        (x, dx), (w, dw) = (rng.normal(size=(2, *shape)) for shape in shapes)
         ours = derivatives(lambda x, w: convolve(x, w, stride=stride, padding=padding))(x, w, dx, dw)
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(derivatives(lax_convolve)(x, w, dx, dw)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)

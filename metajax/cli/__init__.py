@@ -37,6 +37,8 @@ _DISK_ERRORS = {
 
 _MISTAKE = 2
 """Exit status after a user's mistake, or a failure that is told in a line."""
+_INTERRUPTED = -(128 + signal.SIGINT)
+"""At once, without waiting for anything; the sign tells it from a run that was stopped in order."""
 
 
 class Stopped(Exception):
@@ -65,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     status = _status(argv)
-    if status == _MISTAKE and any(arg.startswith("--distributed") for arg in argv):
+    if status in (_MISTAKE, _INTERRUPTED) and any(arg.startswith("--distributed") for arg in argv):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # a usual exit waits for the other processes, which may be gone, or wait for this one
-    return status
+        os._exit(abs(status))  # a usual exit waits for the other processes, which may be gone, or wait for this one
+    return abs(status)
 
 
 def _status(argv: list[str]) -> int:
@@ -96,7 +98,7 @@ def _status(argv: list[str]) -> int:
         return 128 + stopped.signum
     except KeyboardInterrupt:
         print("metajax: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: say nothing, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

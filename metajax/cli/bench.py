@@ -90,10 +90,10 @@ def run(args: Sequence[str]) -> None:
 
 def _experiment(name: str, args: Sequence[str]) -> None:
     source = configs.find(name)
-    tuned = tune.load(source)
-    default = OfExperiment(Options(devices=tuned.devices), tuned.apply(configs.load(name)))
+    default = OfExperiment(Options(), configs.load(name))
     chosen = parse(OfExperiment, args, prog=f"metajax bench {name}", default=default)
-    options, experiment = chosen.options, chosen.experiment
+    tuned, options = tune.load(source), chosen.options
+    experiment = tuned.apply(chosen.experiment)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     plain = build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir)
@@ -106,7 +106,7 @@ def _experiment(name: str, args: Sequence[str]) -> None:
         training.tasks_per_step,
         training.steps_per_call,
         experiment.execution.chunk_size,
-        choose_mesh(options.devices, parts.params, training.tasks_per_step),
+        choose_mesh(options.devices or tuned.devices, parts.params, training.tasks_per_step),
         task_flops(plain.learner, sampler, plain.params),
         options,
     )
@@ -136,7 +136,10 @@ def _measure(
         chunk_size=chunk_size,
         mesh=mesh,
     )
-    timing = time_calls(call, seconds=options.seconds)
+    try:
+        timing = time_calls(call, seconds=options.seconds)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"it does not run on this device: {report.first_line(error)}") from error
     devices, done = list(mesh.devices.flat), tasks * steps
     return {
         "tasks_per_second": done / timing.seconds,
@@ -155,7 +158,7 @@ def _line(row: dict[str, Any]) -> str:
     low, high = row["quartiles"]
     return (
         f"{row['tasks_per_second']:,.1f} tasks/s (quartiles {low:,.1f} to {high:,.1f}), {row['gflops']:,.1f} GFLOP/s, "
-        f"{row['gflops'] / row['matrix_gflops']:.0%} of the rate of matrix products, compiled in "
+        f"{row['gflops'] / row['matrix_gflops']:.0%} of the rate of matrix products, compiled or loaded in "
         f"{row['compile_seconds']:.1f} s, at most {row['peak_bytes'] / 2**20:,.0f} MiB"
     )
 

@@ -1,6 +1,8 @@
 """Devices of a run: host cores count as devices on a CPU."""
 
+import collections
 import contextlib
+import itertools
 import os
 import platform
 import re
@@ -92,7 +94,7 @@ def device_name() -> str:
     """The kind of device and how many there are, `cpu: AMD EPYC, 2 of them`."""
     first = jax.devices()[0]
     kind = first.device_kind if first.platform != "cpu" else _machine()
-    return f"{first.platform}: {kind}, {jax.device_count()} of them"
+    return f"{first.platform}: {kind}, {jax.local_device_count()} of them"
 
 
 def use_precision(precision: str) -> None:
@@ -112,8 +114,11 @@ def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one:
     Raises:
         UserError: If there are not so many.
     """
-    available = jax.local_devices()
+    of_process = collections.Counter(device.process_index for device in jax.devices())
+    available = jax.local_devices()[: min(of_process.values())]  # as many in each process
     tasks = -(-tasks // jax.process_count())
+    if devices is not None and devices < 1:
+        raise UserError(f"--devices must be at least 1, got {devices}")
     if devices is None:
         most = min(len(available), tasks)
         alone = tiny_on_one and is_tiny(params) and jax.default_backend() == "cpu"
@@ -122,5 +127,5 @@ def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one:
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
     if jax.process_count() == 1:
         return task_mesh(available[:devices])
-    of_process = [[d for d in jax.devices() if d.process_index == p][:devices] for p in range(jax.process_count())]
-    return task_mesh([device for each in of_process for device in each])
+    each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]
+    return task_mesh(list(itertools.chain.from_iterable(each)))

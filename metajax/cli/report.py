@@ -23,6 +23,11 @@ def warn(text: str) -> None:
         print(f"metajax: warning: {text}", file=sys.stderr, flush=True)
 
 
+def first_line(error: Exception) -> str:
+    """The beginning of what an error of JAX says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+
+
 def devices(mesh: Mesh) -> str:
     """`2 cpu devices`."""
     kind = mesh.devices.flat[0].platform

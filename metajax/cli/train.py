@@ -76,22 +76,27 @@ def run(args: Sequence[str]) -> None:
     join(_value_of("--distributed", args))  # these before the config file, which may use JAX
     prepare_devices(None)
     source = configs.find(args[0])
-    tuned = tune.load(source)
-    default = Options(Where(devices=tuned.devices), tuned.apply(configs.load(args[0])))
+    default = Options(Where(), configs.load(args[0]))
     options = parse(Options, args[1:], prog=f"metajax train {args[0]}", default=default)
     where = options.run
     directory = where.workdir or Path("runs") / source.stem
     prepare_devices(where.devices)
+    tuned = tune.load(source)
+    devices = where.devices or tuned.devices
     try:
-        train(directory, options.experiment, source, where.devices, where.data_dir)
+        train(directory, tuned.apply(options.experiment), source, devices, where.data_dir)
     except OSError as error:  # a write that fails names no file
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(
+                f"out of memory ({report.first_line(error)}): try --execution.chunk-size 1, or --execution.remat True"
+            ) from error
         if jax.process_count() == 1:
             raise
         raise UserError(
-            f"another process of the run has stopped ({str(error).splitlines()[0][:120]}). Start all of them again "
-            f"with the same command to resume {directory}"
+            f"another process of the run has stopped ({report.first_line(error)}). Start all of them again with the "
+            f"same command to resume {directory}"
         ) from error
 
 

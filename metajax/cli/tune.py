@@ -1,6 +1,7 @@
 """`metajax tune`: time the sensible ways to carry an experiment out, and keep the fastest for later runs."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,16 +77,20 @@ def run(args: Sequence[str]) -> None:
     default = Options(Timing(), configs.load(args[0]))
     options = parse(Options, args[1:], prog=f"metajax tune {args[0]}", default=default)
     use_precision(options.experiment.execution.precision)
+    if not os.access(source.parent, os.W_OK):
+        raise UserError(f"{source.parent} cannot be written: copy {source.name} to a folder of your own, and tune that")
     best, rate = Tuned(), 0.0
     for way in _ways(options.experiment, options.run.data_dir):
         try:
             measured = _tasks_per_second(options.experiment, way, options.run)
         except jax.errors.JaxRuntimeError as error:
-            report.say(f"{_described(way)}: {str(error).splitlines()[0][:80]}")
+            report.say(f"{_described(way)}: {report.first_line(error)}")
             continue
         report.say(f"{_described(way)}: {measured:,.1f} tasks/s")
         if measured > rate:
             best, rate = way, measured
+    if not rate:
+        raise UserError("no way to run it fits this device: try a smaller training.tasks_per_step, or execution.remat")
     path = store(source, best)
     report.say(f"fastest: {_described(best)}; kept in {path} for {device_name()}")
 
@@ -100,17 +105,26 @@ def load(source: Path) -> Tuned:
     if not path.is_file():
         return Tuned()
     found = workdir.read_json(path)
-    try:
-        return Tuned(**found.get(device_name(), {}))
-    except (AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it, or run metajax tune again") from error
+    entry = found.get(device_name(), {}) if isinstance(found, dict) else None
+    fits = isinstance(entry, dict) and set(entry) <= {field.name for field in dataclasses.fields(Tuned)}
+    if not (fits and all(_fits(name, value) for name, value in entry.items())):
+        raise UserError(f"{path} is damaged; remove it, or run metajax tune again")
+    return Tuned(**entry)
+
+
+def _fits(name: str, value: Any) -> bool:
+    return value is None or (isinstance(value, bool) if name == "unroll" else type(value) is int and value >= 1)
 
 
 def store(source: Path, tuned: Tuned) -> Path:
     """Keep what is fastest beside a config; other devices' entries stay."""
     path = _path(source)
-    entries: dict[str, Any] = workdir.read_json(path) if path.is_file() else {}
-    workdir.write_json(path, {**entries, device_name(): dataclasses.asdict(tuned)})
+    try:
+        entries = workdir.read_json(path)
+    except UserError:  # not there, or damaged
+        entries = {}
+    kept = entries if isinstance(entries, dict) else {}
+    workdir.write_json(path, {**kept, device_name(): dataclasses.asdict(tuned)})
     return path
 
 

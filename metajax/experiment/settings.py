@@ -67,7 +67,8 @@ class Inner:
             first_order=self.first_order,
             mixed_mode=execution.mixed_mode,
             remat=execution.remat,
-            unroll=None if execution.unroll is None else execution.unroll or 1,
+            # of training's loop: evaluation may take many more steps
+            unroll=None if execution.unroll is None else self.steps if execution.unroll else 1,
         )
 
     def _adapts(self, path: str, leaf: jax.Array) -> bool:

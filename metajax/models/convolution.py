@@ -52,11 +52,19 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     Returns:
         `[examples, height', width', out]`.
 
+    Raises:
+        ValueError: If the shapes do not fit each other.
+
     >>> import jax.numpy as jnp
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
     (1, 2, 2, 5)
     """
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding)
+    square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
+    if not (square and channels and min(_output_sides(geometry)) >= 1):
+        raise ValueError(f"a kernel {kernel.shape} does not fit images {images.shape} with a padding of {padding}")
+    dtype = jnp.result_type(images, kernel)
+    images, kernel = images.astype(dtype), kernel.astype(dtype)
     if geometry.size == 1 and not padding:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
     return _convolution.bind(images, kernel, role="output", geometry=geometry)

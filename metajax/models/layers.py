@@ -111,7 +111,8 @@ def _statistics(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean, and one over the standard deviation."""
     mean = x.mean(axes, keepdims=keepdims)
-    # One pass more over the activations, x − mean, would cost as much as the convolution.
+    # One pass more over the activations, x − mean, would cost as much as the convolution; as flax's fast variance, this
+    # loses digits where the mean is a thousand times the deviation, so features should come roughly normalised.
     variance = nnx.relu(jnp.square(x).mean(axes, keepdims=keepdims) - jnp.square(mean))
     return mean, jax.lax.rsqrt(variance + epsilon)
 
@@ -143,5 +144,5 @@ def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
     groups = x.reshape(*x.shape[:axis], length, size, *x.shape[axis + 1 :])
     best, *others = (jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(size))
     for other in others:
-        best = jnp.where(other > best, other, best)
+        best = jnp.where(best >= other, best, other)
     return best
