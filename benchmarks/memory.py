@@ -58,7 +58,7 @@ def main() -> None:
             row["bytes"] = program.memory_analysis().temp_size_in_bytes
             if steps <= options.timed:
                 norm = float(optax.tree.norm(program(*arguments)))
-                assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-4), (norm, norms)
+                assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-2), (norm, norms)
                 call = lambda p=program, a=arguments: jax.block_until_ready(p(*a))  # noqa: E731
                 row["seconds"] = time_calls(call, seconds=0.1, at_least=3).seconds
             rows.append(row)
