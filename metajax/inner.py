@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax import core, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from metajax.types import LossFn, Params, PyTree
@@ -195,7 +195,7 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
         rest, closed_over = structure.unflatten(
             [a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)]
         )
-        (value,) = jax.core.eval_jaxpr(traced.jaxpr, closed_over, *jax.tree.leaves((fast, rest)))
+        (value,) = core.eval_jaxpr(traced.jaxpr, closed_over, *jax.tree.leaves((fast, rest)))
         return value
 
     @jax.custom_vjp

@@ -47,7 +47,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     def put(leaf):
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
         values = np.asarray(leaf)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])

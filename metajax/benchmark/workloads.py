@@ -46,8 +46,8 @@ class Workload:
         return (self.side, self.side, self.channels)
 
 
-# Rates are a tenth of the papers' where there are many steps: on noise, float32 rounding grows with each step of a large
-# one until equal implementations look different. Speed does not depend on it.
+# Where there are many steps rates are a tenth of the papers: on noise, rounding grows with each step of a large one
+# until equal implementations look different. Speed does not depend on it.
 _SINUSOID = Workload("mlp", ways=1, shots=10, queries=10, tasks=25, steps=1, learning_rate=0.01)
 _OMNIGLOT = Workload("conv4", ways=5, shots=1, queries=1, tasks=32, steps=1, learning_rate=0.4)
 _MINI = Workload("conv4_pool", ways=5, shots=1, queries=15, tasks=4, steps=5, learning_rate=0.05, side=84, channels=3)

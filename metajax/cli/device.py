@@ -35,9 +35,11 @@ def join(others: str | None) -> None:
     match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", others)
     if others != "auto" and (match is None or not int(match[2]) < int(match[3])):
         raise UserError(f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0, got {others!r}")
-    arguments = {} if match is None else {"coordinator_address": match[1], "process_id": int(match[2])}
     try:
-        jax.distributed.initialize(**arguments, **({} if match is None else {"num_processes": int(match[3])}))
+        if match is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--distributed: the other processes cannot be joined ({str(error).splitlines()[0]})"

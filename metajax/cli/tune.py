@@ -106,14 +106,15 @@ def load(source: Path) -> Tuned:
         return Tuned()
     found = workdir.read_json(path)
     entry = found.get(device_name(), {}) if isinstance(found, dict) else None
-    fits = isinstance(entry, dict) and set(entry) <= {field.name for field in dataclasses.fields(Tuned)}
-    if not (fits and all(_fits(name, value) for name, value in entry.items())):
+    if not isinstance(entry, dict) or not all(_fits(name, value) for name, value in entry.items()):
         raise UserError(f"{path} is damaged; remove it, or run metajax tune again")
-    return Tuned(**entry)
+    return Tuned(**{str(name): value for name, value in entry.items()})
 
 
 def _fits(name: str, value: Any) -> bool:
-    return value is None or (isinstance(value, bool) if name == "unroll" else type(value) is int and value >= 1)
+    if name == "unroll":
+        return value is None or isinstance(value, bool)
+    return name in ("devices", "chunk_size") and (value is None or (type(value) is int and value >= 1))
 
 
 def store(source: Path, tuned: Tuned) -> Path:
