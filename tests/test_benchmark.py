@@ -91,7 +91,7 @@ def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, 
 def test_what_was_tuned_gives_way_to_what_the_user_says(small, monkeypatch, capsys):
     monkeypatch.chdir(small.parent)
     tune.store(small, tune.Tuned(devices=2, chunk_size=2, unroll=True))
-    assert main(["train", str(small), "--execution.remat", "True", "--devices", "3"]) == 0
+    assert main(["train", str(small), "--execution.remat", "--devices", "3"]) == 0
     assert "3 cpu devices" in capsys.readouterr().out
     execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
     assert (execution["chunk_size"], execution["unroll"], execution["remat"]) == (2, None, True)

@@ -53,7 +53,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
     ("words", "said"),
     [
         (["trian"], ["'trian'", "did you mean 'train'?"]),
-        (["fly"], ["'fly'", "train, evaluate, plot, data, configs"]),
+        (["fly"], ["'fly'", "train, evaluate, bench, tune, plot, data, configs"]),
         (["--fly"], ["'--fly'"]),
         (["train"], ["CONFIG", "metajax configs"]),
         (["train", "--workdir", "x"], ["CONFIG", "'--workdir'"]),

@@ -92,9 +92,9 @@ def test_it_trains_resumes_and_evaluates_even_when_the_file_is_gone(tmp_path, mo
     whole = run("train", original, "--workdir", tmp_path / "whole", *OPTIONS)
     assert (whole.code, whole.err) == (0, "")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert config["task"]["type"].endswith(":Lines")
+    assert config["task"]["class"].endswith(":Lines")
     assert (config["task"]["points"], config["task"]["note"], config["model"]["bias"]) == (7, "a/b.txt", False)
-    assert config["task"]["slope"] == {"type": "metajax_config:Range", "low": 0.0, "high": 2.0}
+    assert config["task"]["slope"] == {"class": "metajax_config:Range", "low": 0.0, "high": 2.0}
 
     directory = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -25,7 +25,8 @@ TRAIN = [
         "--training.checkpoint-every",
         "10",
     ),
-    *("--evaluation.num-tasks", "8", "--validation.num-tasks", "8", "--execution.chunk-size", "2"),
+    *("--evaluation.num-tasks", "8", "--evaluation.steps", "1", "--validation.num-tasks", "8"),
+    *("--execution.chunk-size", "2"),
 ]
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from metajax.cli import configs
 from metajax.errors import UserError
-from metajax.experiment import Inner, Outer, build
+from metajax.experiment import Execution, Inner, Outer, build
 from metajax.experiment.build import purpose_key
 
 
@@ -45,7 +45,7 @@ def test_clipping_comes_before_the_rate():
 
 def test_frozen_parts_do_not_adapt():
     params = {"norms": {0: {"offset": jnp.ones(2)}}, "head": {"kernel": jnp.ones(2)}}
-    inner = Inner(learning_rate=0.1, frozen=("norms",)).build()
+    inner = Inner(learning_rate=0.1, frozen=("norms",)).build(Execution())
     loss = lambda p, data, rng: (optax.tree.norm(p, squared=True), {})  # noqa: E731
     adapted = inner.run(loss, params, None, jax.random.key(0)).params
     np.testing.assert_array_equal(adapted["norms"][0]["offset"], 1)

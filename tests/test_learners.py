@@ -123,9 +123,9 @@ def test_reptile_carries_the_inner_optimizer_from_step_to_step_and_into_evaluati
 
 def test_a_meta_gradient_through_adam_is_finite_where_a_gradient_is_zero():
     """A dead unit's gradient is exactly 0; √ has no derivative there."""
-    from metajax.experiment import Inner
+    from metajax.experiment import Execution, Inner
 
-    inner = Inner(learning_rate=0.1, optimizer="adam", steps=2).build()
+    inner = Inner(learning_rate=0.1, optimizer="adam", steps=2).build(Execution())
     learner = mj.maml(lambda p, t, rng: ((p[0] - t) ** 2 + 0 * p[1], {}), inner)
     gradient = learner.gradient(jnp.ones(2), mj.Task(0.0, 0.5), jax.random.key(0), ()).gradient
     assert np.isfinite(gradient).all()

@@ -90,7 +90,7 @@ def run(args: Sequence[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(
-                f"out of memory ({report.first_line(error)}): try --execution.chunk-size 1, or --execution.remat True"
+                f"out of memory ({report.first_line(error)}): try --execution.chunk-size 1, or --execution.remat"
             ) from error
         if jax.process_count() == 1:
             raise
