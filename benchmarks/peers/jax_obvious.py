@@ -18,7 +18,7 @@ def prepare(
     """Make `step` and `gradient` for a workload."""
     if workload.model == "resnet12":
         raise Unsupported("no residual network here")
-    forward = functools.partial({"mlp": _mlp, "conv4": _conv4, "conv4_pool": _conv4}[workload.model])
+    forward = {"mlp": _mlp, "conv4": _conv4, "conv4_pool": _conv4}[workload.model]
     data = {name: jnp.asarray(value) for name, value in tasks.items()}
     stop = jax.lax.stop_gradient if workload.learner == "fomaml" else lambda grads: grads
 

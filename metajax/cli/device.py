@@ -93,7 +93,7 @@ def _machine() -> str:
 
 
 def device_name() -> str:
-    """The kind of device and how many there are, `cpu: AMD EPYC, 2 of them`."""
+    """The kind of device (of a CPU its instructions) and how many: `cpu: x86_64-09b9ad54, 2 of them`."""
     first = jax.devices()[0]
     kind = first.device_kind if first.platform != "cpu" else _machine()
     return f"{first.platform}: {kind}, {jax.local_device_count()} of them"

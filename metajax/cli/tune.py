@@ -16,7 +16,6 @@ from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_pr
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
-from metajax.parallel import default_chunk_size
 
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -138,9 +137,8 @@ def _ways(experiment: Experiment, data_dir: Path | None) -> Iterator[Tuned]:
     params, tasks = build(experiment, data_dir).params, experiment.training.tasks_per_step
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
     for devices in sorted({1, choose_mesh(None, params, tasks, tiny_on_one=False).size}, reverse=True):
-        mesh = choose_mesh(devices, params, tasks)
         share = -(-tasks // devices)
-        for chunk_size in sorted({default_chunk_size(params, tasks, mesh), 1, min(4, share), share}):
+        for chunk_size in sorted({1, min(4, share), share}):
             for unroll in (True, False) if loops else (None,):
                 yield Tuned(devices, chunk_size, unroll)
 

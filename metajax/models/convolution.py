@@ -131,9 +131,8 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
         return windows(a, geometry) @ b.reshape(-1, b.shape[-1])
     if role == "images":
         images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
-        return jax.linear_transpose(lambda images: windows(images, geometry), images)(a @ b.reshape(-1, b.shape[-1]).T)[
-            0
-        ]
+        to_images = jax.linear_transpose(lambda images: windows(images, geometry), images)
+        return to_images(a @ b.reshape(-1, b.shape[-1]).T)[0]
     return _kernel_by_windows(a, b, geometry)
 
 
