@@ -1,10 +1,26 @@
 """Gradient-based meta-learning in JAX: pure functions on one task, averaged over many."""
 
-from metajax import models, tasks
+from metajax import learners, models, tasks
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.inner import Adapted, InnerLoop, inner_loop
-from metajax.learners import Estimate, MetaLearner, maml, reptile
+from metajax.learners import (
+    Estimate,
+    MetaLearner,
+    Part,
+    anil,
+    boil,
+    cavia,
+    foml,
+    imaml,
+    lora,
+    maml,
+    maml_plus_plus,
+    meta_sgd,
+    proto_maml,
+    prototypical_network,
+    reptile,
+)
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
@@ -25,23 +41,35 @@ __all__ = [
     "MetaLearner",
     "MetaParams",
     "Params",
+    "Part",
     "Task",
     "TaskSampler",
     "TrainState",
     "UserError",
+    "anil",
     "average_tasks",
+    "boil",
+    "cavia",
     "classification_loss",
     "episodes",
     "first_non_finite",
+    "foml",
     "functional",
     "glyphs",
+    "imaml",
     "init_train_state",
     "inner_loop",
+    "learners",
+    "lora",
     "make_evaluation",
     "make_train_step",
     "maml",
+    "maml_plus_plus",
     "map_tasks",
+    "meta_sgd",
     "models",
+    "proto_maml",
+    "prototypical_network",
     "regression_loss",
     "reptile",
     "sinusoid",

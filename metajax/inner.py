@@ -7,7 +7,7 @@ adapt, first order, minibatches, how it is differentiated and what is stored for
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,8 @@ import optax
 from jax import core, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from metajax.partition import Chooses, merge, split
 from metajax.types import LossFn, Params, PyTree
-
-Adapts = Callable[[str, jax.Array], bool] | PyTree
-"""Which leaves adapt: a predicate on the leaf's path (`"conv/0/kernel"`) and value, or a pytree of bools."""
 
 _UNROLLED = 5
 """Steps of the longest loop that is unrolled unless told otherwise: longer ones would take long to compile."""
@@ -56,31 +54,40 @@ class Run(Protocol):
         *,
         steps: int | None = None,
         batch_size: int | None = None,
+        first_order: bool | None = None,
         opt_state: PyTree = None,
         observe: Callable[[Params], PyTree] | None = None,
+        view: Callable[[PyTree, Any], Params] | None = None,
+        rescale: Callable[[PyTree, Any], PyTree] | None = None,
     ) -> Adapted:
-        """Run the loop; `steps` and `batch_size` override the values the loop was made with."""
+        """Run the loop; `steps`, `batch_size` and `first_order` override the values the loop was made with."""
         ...
 
 
 class InnerLoop(NamedTuple):
-    """Two pure functions on one task, made by `inner_loop`.
+    """Pure functions on one task, made by `inner_loop`.
 
     Attributes:
         init: `params -> opt_state`, the inner optimiser's fresh state.
-        run: `(loss_fn, params, data, rng, *, steps, batch_size, opt_state, observe) -> Adapted`. `observe` is a
-            function of the parameters, whose values at steps `0..steps` make the trace.
+        run: `(loss_fn, params, data, rng, *, ...) -> Adapted`. `observe` is a function of the model's parameters, whose
+            values at steps `0..steps` make the trace. `view(params, step)` makes the model's parameters, for the loss
+            and for `observe`, out of what adapts, where these differ; `step` counts the updates done. `rescale(updates,
+            step)` changes the update that is about to be added. Both may close over what is meta-learned.
+        split: `params -> (what adapts, the rest)`, with `None` for leaves of the other.
+        steps: Gradient steps, unless chosen at the call.
     """
 
     init: Callable[[Params], PyTree]
     run: Run
+    split: Callable[[Params], tuple[PyTree, PyTree]]
+    steps: int
 
 
 def inner_loop(
     optimizer: optax.GradientTransformation,
     steps: int,
     *,
-    adapts: Adapts | None = None,
+    adapts: Chooses | None = None,
     batch_size: int | None = None,
     first_order: bool = False,
     mixed_mode: bool | None = None,
@@ -129,49 +136,72 @@ def inner_loop(
         raise ValueError(f"steps must be at least 0, got {steps}")
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
-    default_steps, default_batch_size = steps, batch_size
+    made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
 
-    def split(params: Params) -> tuple[PyTree, PyTree]:
-        if adapts is None:
-            return params, jax.tree.map(lambda _: None, params)
-        return _split(params, _as_mask(adapts, params))
+    def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
+        return split(params, (lambda path, leaf: True) if adapts is None else adapts)
 
-    def is_mixed(fast: PyTree) -> bool:
+    def is_mixed(fast: PyTree, first_order: bool) -> bool:
         large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE
         return not first_order and (large if mixed_mode is None else mixed_mode)
 
     def init(params: Params) -> PyTree:
-        return optimizer.init(split(params)[0])
+        return optimizer.init(split_adapting(params)[0])
 
-    def run(loss_fn, params, data, rng, *, steps=None, batch_size=None, opt_state=None, observe=None) -> Adapted:
-        steps = default_steps if steps is None else steps
-        batch_size = default_batch_size if batch_size is None else batch_size
-        fast, slow = split(params)
+    def run(
+        loss_fn,
+        params,
+        data,
+        rng,
+        *,
+        steps=None,
+        batch_size=None,
+        first_order=None,
+        opt_state=None,
+        observe=None,
+        view=None,
+        rescale=None,
+    ) -> Adapted:
+        steps = made_with["steps"] if steps is None else steps
+        batch_size = made_with["batch_size"] if batch_size is None else batch_size
+        first_order = made_with["first_order"] if first_order is None else first_order
+        fast, slow = split_adapting(params)
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
-        gradient = _mixed_mode_gradient if is_mixed(fast) else _gradient
+        gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
         loss_key, batch_key = jax.random.split(rng)
         rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
+
+        def model(fast, slow, i) -> Params:
+            params = merge(fast, slow)
+            return params if view is None else view(params, i)
 
         def step(carry, inputs):
             fast, opt_state = carry
             i, rows = inputs
             batch = data if rows is None else jax.tree.map(lambda a: a[rows], data)
             key = jax.random.fold_in(loss_key, i)
-            grads = gradient(lambda fast, rest: loss_fn(_merge(fast, rest[0]), *rest[1:])[0], fast, (slow, batch, key))
+
+            def loss(fast, rest):
+                slow, batch, key = rest
+                return loss_fn(model(fast, slow, i), batch, key)[0]
+
+            grads = gradient(loss, fast, (slow, batch, key))
             if first_order:
                 grads = lax.stop_gradient(grads)
             grads = checkpoint_name(grads, _STORED)
             updates, opt_state = optimizer.update(grads, opt_state, fast)
+            if rescale is not None:
+                updates = rescale(updates, i)
             fast = optax.apply_updates(fast, updates)
-            return (fast, opt_state), None if observe is None else observe(_merge(fast, slow))
+            return (fast, opt_state), None if observe is None else observe(model(fast, slow, i + 1))
 
-        before = None if observe is None else observe(params)
+        before = None if observe is None else observe(model(fast, slow, 0))
         loop = _scan_in_stretches if remat else functools.partial(lax.scan, unroll=_unroll(unroll, steps))
         (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
-        return Adapted(_merge(fast, slow), opt_state, trace)
+        return Adapted(merge(fast, slow), opt_state, trace)
 
-    return InnerLoop(init, run)
+    return InnerLoop(init, run, split_adapting, steps)
 
 
 def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
@@ -234,26 +264,6 @@ def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[P
     carry, first = lax.scan(run, carry, jax.tree.map(divided, inputs))
     carry, last = run(carry, jax.tree.map(lambda leaf: leaf[in_stretches:], inputs))
     return carry, jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b]), first, last)
-
-
-def _as_mask(adapts: Adapts, params: Params) -> PyTree:
-    """A pytree of bools like `params`."""
-    if not callable(adapts):
-        return adapts
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: bool(adapts(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)), params
-    )
-
-
-def _split(params: Params, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Two trees like `params`, with `None` (an empty subtree) for each leaf that belongs to the other."""
-    fast = jax.tree.map(lambda leaf, adapts: leaf if adapts else None, params, mask)
-    slow = jax.tree.map(lambda leaf, adapts: None if adapts else leaf, params, mask)
-    return fast, slow
-
-
-def _merge(fast: PyTree, slow: PyTree) -> Params:
-    return jax.tree.map(lambda f, s: s if f is None else f, fast, slow, is_leaf=lambda x: x is None)
 
 
 def _num_examples(data: PyTree) -> int:

@@ -13,10 +13,23 @@ from metajax.experiment.settings import (
     Validation,
 )
 from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
+from metajax.learners.anil import ANIL, BOIL
+from metajax.learners.cavia import CAVIA
+from metajax.learners.foml import FOML
+from metajax.learners.imaml import IMAML
+from metajax.learners.lora import LoRA
 from metajax.learners.maml import MAML
+from metajax.learners.maml_plus_plus import MAMLPlusPlus
+from metajax.learners.meta_sgd import MetaSGD, Preconditioned
+from metajax.learners.proto import ProtoMAML, PrototypicalNetwork
 from metajax.learners.reptile import Reptile
 
 __all__ = [
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "FOML",
+    "IMAML",
     "MAML",
     "MLP",
     "Conv4",
@@ -28,10 +41,16 @@ __all__ = [
     "Glyphs",
     "Inner",
     "LearnerSpec",
+    "LoRA",
+    "MAMLPlusPlus",
+    "MetaSGD",
     "ModelSpec",
     "Omniglot",
     "Outer",
     "Parts",
+    "Preconditioned",
+    "ProtoMAML",
+    "PrototypicalNetwork",
     "Reptile",
     "ResNet12",
     "ResNet18",

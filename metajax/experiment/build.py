@@ -1,5 +1,6 @@
 """From settings to the pure functions that a run is made of."""
 
+import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,8 +11,9 @@ from flax import nnx
 from metajax.errors import UserError
 from metajax.experiment.settings import Experiment
 from metajax.experiment.tasks import Tasks
-from metajax.learners import MetaLearner
+from metajax.learners import Ingredients, MetaLearner
 from metajax.models import functional
+from metajax.partition import named, names
 from metajax.types import ApplyFn, LossFn, Params
 
 
@@ -48,7 +50,13 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     _check_frozen(experiment.inner.frozen, params)
     _check_evaluation(experiment, tasks)
     loss_fn = tasks.loss(apply)
-    learner = experiment.learner.build(loss_fn, experiment.inner.build(experiment.execution))
+    given = Ingredients(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
+    try:
+        learner = experiment.learner.build(given)
+        meta_params, _ = jax.eval_shape(lambda: learner.init(params))
+        jax.eval_shape(functools.partial(learner.adapt, steps=0), meta_params, support, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"learner: {error}") from error
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
 
 
@@ -92,8 +100,8 @@ def _check_batch_size(field: str, batch_size: int | None, examples: int) -> None
 
 
 def _check_frozen(frozen: tuple[str, ...], params: Params) -> None:
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
-    parts = sorted({part for path in paths for part in path.split("/")})
+    paths = names(params)
     for name in frozen:
-        if name not in parts:
+        if not any(named(name)(path, None) for path in paths):
+            parts = sorted({part for path in paths for part in path.split("/")})
             raise UserError(f"inner.frozen: no parameter path has a part {name!r}; there are {', '.join(parts)}")

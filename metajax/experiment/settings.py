@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Literal, Protocol, runtime_checkable
 
-import jax
 import optax
 
 from metajax.errors import UserError
@@ -11,15 +10,15 @@ from metajax.experiment.checks import at_least, in_range, positive
 from metajax.experiment.models import ModelSpec
 from metajax.experiment.tasks import TaskSpec
 from metajax.inner import InnerLoop, inner_loop
-from metajax.learners import MetaLearner
-from metajax.types import LossFn
+from metajax.learners import Ingredients, MetaLearner
+from metajax.partition import named, opposite
 
 
 @runtime_checkable
 class LearnerSpec(Protocol):
     """A meta-learner as settings; each learner's file has its own."""
 
-    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+    def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
         ...
 
@@ -32,7 +31,7 @@ class Inner:
     """Rate of the inner optimiser, for a loss that is a mean over examples. (MAML's code sums over ways and divides by
     shots: its rate times the number of ways is the same here.)"""
     steps: int = 1
-    """Gradient steps in training."""
+    """Gradient steps in training; with 0 MAML is joint training, fine-tuned in evaluation."""
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """The inner optimiser."""
     beta1: float = 0.9
@@ -44,11 +43,12 @@ class Inner:
     first_order: bool = False
     """Treat inner gradients as constants: first-order MAML."""
     frozen: tuple[str, ...] = ()
-    """Parts of parameter paths that do not adapt in the inner loop, such as "norms" or "head"."""
+    """Names of parameters that do not adapt in the inner loop, such as "norms", "head" or "layers/0"."""
 
     def __post_init__(self):
         positive("inner", learning_rate=self.learning_rate)
-        at_least("inner", 1, steps=self.steps, batch_size=self.batch_size)
+        at_least("inner", 0, steps=self.steps)
+        at_least("inner", 1, batch_size=self.batch_size)
         in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
     def build(self, execution: "Execution") -> InnerLoop:
@@ -62,7 +62,7 @@ class Inner:
         return inner_loop(
             optimizer,
             self.steps,
-            adapts=self._adapts if self.frozen else None,
+            adapts=opposite(named(*self.frozen)) if self.frozen else None,
             batch_size=self.batch_size,
             first_order=self.first_order,
             mixed_mode=execution.mixed_mode,
@@ -70,9 +70,6 @@ class Inner:
             # of training's loop: evaluation may take many more steps
             unroll=None if execution.unroll is None else self.steps if execution.unroll else 1,
         )
-
-    def _adapts(self, path: str, leaf: jax.Array) -> bool:
-        return not any(part in path.split("/") for part in self.frozen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,47 @@
 """Meta-learners: one file each, one interface."""
 
-from metajax.learners._interface import Estimate, MetaLearner
+from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part
+from metajax.learners.anil import anil, boil, only
+from metajax.learners.cavia import cavia, context
+from metajax.learners.foml import foml
+from metajax.learners.imaml import imaml
+from metajax.learners.lora import lora, low_rank
 from metajax.learners.maml import maml
+from metajax.learners.maml_plus_plus import (
+    annealed_weights,
+    maml_plus_plus,
+    rates_per_layer_and_step,
+    values_per_step,
+)
+from metajax.learners.meta_sgd import diagonal_preconditioner, learned_rates, meta_sgd
+from metajax.learners.proto import proto_maml, prototypes, prototypical_network
 from metajax.learners.reptile import reptile
 
-__all__ = ["Estimate", "MetaLearner", "maml", "reptile"]
+__all__ = [
+    "Adaptation",
+    "Estimate",
+    "Ingredients",
+    "MetaLearner",
+    "Part",
+    "anil",
+    "annealed_weights",
+    "boil",
+    "cavia",
+    "context",
+    "diagonal_preconditioner",
+    "foml",
+    "imaml",
+    "learned_rates",
+    "lora",
+    "low_rank",
+    "maml",
+    "maml_plus_plus",
+    "meta_sgd",
+    "only",
+    "proto_maml",
+    "prototypes",
+    "prototypical_network",
+    "rates_per_layer_and_step",
+    "reptile",
+    "values_per_step",
+]

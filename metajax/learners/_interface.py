@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from metajax.inner import Adapted
-from metajax.types import MetaParams, Metrics, Params, PyTree, Task
+from metajax.inner import Adapted, InnerLoop
+from metajax.types import ApplyFn, LossFn, MetaParams, Metrics, Params, PyTree, Task
 
 
 class Estimate(NamedTuple):
@@ -47,10 +47,55 @@ class MetaLearner(NamedTuple):
     Attributes:
         init: `params -> (meta_params, state)`: what is meta-learned, starting from a model's parameters, and
             what the learner carries from step to step (`()` if nothing).
-        adapt: `(meta_params, support, rng, *, state, steps, batch_size, observe) -> Adapted`.
+        adapt: `(meta_params, support, rng, *, state, steps, batch_size, observe) -> Adapted`, whose parameters are the
+            model's.
         gradient: `(meta_params, task, rng, state) -> Estimate`.
     """
 
     init: Callable[[Params], tuple[MetaParams, Any]]
     adapt: Adapt
     gradient: Callable[[MetaParams, Task, jax.Array, PyTree], Estimate]
+
+
+class Adaptation(NamedTuple):
+    """How the inner loop works on one task; `InnerLoop` says when it calls the functions.
+
+    Attributes:
+        params: What adapts, at its start.
+        view: `(params, step) -> the model's parameters`.
+        rescale: `(updates, step) -> updates`.
+    """
+
+    params: PyTree
+    view: Callable[[PyTree, Any], Params] = lambda params, step: params
+    rescale: Callable[[PyTree, Any], PyTree] = lambda updates, step: updates
+
+
+class Part(NamedTuple):
+    """What a relative of MAML does otherwise; `maml` takes any number of them, each working on what the last one left.
+
+    Attributes:
+        name: Under which its share of the meta-parameters is kept.
+        change: `(what it meta-learned, adaptation, support) -> adaptation`.
+        init: `(model's params) -> what it meta-learns`; `None` for a part that meta-learns nothing more.
+    """
+
+    name: str
+    change: Callable[[PyTree, Adaptation, PyTree], Adaptation]
+    init: Callable[[Params], PyTree] | None = None
+
+
+class Ingredients(NamedTuple):
+    """What an experiment hands to a learner's settings.
+
+    Attributes:
+        loss_fn: The loss on a batch.
+        inner: The inner loop.
+        apply: The model that the loss uses.
+        rng: A key for initial values.
+    """
+
+    loss_fn: LossFn
+    inner: InnerLoop
+    apply: ApplyFn
+    rng: jax.Array

@@ -1,34 +1,49 @@
-"""MAML: differentiate the query loss through the inner loop."""
+"""MAML: differentiate the query loss through the inner loop; and the seam for its relatives."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from metajax.inner import InnerLoop
-from metajax.learners._interface import Estimate, MetaLearner
+from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part
 from metajax.types import LossFn
 
 
-def maml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
-    r"""Model-agnostic meta-learning, of second or first order.
+def maml(
+    loss_fn: LossFn,
+    inner: InnerLoop,
+    *parts: Part,
+    step_weights: Callable[[jax.Array], jax.Array] | None = None,
+    second_order_from: int = 0,
+) -> MetaLearner:
+    r"""Model-agnostic meta-learning, of second or first order, and the base of its relatives.
 
     The meta-gradient of a task is :math:`\nabla_\theta L_{query}(U_S(\theta))`, with :math:`U_S` the inner loop on
     the support set. An inner loop made with `first_order=True` gives first-order MAML: the Jacobian of
-    :math:`U_S` is replaced by the identity.
+    :math:`U_S` is replaced by the identity. With no inner steps it is joint training on all tasks.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
         inner: The inner loop, from `inner_loop`.
+        *parts: What is done otherwise: which parameters adapt, learned rates, and so on; each relative of MAML is
+            a part or two, and they combine.
+        step_weights: MAML++'s multi-step loss: `meta-steps done -> weights float[steps]` of the query losses after
+            each inner step, whose sum is then the meta-loss.
+        second_order_from: First order until so many meta-steps are done.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation, and which carries no state.
+        A `MetaLearner` whose meta-parameters are the initialisation, or, if parts meta-learn more, a dict of it as
+        `"init"` and theirs by name. It carries the count of meta-steps if anything depends on it, else nothing.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
-        <https://arxiv.org/abs/1703.03400>`_, 2017.
+        <https://arxiv.org/abs/1703.03400>`_, 2017. Multi-step loss and annealed order: Antoniou et al., `How to Train
+        Your MAML <https://arxiv.org/abs/1810.09502>`_, 2018.
 
     >>> import jax, optax, metajax as mj
     >>> loss = lambda params, target, rng: ((params - target) ** 2 / 2, {})
@@ -39,30 +54,59 @@ def maml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     """
     if not isinstance(inner, InnerLoop):
         raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    counts = step_weights is not None or second_order_from > 0
+    more = {part.name: part.init for part in parts if part.init is not None}
 
     def init(params):
-        return params, ()
+        meta_params = {"init": params, **{name: make(params) for name, make in more.items()}} if more else params
+        return meta_params, jnp.zeros((), jnp.int32) if counts else ()
 
-    def adapt(meta_params, support, rng, *, state=(), **options):
-        return inner.run(loss_fn, meta_params, support, rng, **options)
+    def begin(meta_params, support) -> Adaptation:
+        adaptation = Adaptation(meta_params["init"] if more else meta_params)
+        for part in parts:
+            learned = meta_params[part.name] if part.name in more else ()
+            adaptation = part.change(learned, adaptation, support)
+        return adaptation
+
+    def adapt(meta_params, support, rng, *, state=(), steps=None, **options):
+        start = begin(meta_params, support)
+        adapted = inner.run(
+            loss_fn, start.params, support, rng, steps=steps, view=start.view, rescale=start.rescale, **options
+        )
+        return adapted._replace(params=start.view(adapted.params, inner.steps if steps is None else steps))
 
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
 
-        def query_loss(meta_params):
-            adapted = adapt(meta_params, task.support, support_key)
-            return loss_fn(adapted.params, task.query, query_key)
+        def query_loss(meta_params, **options):
+            def measure(params):
+                return loss_fn(params, task.query, query_key)
 
-        (loss, metrics), grads = jax.value_and_grad(query_loss, has_aux=True)(meta_params)
-        return Estimate(grads, {**metrics, "loss": loss}, state)
+            if step_weights is None:
+                loss, metrics = measure(adapt(meta_params, task.support, support_key, **options).params)
+                return loss, {**metrics, "loss": loss}
+            losses, metrics = adapt(meta_params, task.support, support_key, observe=measure, **options).trace
+            last = jax.tree.map(lambda values: values[-1], metrics)
+            return step_weights(state) @ losses[1:], {**last, "loss": losses[-1]}
+
+        def estimate(**options):
+            return jax.grad(lambda meta_params: query_loss(meta_params, **options), has_aux=True)(meta_params)
+
+        if second_order_from:
+            grads, metrics = jax.lax.cond(
+                state < second_order_from, lambda: estimate(first_order=True), lambda: estimate()
+            )
+        else:
+            grads, metrics = estimate()
+        return Estimate(grads, metrics, state + 1 if counts else ())
 
     return MetaLearner(init, adapt, gradient)
 
 
 @dataclasses.dataclass(frozen=True)
 class MAML:
-    """MAML as settings; `inner.first_order` makes it first-order MAML."""
+    """MAML as settings; `inner.first_order` makes it first-order MAML, `inner.steps = 0` joint training."""
 
-    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+    def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
-        return maml(loss_fn, inner)
+        return maml(given.loss_fn, given.inner)

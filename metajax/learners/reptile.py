@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from metajax.inner import InnerLoop
-from metajax.learners._interface import Estimate, MetaLearner
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner
 from metajax.types import LossFn
 
 
@@ -68,6 +68,6 @@ class Reptile:
     carry_optimizer: bool = False
     """Keep the inner optimiser's state from task to task and into evaluation, as the paper's code does."""
 
-    def build(self, loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+    def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
-        return reptile(loss_fn, inner, carry_optimizer=self.carry_optimizer)
+        return reptile(given.loss_fn, given.inner, carry_optimizer=self.carry_optimizer)

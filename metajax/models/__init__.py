@@ -1,7 +1,7 @@
 """Models as Flax NNX modules, and the adapter that turns any module into pure functions."""
 
 from metajax.models.conv4 import Conv4
-from metajax.models.functional import functional
+from metajax.models.functional import features, functional
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
 from metajax.models.mlp import MLP
 from metajax.models.resnet import ResNet12, ResNet18
@@ -16,6 +16,7 @@ __all__ = [
     "ResNet12",
     "ResNet18",
     "Transformer",
+    "features",
     "functional",
     "max_pool",
 ]

@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen, nnx
 
+from metajax.partition import map_with_names
 from metajax.types import ApplyFn, Params
 
 
@@ -41,6 +43,34 @@ def functional(module: Any, *init_args: Any) -> tuple[ApplyFn, Params]:
         init, apply = module
         return apply, init(*init_args)
     raise TypeError(f"expected an NNX module, a Linen module or a pair (init, apply), got {type(module).__name__}")
+
+
+def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
+    """What goes into a model's last layer, a linear one.
+
+    Args:
+        apply: A model `(params, x, rng) -> outputs`; an NNX module's, or your own pair's. (Linen checks shapes.)
+        head: Path of the last layer among its parameters, with leaves `kernel [size, outputs]` and maybe `bias`.
+
+    Returns:
+        `(params, x, rng) -> features [examples, size]`: the model with the identity for its last layer.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> from flax import nnx
+    >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
+    >>> mj.models.features(apply)(params, jnp.ones((10, 28, 28, 1))).shape
+    (10, 64)
+    """
+
+    def replaced(path: str, leaf: jax.Array) -> jax.Array:
+        if path == f"{head}/kernel":
+            return jnp.eye(leaf.shape[0], dtype=leaf.dtype)
+        return jnp.zeros((), leaf.dtype) if path == f"{head}/bias" else leaf
+
+    def embed(params, x, rng=None, /):
+        return apply(map_with_names(replaced, params), x, rng)
+
+    return embed
 
 
 def _from_nnx(module: nnx.Module) -> tuple[ApplyFn, Params]:

@@ -1,0 +1,106 @@
+"""CAVIA: a context vector adapts, and the network that it modulates is meta-learned."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from metajax.inner import InnerLoop
+from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.learners.maml import maml
+from metajax.partition import Chooses, map_present, named, split
+from metajax.types import LossFn
+
+
+def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
+    r"""Adapt a context vector alone, which shifts some leaves of the model by a meta-learned linear map of it.
+
+    A context appended to a layer's inputs does nothing else: it shifts the layer's bias. Shifting the
+    offsets of normalisation modulates feature maps.
+
+    Args:
+        size: Size of the context vector; it starts from 0 in every task.
+        shifts: The leaves that it shifts, as a predicate `(path, leaf) -> bool` or a pytree of bools.
+        rng: A key for the maps' initial values, normal with standard deviation :math:`1/\sqrt{size}`.
+
+    Returns:
+        A part for `maml`, of the name `context_maps`, which meta-learns `[size, ...]` for each such leaf.
+
+    >>> part = context(4, named("bias"), jax.random.key(0))
+    >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
+    {'bias': (4, 3), 'kernel': None}
+    """
+
+    def init(params):
+        leaves, structure = jax.tree.flatten(split(params, shifts)[0])
+        if not leaves:
+            raise ValueError("a context needs leaves to shift, but none is chosen")
+        keys = jax.random.split(rng, len(leaves))
+        shapes = [(size, *jnp.shape(leaf)) for leaf in leaves]
+        return structure.unflatten(
+            [jax.random.normal(key, shape) / size**0.5 for key, shape in zip(keys, shapes, strict=True)]
+        )
+
+    def change(maps, adaptation, support):
+        def view(vector, step):
+            def shifted(leaf, map_):
+                return leaf if map_ is None else leaf + jnp.tensordot(vector, map_, 1)
+
+            return adaptation.view(map_present(shifted, adaptation.params, maps), step)
+
+        return adaptation._replace(params=jnp.zeros(size), view=view)
+
+    return Part("context_maps", change, init)
+
+
+def cavia(
+    loss_fn: LossFn, inner: InnerLoop, *parts: Part, shifts: Chooses, rng: jax.Array, size: int = 5
+) -> MetaLearner:
+    r"""CAVIA: fast context adaptation; a few context parameters adapt, all others are shared by the tasks.
+
+    The inner step is :math:`\phi \leftarrow \phi - \alpha \nabla_\phi L(\phi, \theta)` from :math:`\phi = 0`, the
+    meta-gradient :math:`\nabla_\theta L_{query}(\phi_S, \theta)`.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`; rates may be far larger than MAML's.
+        *parts: Parts to combine it with; see `maml`.
+        shifts: The leaves that the context shifts; see `context`.
+        rng: A key for initial values.
+        size: Size of the context vector.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the model's, `"init"`, and the maps of the context, `"context_maps"`;
+        `adapt` returns the model's parameters, shifted.
+
+    Raises:
+        ValueError: From `init`, if no leaf is chosen.
+
+    References:
+        Zintgraf et al., `Fast Context Adaptation via Meta-Learning <https://arxiv.org/abs/1810.03642>`_, 2019.
+
+    >>> import jax, optax, metajax as mj
+    >>> loss = lambda p, target, rng: ((p["bias"] - target) ** 2 / 2, {})
+    >>> learner = mj.cavia(
+    ...     loss, mj.inner_loop(optax.sgd(1.0), 1), shifts=lambda path, leaf: True, rng=jax.random.key(0), size=1
+    ... )
+    >>> meta_params = {"init": {"bias": 1.0}, "context_maps": {"bias": jax.numpy.ones(1)}}
+    >>> float(learner.adapt(meta_params, 0.0, jax.random.key(1)).params["bias"])  # the context went from 0 to −1
+    0.0
+    """
+    return maml(loss_fn, inner, context(size, shifts, rng), *parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CAVIA:
+    """CAVIA as settings."""
+
+    size: int = 5
+    """Size of the context vector."""
+    shifts: tuple[str, ...] = ("bias",)
+    """Names of the parameters that the context shifts: "layers/0/bias" is a context among a network's inputs, "norms"
+    modulates feature maps."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        return cavia(given.loss_fn, given.inner, shifts=named(*self.shifts), rng=given.rng, size=self.size)

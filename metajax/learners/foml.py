@@ -1,0 +1,60 @@
+"""FOML: the last inner gradient is the meta-gradient."""
+
+import dataclasses
+
+import jax
+
+from metajax.inner import InnerLoop
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.types import LossFn
+
+
+def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+    r"""First-order meta-learning by the last gradient: Reptile's relative that keeps only :math:`g_S` of its sum.
+
+    The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`, on the whole support set.
+    (First-order MAML takes it on the query set, after the last step; that is `maml` with a first-order inner loop.)
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`, of at least one step.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the initialisation. The query set is only looked at for the metrics.
+
+    Raises:
+        ValueError: If the inner loop has no step.
+
+    References:
+        Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018, section 6.
+
+    >>> import jax, optax, metajax as mj
+    >>> loss = lambda params, target, rng: ((params - target) ** 2 / 2, {})
+    >>> learner = mj.foml(loss, mj.inner_loop(optax.sgd(0.5), steps=2))
+    >>> float(learner.gradient(jax.numpy.float32(1.0), mj.Task(0.0, 0.0), jax.random.key(0), ()).gradient)
+    0.5
+    """
+    if inner.steps < 1:
+        raise ValueError("the last inner gradient needs at least one inner step")
+
+    def adapt(meta_params, support, rng, *, state=(), **options):
+        return inner.run(loss_fn, meta_params, support, rng, **options)
+
+    def gradient(meta_params, task, rng, state):
+        support_key, query_key = jax.random.split(rng)
+        before = adapt(meta_params, task.support, support_key, steps=inner.steps - 1)
+        grads = jax.grad(lambda params: loss_fn(params, task.support, support_key)[0])(before.params)
+        after = adapt(before.params, task.support, support_key, steps=1, opt_state=before.opt_state)
+        loss, metrics = loss_fn(after.params, task.query, query_key)
+        return Estimate(grads, {**metrics, "loss": loss}, ())
+
+    return MetaLearner(lambda params: (params, ()), adapt, gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class FOML:
+    """FOML as settings."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        return foml(given.loss_fn, given.inner)

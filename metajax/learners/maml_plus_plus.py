@@ -1,0 +1,163 @@
+"""MAML++: learned rates per layer and step, a multi-step loss, values per step for normalisation, annealed order."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from metajax.inner import InnerLoop
+from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.learners.maml import maml
+from metajax.partition import Chooses, map_present, merge, named, opposite, split
+from metajax.types import LossFn
+
+_NORMS = named("norms")
+
+
+def rates_per_layer_and_step(steps: int) -> Part:
+    """Multiply each leaf's inner update by a factor of the leaf and the step, meta-learned from 1 on.
+
+    Args:
+        steps: Inner steps in training; later ones take the last one's factors.
+
+    Returns:
+        A part for `maml`, of the name `step_rates`, which meta-learns `float32[steps]` for each leaf.
+
+    >>> rates_per_layer_and_step(2).init({"w": 3.0})
+    {'w': Array([1., 1.], dtype=float32)}
+    """
+
+    def change(rates, adaptation, support):
+        def rescale(updates, step):
+            at = jnp.minimum(step, steps - 1)
+            scaled = lambda update, rate: None if update is None else update * jnp.asarray(rate)[at]  # noqa: E731
+            return map_present(scaled, adaptation.rescale(updates, step), rates)
+
+        return adaptation._replace(rescale=rescale)
+
+    return Part("step_rates", change, lambda params: jax.tree.map(lambda leaf: jnp.ones(steps), params))
+
+
+def values_per_step(chooses: Chooses, steps: int) -> Part:
+    """Give some leaves a meta-learned value for each inner step, instead of adapting them: offsets of normalisation.
+
+    Statistics per step need nothing more: they are those of the batch at hand, at every step.
+
+    Args:
+        chooses: The leaves, as a predicate `(path, leaf) -> bool` or a pytree of bools.
+        steps: Inner steps in training; later ones take the last one's values.
+
+    Returns:
+        A part for `maml`, of the name `per_step`, which meta-learns `[steps + 1, ...]` for each such leaf.
+
+    >>> values_per_step(named("b"), 1).init({"w": 3.0, "b": 2.0})
+    {'b': Array([2., 2.], dtype=float32, weak_type=True), 'w': None}
+    """
+
+    def init(params):
+        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses)[0])
+
+    def change(values, adaptation, support):
+        fast, _ = split(adaptation.params, opposite(chooses))
+
+        def view(fast, step):
+            at = jnp.minimum(step, steps)
+            return adaptation.view(merge(fast, jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], values)), step)
+
+        return adaptation._replace(params=fast, view=view)
+
+    return Part("per_step", change, init)
+
+
+def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
+    """Weights of a multi-step loss: equal at first, then ever more on the last step.
+
+    Args:
+        steps: Inner steps.
+        over: Meta-steps after which the last step has all but 3 % of its equal share for each of the others.
+
+    Returns:
+        `meta-steps done -> float32[steps]`, whose sum is 1.
+
+    >>> [round(float(w), 3) for w in annealed_weights(2, 100)(0)], [
+    ...     round(float(w), 3) for w in annealed_weights(2, 100)(1000)
+    ... ]
+    ([0.5, 0.5], [0.015, 0.985])
+    """
+
+    def weights(done):
+        others = jnp.maximum(1 - done / over, 0.03) / steps
+        return jnp.full(steps, others).at[-1].set(1 - (steps - 1) * others)
+
+    return weights
+
+
+def maml_plus_plus(
+    loss_fn: LossFn,
+    inner: InnerLoop,
+    *parts: Part,
+    per_step: Chooses = _NORMS,
+    anneal_loss: int = 5_000,
+    second_order_from: int = 0,
+) -> MetaLearner:
+    r"""MAML++, put together of its parts.
+
+    The inner step is :math:`\phi_l \leftarrow \phi_l - \alpha_{l,s} \nabla_{\phi_l} L(\phi; b_s)` with a rate for each
+    layer :math:`l` and step :math:`s` and offsets of normalisation :math:`b_s` for each step; the meta-loss is
+    :math:`\sum_s v_s L_{query}(\phi_s)` with weights annealed towards the last step. All rates, offsets and the
+    initialisation are meta-learned. The cosine rate is the outer optimiser's.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`.
+        *parts: Parts to combine it with; see `maml`.
+        per_step: Leaves with a value for each inner step, which do not adapt.
+        anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed.
+        second_order_from: First order until so many meta-steps are done.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are `"init"`, `"step_rates"` and `"per_step"`; it counts meta-steps.
+
+    References:
+        Antoniou et al., `How to Train Your MAML <https://arxiv.org/abs/1810.09502>`_, 2018.
+
+    >>> import jax, optax, metajax as mj
+    >>> loss = lambda p, target, rng: ((p["w"] + p["norms"] - target) ** 2 / 2, {})
+    >>> learner = mj.maml_plus_plus(loss, mj.inner_loop(optax.sgd(0.5), steps=2))
+    >>> meta_params, state = learner.init({"w": 1.0, "norms": 0.0})
+    >>> {name: jax.tree.map(jax.numpy.shape, value) for name, value in sorted(meta_params.items()) if name != "init"}
+    {'per_step': {'norms': (3,), 'w': None}, 'step_rates': {'norms': (2,), 'w': (2,)}}
+    """
+    steps = inner.steps
+    return maml(
+        loss_fn,
+        inner,
+        rates_per_layer_and_step(steps),
+        values_per_step(per_step, steps),
+        *parts,
+        step_weights=annealed_weights(steps, anneal_loss),
+        second_order_from=second_order_from,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAMLPlusPlus:
+    """MAML++ as settings."""
+
+    per_step: tuple[str, ...] = ("norms",)
+    """Names of parameters with a value for each inner step, which do not adapt."""
+    anneal_loss: int = 5_000
+    """Meta-steps over which the multi-step loss moves to the last step."""
+    second_order_from: int = 0
+    """First order until so many meta-steps are done."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        return maml_plus_plus(
+            given.loss_fn,
+            given.inner,
+            per_step=named(*self.per_step),
+            anneal_loss=self.anneal_loss,
+            second_order_from=self.second_order_from,
+        )

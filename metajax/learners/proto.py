@@ -1,0 +1,131 @@
+"""Prototypes: prototypical networks, and MAML whose head starts from them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.inner import InnerLoop, inner_loop
+from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.learners.maml import maml
+from metajax.models.functional import features
+from metajax.partition import map_with_names
+from metajax.types import ApplyFn, Batch, LossFn
+
+
+def prototypes(embed: ApplyFn, head: str = "head") -> Part:
+    r"""Start the head, a linear layer, from the prototypes of the support set, the classes' mean features.
+
+    Its kernel starts as :math:`2 c_k` and its bias as :math:`-\lVert c_k \rVert^2`, so that logits are minus the
+    squared distances to the prototypes, up to a constant. The meta-gradient also flows through them; of the model's own
+    head only the size counts.
+
+    Args:
+        embed: `(params, x, rng) -> features [examples, size]`, what goes into the head; see `models.features`.
+        head: Path of the head among the parameters, with leaves `kernel [size, ways]` and `bias [ways]`.
+
+    Returns:
+        A part for `maml`, of the name `prototypes`, that meta-learns nothing more. The support set must be a `Batch`.
+
+    >>> prototypes(lambda params, x, rng: x).name
+    'prototypes'
+    """
+
+    def change(learned, adaptation, support: Batch):
+        params = adaptation.params
+        x = embed(adaptation.view(params, 0), support.x, None)
+        leaves = {}
+
+        def read(path, leaf):
+            leaves[path] = leaf
+
+        map_with_names(read, params)
+        if f"{head}/kernel" not in leaves or f"{head}/bias" not in leaves:
+            raise ValueError(f"there is no linear layer {head!r} with kernel and bias among the adapting parameters")
+        members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
+        if support.mask is not None:
+            members = members * support.mask[:, None].astype(x.dtype)
+        centres = (members.T @ x) / jnp.maximum(members.sum(0), 1)[:, None]
+        start = {f"{head}/kernel": 2 * centres.T, f"{head}/bias": -jnp.square(centres).sum(-1)}
+        return adaptation._replace(params=map_with_names(lambda path, leaf: start.get(path, leaf), params))
+
+    return Part("prototypes", change)
+
+
+def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, head: str = "head") -> MetaLearner:
+    r"""Proto-MAML: MAML whose head starts from the prototypes of each task.
+
+    The inner loop starts from :math:`(\theta_{body}, 2 c_k, -\lVert c_k \rVert^2)` and adapts all of it.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
+        inner: The inner loop, from `inner_loop`.
+        *parts: Parts to combine it with; see `maml`.
+        embed: The features that go into the head; see `prototypes`.
+        head: Path of the head among the parameters.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the initialisation.
+
+    References:
+        Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.
+
+    >>> import optax, metajax as mj
+    >>> from flax import nnx
+    >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
+    >>> inner = mj.inner_loop(optax.sgd(0.1), steps=3)
+    >>> learner = mj.proto_maml(mj.classification_loss(apply), inner, embed=mj.models.features(apply))
+    """
+    return maml(loss_fn, inner, prototypes(embed, head), *parts)
+
+
+def prototypical_network(loss_fn: LossFn, *, embed: ApplyFn, head: str = "head") -> MetaLearner:
+    r"""Prototypical networks: classify by the nearest class mean in a meta-learned feature space; no inner steps.
+
+    The meta-gradient is that of the query loss of
+    :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Evaluated with inner steps, they
+    fine-tune by SGD at a rate of 0.01.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
+        embed: The features that go into the head; see `prototypes`.
+        head: Path of the head among the parameters.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the model's.
+
+    References:
+        Snell et al., `Prototypical Networks for Few-shot Learning <https://arxiv.org/abs/1703.05175>`_, 2017.
+
+    >>> import metajax as mj
+    >>> from flax import nnx
+    >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
+    >>> learner = mj.prototypical_network(mj.classification_loss(apply), embed=mj.models.features(apply))
+    """
+    return maml(loss_fn, inner_loop(optax.sgd(0.01), 0), prototypes(embed, head))
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtoMAML:
+    """Proto-MAML as settings."""
+
+    head: str = "head"
+    """Path of the head, a linear layer, among the parameters."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        embed = features(given.apply, self.head)
+        return proto_maml(given.loss_fn, given.inner, embed=embed, head=self.head)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypicalNetwork:
+    """Prototypical networks as settings; with `inner.steps = 0`. More steps in evaluation fine-tune."""
+
+    head: str = "head"
+    """Path of the head, a linear layer, among the parameters."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        return maml(given.loss_fn, given.inner, prototypes(features(given.apply, self.head), self.head))

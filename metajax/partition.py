@@ -1,0 +1,78 @@
+"""Parts of a pytree of parameters, chosen by the names on the way to a leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from metajax.types import Params, PyTree
+
+Chooses = Callable[[str, Any], bool] | PyTree
+"""A choice of leaves: a predicate on the leaf's path (`"convs/0/kernel"`) and value, or a pytree of bools."""
+
+
+def named(*names: str) -> Callable[[str, Any], bool]:
+    """Choose the leaves whose path holds one of `names`, whole: `"norms"`, `"layers/0"`, `"bias"`.
+
+    >>> chosen = named("layers/0", "bias")
+    >>> [chosen(path, None) for path in ("layers/0/kernel", "layers/01/kernel", "layers/1/bias")]
+    [True, False, True]
+    """
+    return lambda path, leaf: any(f"/{name}/" in f"/{path}/" for name in names)
+
+
+def opposite(chooses: Chooses) -> Chooses:
+    """Choose the other leaves.
+
+    >>> opposite(named("head"))("head/bias", None)
+    False
+    """
+    if callable(chooses):
+        return lambda path, leaf: not chooses(path, leaf)
+    return jax.tree.map(lambda chosen: not chosen, chooses)
+
+
+def map_with_names(fn: Callable[[str, Any], Any], params: Params) -> PyTree:
+    """Apply `fn(path, leaf)` to every leaf.
+
+    >>> map_with_names(lambda path, leaf: path, {"head": {"bias": 0.0}})
+    {'head': {'bias': 'head/bias'}}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: fn(jax.tree_util.keystr(path, simple=True, separator="/"), leaf), params
+    )
+
+
+def names(params: Params) -> list[str]:
+    """The path of every leaf.
+
+    >>> names({"b": 0.0, "a": [1.0, 2.0]})
+    ['a/0', 'a/1', 'b']
+    """
+    return jax.tree.leaves(map_with_names(lambda path, leaf: path, params))
+
+
+def split(params: Params, chooses: Chooses) -> tuple[PyTree, PyTree]:
+    """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
+
+    >>> split({"head": 1, "body": 2}, named("head"))
+    ({'body': None, 'head': 1}, {'body': 2, 'head': None})
+    """
+    mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
+    chosen = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, mask)
+    rest = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, mask)
+    return chosen, rest
+
+
+def merge(chosen: PyTree, rest: PyTree) -> Params:
+    """Put together again what `split` took apart.
+
+    >>> merge({"head": 1, "body": None}, {"head": None, "body": 2})
+    {'body': 2, 'head': 1}
+    """
+    return map_present(lambda a, b: b if a is None else a, chosen, rest)
+
+
+def map_present(fn: Callable, *trees: PyTree) -> PyTree:
+    """`jax.tree.map` over trees that have `None` in the place of leaves they lack; `fn` sees it."""
+    return jax.tree.map(fn, *trees, is_leaf=lambda leaf: leaf is None)
