@@ -1,7 +1,7 @@
 """An experiment as plain, typed values: what a config file holds and the command line overrides."""
 
 from metajax.experiment.build import Parts, build
-from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18
+from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
 from metajax.experiment.settings import (
     EvaluationSettings,
     Execution,
@@ -60,5 +60,6 @@ __all__ = [
     "Tasks",
     "TrainingSettings",
     "Validation",
+    "ViT",
     "build",
 ]

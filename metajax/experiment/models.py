@@ -111,6 +111,38 @@ class ResNet18:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViT:
+    """A small vision Transformer."""
+
+    patch: int = 7
+    """Side of a patch, a divisor of the image's."""
+    width: int = 128
+    """Size of a patch's features."""
+    layers: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Attention heads of a block, a divisor of the width."""
+
+    def __post_init__(self):
+        at_least("model", 1, patch=self.patch, width=self.width, layers=self.layers, heads=self.heads)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the module."""
+        try:
+            return models.ViT(
+                outputs,
+                image_shape=_image(shape),
+                patch=self.patch,
+                width=self.width,
+                layers=self.layers,
+                heads=self.heads,
+                rngs=rngs,
+            )
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+
+
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise UserError(f"model takes images (height, width, channels), but the task's examples have shape {shape}")

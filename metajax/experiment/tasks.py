@@ -57,11 +57,13 @@ class Sinusoid:
 
     train: Shots = Shots(shots=10, queries=10)
     test: Shots = Shots(shots=5, queries=100)
+    oracle: bool = False
+    """Amplitude and phase are among the inputs: a bound on what adaptation can reach."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
-        test = tasks.sinusoid(self.test.shots, self.test.queries)
-        train = tasks.sinusoid(self.train.shots, self.train.queries)
+        test = tasks.sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
+        train = tasks.sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
         return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
 
 

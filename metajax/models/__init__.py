@@ -5,7 +5,7 @@ from metajax.models.functional import features, functional
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
 from metajax.models.mlp import MLP
 from metajax.models.resnet import ResNet12, ResNet18
-from metajax.models.transformer import Transformer
+from metajax.models.transformer import Transformer, ViT
 
 __all__ = [
     "MLP",
@@ -16,6 +16,7 @@ __all__ = [
     "ResNet12",
     "ResNet18",
     "Transformer",
+    "ViT",
     "features",
     "functional",
     "max_pool",

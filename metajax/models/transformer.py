@@ -1,4 +1,4 @@
-"""A small causal Transformer over tokens."""
+"""Transformers: a causal one over tokens, and one over the patches of an image."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"heads must divide the width {width}, got {heads}")
         self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocabulary, width)))
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (length, width)))
-        self.blocks = nnx.List([_Block(width, heads, rngs=rngs) for _ in range(layers)])
+        self.blocks = nnx.List([_Block(width, heads, causal=True, rngs=rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, rngs=rngs)
 
@@ -56,9 +56,74 @@ class Transformer(nnx.Module):
         return self.head(self.norm(x))
 
 
+class ViT(nnx.Module):
+    """A small vision Transformer: patches as tokens, learned positions, the mean over tokens before the linear layer.
+
+    Normalisation is by layer, within an example, so that no example sees another: transductive and
+    non-transductive predictions are the same.
+
+    Args:
+        outputs: Size of the output: the ways.
+        image_shape: `(height, width, channels)` of an image.
+        patch: Side of a patch, a divisor of height and width.
+        width: Size of a token's features.
+        layers: Blocks.
+        heads: Attention heads of a block; a divisor of `width`.
+        rngs: Source of the initial values.
+
+    Raises:
+        ValueError: If `heads` does not divide `width`, or `patch` the image.
+
+    References:
+        Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021; mean pooling
+        after Beyer et al., `Better plain ViT baselines <https://arxiv.org/abs/2205.01580>`_, 2022.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> from flax import nnx
+    >>> model = mj.models.ViT(5, image_shape=(28, 28, 1), width=32, layers=2, rngs=nnx.Rngs(0))
+    >>> model(jnp.zeros((3, 28, 28, 1))).shape
+    (3, 5)
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        image_shape: tuple[int, int, int] = (28, 28, 1),
+        patch: int = 7,
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        rngs: nnx.Rngs,
+    ):
+        height, across, channels = image_shape
+        if width % heads:
+            raise ValueError(f"heads must divide the width {width}, got {heads}")
+        if height % patch or across % patch:
+            raise ValueError(f"patch must divide the image of {height}×{across} pixels, got {patch}")
+        self.patch = patch
+        self.embed = nnx.Linear(patch * patch * channels, width, rngs=rngs)
+        tokens = (height // patch) * (across // patch)
+        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (tokens, width)))
+        self.blocks = nnx.List([_Block(width, heads, causal=False, rngs=rngs) for _ in range(layers)])
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        n, height, across, channels = x.shape
+        p = self.patch
+        patches = x.reshape(n, height // p, p, across // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        x = self.embed(patches.reshape(n, -1, p * p * channels)) + self.positions[...]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
 class _Block(nnx.Module):
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, causal: bool, rngs: nnx.Rngs):
         self.heads = heads
+        self.causal = causal
         self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
         self.query_key_value = nnx.Linear(width, 3 * width, rngs=rngs)
         self.project = nnx.Linear(width, width, rngs=rngs)
@@ -69,6 +134,6 @@ class _Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         packed = self.query_key_value(self.attention_norm(x))
         query, key, value = jnp.split(packed.reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
-        seen = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        seen = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.project(seen.reshape(x.shape))
         return x + self.contract(jax.nn.gelu(self.expand(self.mlp_norm(x))))

@@ -15,6 +15,7 @@ def sinusoid(
     amplitude: tuple[float, float] = (0.1, 5.0),
     phase: tuple[float, float] = (0.0, math.pi),
     x_range: tuple[float, float] = (-5.0, 5.0),
+    oracle: bool = False,
 ) -> TaskSampler:
     """Tasks `y = amplitude · sin(x − phase)`, all three drawn uniformly.
 
@@ -24,9 +25,11 @@ def sinusoid(
         amplitude: Range of the amplitude.
         phase: Range of the phase, in radians.
         x_range: Range of the inputs, in radians.
+        oracle: Whether amplitude and phase are among the inputs: what is left is to learn one function, and no
+            learner that has to find them out can be expected to do better.
 
     Returns:
-        A sampler of tasks whose `x` and `y` are `float32[points, 1]`.
+        A sampler of tasks whose `x` and `y` are `float32[points, 1]`; `x` is `float32[points, 3]` for the oracle.
 
     Raises:
         ValueError: If a count is below 1.
@@ -49,6 +52,8 @@ def sinusoid(
         b = jax.random.uniform(phase_key, minval=phase[0], maxval=phase[1])
         x = jax.random.uniform(x_key, (shots + queries, 1), minval=x_range[0], maxval=x_range[1])
         y = a * jnp.sin(x - b)
+        if oracle:
+            x = jnp.concatenate([x, jnp.broadcast_to(jnp.stack([a, b]), (shots + queries, 2))], axis=1)
         return Task(Batch(x[:shots], y[:shots]), Batch(x[shots:], y[shots:]))
 
     return sample

@@ -1,0 +1,23 @@
+"""MAML on Omniglot, 5-way 1-shot, in the shared setting of the family.
+
+    metajax data prepare omniglot
+    metajax train omniglot_family_maml_5w1s
+
+All members of the family are compared with the same 1,500 meta-steps of 16 tasks of 5 queries a class, 3 inner steps at
+an effective rate of 1, offsets of the normalisation not adapted, ink inverted, rotated characters as classes, Adam at
+2e-3 falling as a cosine.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4(),
+    learner=MAML(),
+    inner=Inner(learning_rate=1.0, steps=3, frozen=("norms",)),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
+    training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),
+    evaluation=EvaluationSettings(steps=5),
+)

@@ -1,0 +1,21 @@
+"""MAML with a learned diagonal preconditioner on Omniglot, 5-way 1-shot, in the shared setting of the family.
+
+    metajax data prepare omniglot
+    metajax train omniglot_family_preconditioned_5w1s
+
+As `omniglot_family_maml_5w1s`, with a meta-learned positive factor for every inner update.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4(),
+    learner=Preconditioned(),
+    inner=Inner(learning_rate=1.0, steps=3, frozen=("norms",)),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
+    training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),
+    evaluation=EvaluationSettings(steps=5),
+)

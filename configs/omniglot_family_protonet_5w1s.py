@@ -1,0 +1,21 @@
+"""Prototypical networks on Omniglot, 5-way 1-shot, in the shared setting of the family.
+
+    metajax data prepare omniglot
+    metajax train omniglot_family_protonet_5w1s
+
+As `omniglot_family_maml_5w1s`, with no inner steps: the baseline.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4(),
+    learner=PrototypicalNetwork(),
+    inner=Inner(learning_rate=0.1, steps=0),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
+    training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),
+    evaluation=EvaluationSettings(steps=0),
+)

@@ -1,0 +1,22 @@
+"""CAVIA on sinusoid regression.
+
+    metajax train sinusoid_cavia
+
+CAVIA's setting: a context of 5 among the inputs of the first layer (so it shifts that layer's bias), 1 inner step at
+rate 1. The rest as `sinusoid_maml`.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLP(hidden=(40, 40)),
+    learner=CAVIA(size=5, shifts=("layers/0/bias",)),
+    inner=Inner(learning_rate=1.0, steps=1),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
+    training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    validation=Validation(num_tasks=2_000),
+    evaluation=EvaluationSettings(steps=10, non_transductive=False, checkpoint="best"),
+)

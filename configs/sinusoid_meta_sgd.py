@@ -1,0 +1,21 @@
+"""Meta-SGD on sinusoid regression.
+
+    metajax train sinusoid_meta_sgd
+
+As `sinusoid_maml`, with a meta-learned inner rate for every parameter that starts at 0.01.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLP(hidden=(40, 40)),
+    learner=MetaSGD(),
+    inner=Inner(learning_rate=0.01, steps=1),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
+    training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    validation=Validation(num_tasks=2_000),
+    evaluation=EvaluationSettings(steps=10, non_transductive=False, checkpoint="best"),
+)

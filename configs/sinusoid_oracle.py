@@ -1,0 +1,22 @@
+"""The oracle on sinusoid regression.
+
+    metajax train sinusoid_oracle
+
+A network that is given amplitude and phase among its inputs and need not adapt: a bound on what a learner can reach. The
+rest as `sinusoid_maml`.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100), oracle=True),
+    model=MLP(hidden=(40, 40)),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.01, steps=0),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
+    training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    validation=Validation(num_tasks=2_000),
+    evaluation=EvaluationSettings(steps=0, non_transductive=False, checkpoint="last"),
+)

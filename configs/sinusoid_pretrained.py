@@ -1,0 +1,22 @@
+"""Joint pretraining, then fine-tuning, on sinusoid regression.
+
+    metajax train sinusoid_pretrained
+
+The baseline of MAML's paper: one network trained on the points of all tasks at once, fine-tuned on a test task at
+rate 0.01. The rest as `sinusoid_maml`.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLP(hidden=(40, 40)),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.01, steps=0),
+    outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
+    training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
+    validation=Validation(num_tasks=2_000),
+    evaluation=EvaluationSettings(steps=10, non_transductive=False, checkpoint="last"),
+)
