@@ -1,18 +1,22 @@
-"""Keep the record of a run: its config, environment and evaluation, without the weights.
+"""Keep the record of a run, without the weights, and write the pages of results from all records.
 
-    python benchmarks/record.py runs/omniglot_maml_5w1s
+    python benchmarks/record.py runs/omniglot_maml_5w1s    # benchmarks/results/omniglot_maml_5w1s.json
+    python benchmarks/record.py --pages                    # docs/results.md, its figures, and the README's table
 
-writes `benchmarks/results/omniglot_maml_5w1s.json` (a work directory is named after its config, and may say more:
-`omniglot_maml_5w1s_seed_1`), and `python benchmarks/record.py --table` prints the README's table
-of all records.
+A work directory is named after its config, and may say more: `omniglot_maml_5w1s_seed_1`.
 """
 
 import json
+import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text())
+BEGIN, END = "<!-- results: written by benchmarks/record.py -->", "<!-- /results -->"
+FAMILY = "omniglot_family_"
 
 
 def record(workdir: Path) -> Path:
@@ -22,10 +26,13 @@ def record(workdir: Path) -> Path:
     if config["task"].get("source"):
         config["task"]["source"] = Path(config["task"]["source"]).name
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    tasks, before, seconds = config["training"]["tasks_per_step"], 0, 0.0
+    tasks, before, seconds, curve = config["training"]["tasks_per_step"], 0, 0.0, []
     for row in rows:
         seconds += (row["step"] - before) * tasks / row["tasks_per_second"]
         before = row["step"]
+        validated = {name: value for name, value in row.items() if name.startswith("validation_")}
+        if validated:
+            curve.append({"step": row["step"], "seconds": round(seconds, 1), **validated})
     evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation*.json"))}
     path = RESULTS / f"{workdir.name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -36,42 +43,214 @@ def record(workdir: Path) -> Path:
             raise SystemExit(
                 f"{workdir}: evaluation.json has {name} = {measured}, the config {config['evaluation'][name]}"
             )
-    content = {"config": config, "environment": environment, "training_seconds": round(seconds), **evaluations}
+    content = {
+        "config": config,
+        "environment": environment,
+        "training_seconds": round(seconds),
+        "curve": curve,
+        **evaluations,
+    }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
-def table() -> str:
-    """A row for each record: the score after the last inner step, with its interval over tasks."""
+def records() -> dict[str, dict]:
+    """All records of runs by name."""
+    kept = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {name: content for name, content in kept.items() if "evaluation" in content}
+
+
+def table(names: Iterable[str], folder: str) -> str:
+    """A row for each record: the score after the last inner step, with its interval over tasks, beside the published.
+
+    Args:
+        names: Of records.
+        folder: From the page to the configs.
+    """
     lines = [
-        "| config | after | transductive | each query alone | test tasks | training steps alone |",
+        "| config | after | transductive | each query alone | published | difference | test tasks | meta-steps × tasks "
+        "| training alone |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in names:
+        kept = records()[name]
+        evaluation, environment, training = kept["evaluation"], kept["environment"], kept["config"]["training"]
+        config = _config_of(name)
+        cells = [
+            f"[`{name}`]({folder}/{config}.py)",
+            f"{evaluation['inner_steps']} steps",
+            *[_score(evaluation.get(kind)) for kind in ("transductive", "non_transductive")],
+            *_published(name, evaluation),
+            str(evaluation["num_tasks"]),
+            f"{training['steps']:,} × {training['tasks_per_step']}",
+            f"{kept['training_seconds'] / 60:.1f} min, {environment['devices']} CPU device"
+            f"{'s' if environment['devices'] > 1 else ''}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def family_table() -> str:
+    """The family in its shared setting, best first, each against MAML."""
+    kept = {name: content for name, content in records().items() if name.startswith(FAMILY)}
+    base = kept[f"{FAMILY}maml_5w1s"]["evaluation"]["transductive"]["accuracy"]
+    lines = [
+        "| learner | transductive | against MAML | each query alone | inner steps at test | training alone |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
-        kept = json.loads(path.read_text())
-        if "evaluation" not in kept:  # of speed, not of a run
-            continue
-        evaluation, environment = kept["evaluation"], kept["environment"]
-        cells = [_score(evaluation.get(kind)) for kind in ("transductive", "non_transductive")]
-        minutes = kept["training_seconds"] / 60
-        config = max((c.stem for c in CONFIGS.glob("*.py") if path.stem.startswith(c.stem)), key=len)
+    for name in sorted(kept, key=lambda name: -_last(kept[name]["evaluation"]["transductive"])[0]):
+        evaluation = kept[name]["evaluation"]
+        mean, half = _last(evaluation["transductive"])
+        apart = math.hypot(half, 100 * base["ci95"][-1])
+        difference = mean - 100 * base["mean"][-1]
+        verdict = "" if name.endswith("family_maml_5w1s") else f"{difference:+.2f} ± {apart:.2f}"
         lines.append(
-            f"| [`{path.stem}`](configs/{config}.py) | {evaluation['inner_steps']} steps | {cells[0]} | {cells[1]} "
-            f"| {evaluation['num_tasks']} | {minutes:.1f} min, {environment['devices']} CPU device"
-            f"{'s' if environment['devices'] > 1 else ''} |"
+            f"| [{_learner(name)}](../configs/{_config_of(name)}.py) | {_score(evaluation['transductive'])} "
+            f"| {verdict} | {_score(evaluation['non_transductive'])} | {evaluation['inner_steps']} "
+            f"| {kept[name]['training_seconds'] / 60:.1f} min |"
         )
     return "\n".join(lines)
+
+
+def sinusoid_table() -> str:
+    """Mean squared errors after 1, 5 and 10 steps, as in MAML's paper."""
+    lines = ["| config | 1 step | 5 steps | 10 steps | test tasks |", "| --- | --- | --- | --- | --- |"]
+    for name, content in records().items():
+        if not name.startswith("sinusoid_"):
+            continue
+        losses, last = content["evaluation"]["transductive"]["loss"], content["evaluation"]["inner_steps"]
+        at = [
+            f"{losses['mean'][min(s, last)]:.3f} ± {losses['ci95'][min(s, last)]:.3f}" if s <= last or not last else "–"
+            for s in (1, 5, 10)
+        ]
+        lines.append(f"| [`{name}`](../configs/{name}.py) | {' | '.join(at)} | {content['evaluation']['num_tasks']} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page of results."""
+    others = [name for name in records() if not name.startswith(FAMILY)]
+    return f"""# Results
+
+Written by `python benchmarks/record.py --pages` from the [records](../benchmarks/results) of runs; nothing here is
+typed by hand. Scores are means over test tasks ± 95 % intervals (1.96·σ/√n over tasks of one trained model; the spread
+over seeds is another thing). *Transductive* means that the queries of a task are normalised together, as in most
+published numbers; *each query alone* means with the support set only. The difference is to the published transductive
+score. Times are those of training alone, beside other work on a shared two-core machine.
+
+## Every run
+
+{table(others, "../configs")}
+
+## The family in one shared setting
+
+Real Omniglot, 5-way 1-shot, random-character split, the same model, outer optimiser, number of meta-steps and tasks for
+all; each config says what its learner does otherwise. An interval on a difference that holds 0 says that the two cannot
+be told apart.
+
+{family_table()}
+
+![Validation accuracy against time](accuracy_against_time.png)
+
+## Sinusoids
+
+Mean squared error on 5-shot sinusoids. The oracle knows amplitude and phase and does not adapt.
+
+{sinusoid_table()}
+
+![Mean squared error against inner steps](sinusoid_family.png)
+"""
+
+
+def readme(text: str) -> str:
+    """The README with its table of results as the records have it."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    names = [name for name in records() if not name.startswith(FAMILY)]
+    return f"{before}{BEGIN}\n{table(names, 'configs')}\n{END}{after}"
+
+
+def figures() -> None:
+    """Accuracy against meta-training time, and the sinusoid's error against inner steps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for i, (name, content) in enumerate(records().items()):
+        if name.startswith(FAMILY) and content["curve"]:
+            seconds = [row["seconds"] for row in content["curve"]]
+            accuracies = [100 * row["validation_accuracy"] for row in content["curve"]]
+            style = {"linewidth": 2.5, "color": "black"} if "_maml_5w1s" in name and "proto" not in name else {}
+            axes.plot(seconds, accuracies, marker="osD^v"[i % 5], label=_learner(name), **style)
+    axes.set(
+        xlabel="seconds of meta-training on two cores",
+        ylabel="validation accuracy (%), transductive",
+        title="Omniglot 5-way 1-shot: accuracy against meta-training time",
+        xscale="log",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2, fontsize="small")
+    figure.savefig(ROOT / "docs" / "accuracy_against_time.png", dpi=130)
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, content in records().items():
+        if name.startswith("sinusoid_"):
+            losses = content["evaluation"]["transductive"]["loss"]
+            steps = range(len(losses["mean"]))
+            label = name.removeprefix("sinusoid_")
+            if len(losses["mean"]) == 1:
+                axes.axhline(losses["mean"][0], color="grey", linestyle=":", label=label)
+            else:
+                axes.errorbar(steps, losses["mean"], losses["ci95"], label=label, capsize=2)
+    axes.set(xlabel="inner steps", ylabel="mean squared error", title="5-shot sinusoids", yscale="log", xlim=(0, 12))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(ROOT / "docs" / "sinusoid_family.png", dpi=130)
+
+
+def _config_of(name: str) -> str:
+    return max((path.stem for path in (ROOT / "configs").glob("*.py") if name.startswith(path.stem)), key=len)
+
+
+def _learner(name: str) -> str:
+    """Its name in prose, from the title of the config."""
+    title = (ROOT / "configs" / f"{_config_of(name)}.py").read_text().splitlines()[0].removeprefix('"""')
+    return title.split(" on Omniglot")[0]
+
+
+def _last(measured: dict) -> tuple[float, float]:
+    values = measured["accuracy"]
+    return 100 * values["mean"][-1], 100 * values["ci95"][-1]
 
 
 def _score(measured: dict | None) -> str:
     if measured is None:
         return "–"
     if "accuracy" in measured:
-        values = measured["accuracy"]
-        return f"{100 * values['mean'][-1]:.2f} ± {100 * values['ci95'][-1]:.2f} %"
+        return "{:.2f} ± {:.2f} %".format(*_last(measured))
     values = measured["loss"]
     return f"MSE {values['mean'][-1]:.3f} ± {values['ci95'][-1]:.3f}"
 
 
+def _published(name: str, evaluation: dict) -> tuple[str, str]:
+    """The published score and ours minus it."""
+    published = PUBLISHED.get(_config_of(name))
+    if published is None:
+        return "–", "–"
+    if "mse" in published:
+        difference = evaluation["transductive"]["loss"]["mean"][-1] - published["mse"]
+        return f"MSE {published['mse']} ({published['source']})", f"{difference:+.3f}"
+    difference = _last(evaluation["transductive"])[0] - published["transductive"]
+    return f"{published['transductive']} ± {published['interval']} % ({published['source']})", f"{difference:+.2f}"
+
+
 if __name__ == "__main__":
-    print(table() if sys.argv[1:] == ["--table"] else record(Path(sys.argv[1])))
+    if sys.argv[1:] == ["--pages"]:
+        path = ROOT / "README.md"
+        path.write_text(readme(path.read_text()))
+        (ROOT / "docs" / "results.md").write_text(page())
+        figures()
+    else:
+        print(record(Path(sys.argv[1])))

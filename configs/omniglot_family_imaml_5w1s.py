@@ -3,8 +3,8 @@
     metajax data prepare omniglot
     metajax train omniglot_family_imaml_5w1s
 
-As `omniglot_family_maml_5w1s`, but for the paper's inner problem: 16 steps at rate 0.1 pulled back with λ = 2, 5 conjugate-gradient
-steps.
+As `omniglot_family_maml_5w1s`, but for the paper's inner problem: 16 steps at rate 0.1 pulled back with λ = 2, 5
+conjugate-gradient steps.
 
 MEASURED
 """

@@ -3,8 +3,8 @@
     metajax data prepare omniglot
     metajax train omniglot_family_maml_plus_plus_5w1s
 
-As `omniglot_family_maml_5w1s`, with learned rates per layer and step, offsets per step, and a multi-step loss that is annealed over 1,000
-meta-steps.
+As `omniglot_family_maml_5w1s`, with learned rates per layer and step, offsets per step, and a multi-step loss
+that is annealed over 1,000 meta-steps.
 
 MEASURED
 """

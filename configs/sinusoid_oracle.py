@@ -2,8 +2,8 @@
 
     metajax train sinusoid_oracle
 
-A network that is given amplitude and phase among its inputs and need not adapt: a bound on what a learner can reach. The
-rest as `sinusoid_maml`.
+A network that is given amplitude and phase among its inputs and need not adapt: a bound on what a learner can reach.
+The rest as `sinusoid_maml`.
 
 MEASURED
 """

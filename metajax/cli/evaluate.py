@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -17,6 +17,7 @@ from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
+from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
 
 
@@ -36,6 +37,8 @@ class Options:
     """Inner steps; by default as in the config."""
     seed: int | None = None
     """Seed of the tasks; by default the run's."""
+    protocol: Literal["maml", "reptile", "metajax"] | None = None
+    """Tasks, queries and steps of a paper's evaluation; num-tasks and steps still override it."""
     on: str | None = None
     """Another config, name or path, whose tasks to evaluate on."""
     output: Path | None = None
@@ -54,10 +57,12 @@ def run(args: Sequence[str]) -> None:
     options = parse(Options, args, prog="metajax evaluate")
     prepare_devices(options.devices)
     experiment = workdir.load_experiment(options.workdir)
-    changes = {name: getattr(options, name) for name in ("num_tasks", "steps") if getattr(options, name) is not None}
-    experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, **changes))
     if options.on is not None:
         experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
+    if options.protocol is not None:
+        experiment = PROTOCOLS[options.protocol].apply(experiment)
+    changes = {name: getattr(options, name) for name in ("num_tasks", "steps") if getattr(options, name) is not None}
+    experiment = dataclasses.replace(experiment, evaluation=dataclasses.replace(experiment.evaluation, **changes))
     if options.chunk_size is not None:
         execution = dataclasses.replace(experiment.execution, chunk_size=options.chunk_size)
         experiment = dataclasses.replace(experiment, execution=execution)
@@ -72,15 +77,28 @@ def run(args: Sequence[str]) -> None:
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
     result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
     path = options.output or options.workdir / _report_name(options)
-    workdir.write_json(path, {**result, "checkpoint": step, **({"on": options.on} if options.on else {})})
+    workdir.write_json(path, {**result, "checkpoint": step, **_asked(options)})
     report.table(result)
     report.say(f"the whole report is {path}")
+
+
+def _asked(options: Options) -> dict[str, Any]:
+    """What was asked for that the figures alone do not tell."""
+    asked: dict[str, Any] = {"on": options.on} if options.on else {}
+    if options.protocol is not None:
+        protocol = PROTOCOLS[options.protocol]
+        asked |= {
+            "protocol": options.protocol,
+            "source": protocol.source,
+            "transductive_is_its_own": protocol.transductive,
+        }
+    return asked
 
 
 def _report_name(options: Options) -> str:
     """`evaluation.json` for the run's own evaluation, so that no other takes its place."""
     parts = ["evaluation"] + ([options.split] if options.split != "test" else [])
-    for name in ("on", "steps", "num_tasks", "seed", "checkpoint"):
+    for name in ("protocol", "on", "steps", "num_tasks", "seed", "checkpoint"):
         value = getattr(options, name)
         if value is not None:
             parts += [name, Path(value).stem if name == "on" else str(value)]
