@@ -1,0 +1,23 @@
+"""Training from scratch on sinusoid regression.
+
+    metajax train sinusoid_scratch
+
+The baseline that learns nothing across tasks: the model of `sinusoid_maml` as it is initialised, trained on the five
+points of each test task by 100 steps of Adam at rate 0.01.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+from metajax.learners.scratch import Scratch
+
+config = Experiment(
+    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLP(hidden=(40, 40)),
+    learner=Scratch(),
+    inner=Inner(learning_rate=0.01, steps=1, optimizer="adam"),
+    outer=Outer(learning_rate=1e-3),
+    training=TrainingSettings(steps=1, tasks_per_step=1),
+    validation=Validation(num_tasks=0),
+    evaluation=EvaluationSettings(steps=100, non_transductive=False),
+)

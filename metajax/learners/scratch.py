@@ -1,0 +1,56 @@
+"""Training from scratch: the baseline that learns nothing across tasks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from metajax.inner import InnerLoop
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.types import LossFn
+
+
+def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
+    r"""Train on each task alone, from the initial values that the model came with.
+
+    The meta-gradient is 0, so the initialisation stays what it was; what a meta-learner reaches beyond
+    :math:`L_{query}(U_S(\theta_0))` it has learned from other tasks.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`; give it the steps that training from scratch needs.
+
+    Returns:
+        A `MetaLearner` whose meta-parameters are the initialisation.
+
+    References:
+        The baseline of e.g. Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016.
+
+    >>> import jax, optax, metajax as mj
+    >>> from metajax.learners.scratch import scratch
+    >>> loss = lambda params, target, rng: ((params - target) ** 2 / 2, {})
+    >>> learner = scratch(loss, mj.inner_loop(optax.sgd(0.5), steps=2))
+    >>> estimate = learner.gradient(jax.numpy.float32(1.0), mj.Task(0.0, 0.0), jax.random.key(0), ())
+    >>> float(estimate.gradient), float(estimate.metrics["loss"])  # 1 -> 0.5 -> 0.25, and 0.25² / 2
+    (0.0, 0.03125)
+    """
+
+    def adapt(meta_params, support, rng, *, state=(), **options):
+        return inner.run(loss_fn, meta_params, support, rng, **options)
+
+    def gradient(meta_params, task, rng, state):
+        support_key, query_key = jax.random.split(rng)
+        adapted = adapt(meta_params, task.support, support_key).params
+        loss, metrics = loss_fn(adapted, task.query, query_key)
+        return Estimate(jax.tree.map(jnp.zeros_like, meta_params), {**metrics, "loss": loss}, ())
+
+    return MetaLearner(lambda params: (params, ()), adapt, gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+    """Training from scratch as settings; one meta-step is enough, since nothing is learned in it."""
+
+    def build(self, given: Ingredients) -> MetaLearner:
+        """Make the learner."""
+        return scratch(given.loss_fn, given.inner)
