@@ -2,7 +2,8 @@
 
     metajax train sinusoid_meta_sgd
 
-As `sinusoid_maml`, with a meta-learned inner rate for every parameter that starts at 0.01.
+As `sinusoid_maml`, with a meta-learned inner rate for every parameter that starts at 0.01, and 5 inner steps in
+training: learned for one step, the rates let one task in a few hundred diverge within ten.
 
 MEASURED
 """
@@ -13,7 +14,7 @@ config = Experiment(
     task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
     model=MLP(hidden=(40, 40)),
     learner=MetaSGD(),
-    inner=Inner(learning_rate=0.01, steps=1),
+    inner=Inner(learning_rate=0.01, steps=5),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
     validation=Validation(num_tasks=2_000),
