@@ -5,7 +5,8 @@
 The baseline of MAML's paper: one network trained on the points of all tasks at once, fine-tuned on a test task at
 rate 0.01. The rest as `sinusoid_maml`.
 
-MEASURED
+Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 5 points, mean squared error after 1 / 5 /
+10 inner steps: 3.252 ± 0.377 / 2.739 ± 0.259 / 2.982 ± 0.331; 0.2 minutes of training.
 """
 
 from metajax.experiment import *

@@ -253,3 +253,17 @@ def test_streams_of_noise_are_independent():
     apply, params = mj.functional(TwoStreams(nnx.Rngs(params=0, a=1, b=2)))
     a, b = apply(params, jnp.ones(1000), jax.random.key(0))
     assert 0.4 < float((a == b).mean()) < 0.6
+
+
+def test_a_vit_sees_each_example_alone_and_the_order_of_its_patches():
+    module = mj.models.ViT(3, image_shape=(8, 8, 1), patch=4, width=16, layers=1, heads=2, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    np.testing.assert_allclose(module(x)[2:3], module(x[2:3]), rtol=1e-4, atol=1e-5)
+    swapped = jnp.concatenate([x[:, :, 4:], x[:, :, :4]], axis=2)
+    assert not np.allclose(module(x), module(swapped), atol=1e-3)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"heads": 3}, "heads"), ({"patch": 3}, "patch")])
+def test_a_vit_that_does_not_divide_its_image_or_width_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mj.models.ViT(3, image_shape=(8, 8, 1), width=16, **{"patch": 4, "heads": 2, **options}, rngs=nnx.Rngs(0))

@@ -177,3 +177,11 @@ def test_glyphs_without_drawers_are_identical():
     task = mj.glyphs(ways=2, shots=2, queries=1, drawer=0.0)(jax.random.key(0))
     a, b = np.asarray(task.support.x)[np.asarray(task.support.y) == 0]
     np.testing.assert_array_equal(a, b)
+
+
+def test_the_oracle_is_told_what_makes_the_task():
+    task = mj.sinusoid(shots=5, queries=7, oracle=True)(jax.random.key(3))
+    x, amplitude, phase = task.query.x.T
+    np.testing.assert_allclose(task.query.y[:, 0], amplitude * np.sin(x - phase), rtol=1e-5, atol=1e-5)
+    blind = mj.sinusoid(shots=5, queries=7)(jax.random.key(3))
+    np.testing.assert_array_equal(blind.query.x[:, 0], x)
