@@ -1,0 +1,20 @@
+"""MAML on a folder of your own images, 5-way 5-shot.
+
+    metajax train folder_maml_5w5s --task.source FOLDER
+
+As `folder_maml_5w1s`, with 5 shots.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
+    model=Conv4(channels=32, pool=True),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.05, steps=5),
+    outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
+    training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=200),
+    evaluation=EvaluationSettings(steps=10, num_tasks=200),
+)

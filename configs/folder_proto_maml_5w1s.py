@@ -1,0 +1,20 @@
+"""Proto-MAML on a folder of your own images, 5-way 1-shot.
+
+    metajax train folder_proto_maml_5w1s --task.source FOLDER
+
+As `folder_maml_5w1s`, with the head started from prototypes, at a rate of 0.01.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
+    model=Conv4(channels=32, pool=True),
+    learner=ProtoMAML(),
+    inner=Inner(learning_rate=0.01, steps=5),
+    outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
+    training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=200),
+    evaluation=EvaluationSettings(steps=10, num_tasks=200),
+)

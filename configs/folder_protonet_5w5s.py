@@ -1,0 +1,20 @@
+"""Prototypical networks on a folder of your own images, 5-way 5-shot.
+
+    metajax train folder_protonet_5w5s --task.source FOLDER
+
+The baseline: as `folder_maml_5w5s`, with the nearest class mean and no inner steps.
+
+MEASURED
+"""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
+    model=Conv4(channels=32, pool=True),
+    learner=PrototypicalNetwork(),
+    inner=Inner(learning_rate=0.01, steps=0),
+    outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
+    training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=200),
+    evaluation=EvaluationSettings(steps=0, num_tasks=200),
+)
