@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 from jax.sharding import Mesh
 
 import metajax
@@ -25,7 +24,7 @@ from metajax.cli import configs, report, tune
 from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
 from metajax.cli.parse import parse
 from metajax.errors import UserError
-from metajax.experiment import Execution, Experiment, build
+from metajax.experiment import Execution, build
 from metajax.learners import MetaLearner
 from metajax.types import Params, TaskSampler
 
@@ -46,20 +45,12 @@ class Options:
     """Where data sets are prepared."""
 
 
-@dataclasses.dataclass
-class OfExperiment:
-    """Measure the throughput of an experiment on this device."""
-
-    options: Annotated[Options, tyro.conf.arg(name="")]
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
-    prepare_devices(None)
     if args and not args[0].startswith("-"):
-        _experiment(args[0], args[1:])
+        _experiment(args)
         return
+    prepare_devices(None)
     options = parse(Options, args, prog="metajax bench")
     chosen = {name: w for name, w in WORKLOADS.items() if options.only in name and (options.only or not w.slow)}
     if not chosen:
@@ -88,12 +79,10 @@ def run(args: Sequence[str]) -> None:
     _write(options, rows)
 
 
-def _experiment(name: str, args: Sequence[str]) -> None:
-    source = configs.find(name)
-    default = OfExperiment(Options(), configs.load(name))
-    chosen = parse(OfExperiment, args, prog=f"metajax bench {name}", default=default)
-    tuned, options = tune.load(source), chosen.options
-    experiment = tuned.apply(chosen.experiment)
+def _experiment(args: Sequence[str]) -> None:
+    source, options, experiment = configs.override("bench", Options, args)
+    tuned = tune.load(source)
+    experiment = tuned.apply(experiment)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     plain = build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir)
