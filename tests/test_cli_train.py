@@ -12,7 +12,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_cli_helpers import SMALL, Result, fails, fast_environment, finish, rows, run, small, spawn, state, steps
+from test_cli_helpers import (
+    SMALL,
+    Result,
+    assert_same_run,
+    fails,
+    fast_environment,
+    finish,
+    rows,
+    run,
+    small,
+    spawn,
+    state,
+    steps,
+)
 from test_workdir import read_events
 
 from metajax import __version__
@@ -475,3 +488,32 @@ raise SystemExit(code)
     done = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "plots" / "fits.png").is_file()
+
+
+COUNTED = """
+import collections, json, sys
+import jax
+from metajax.cli import main
+
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
+code = main(sys.argv[1:])
+print(json.dumps(events))
+sys.exit(code)
+"""
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+    variables = {**os.environ, **fast_environment(), "METAJAX_DATA_DIR": str(tmp_path / "data")}
+    del variables["JAX_COMPILATION_CACHE_DIR"]
+    events, kept = [], []
+    for name in ("first", "second"):
+        command = [sys.executable, "-c", COUNTED, "train", small(tmp_path), "--workdir", tmp_path / name]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+        events.append(json.loads(done.stdout.splitlines()[-1]))
+        kept.append(sorted(path.name for path in (tmp_path / "data" / "compiled").glob("*/*-cache")))
+    assert events[0]["cache_misses"] > 0
+    assert "cache_misses" not in events[1]
+    assert events[1]["cache_hits"] == events[1]["compile_requests_use_cache"] >= events[0]["cache_misses"]
+    assert kept[0] == kept[1] != [], "in a folder of the kind of machine"
+    assert_same_run(tmp_path / "first", tmp_path / "second")

@@ -37,8 +37,6 @@ _DISK_ERRORS = {
 
 _MISTAKE = 2
 """Exit status after a user's mistake, or a failure that is told in a line."""
-_INTERRUPTED = -(128 + signal.SIGINT)
-"""At once, without waiting for anything; the sign tells it from a run that was stopped in order."""
 
 
 class Stopped(Exception):
@@ -66,15 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    status = _status(argv)
-    if status in (_MISTAKE, _INTERRUPTED) and any(arg.startswith("--distributed") for arg in argv):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(abs(status))  # a usual exit waits for the other processes, which may be gone, or wait for this one
-    return abs(status)
-
-
-def _status(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if argv else _MISTAKE
@@ -93,12 +82,12 @@ def _status(argv: list[str]) -> int:
         return command.run(argv[1:]) or 0
     except UserError as error:
         print(f"metajax: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return _MISTAKE
+        return _break_off(_MISTAKE, argv)
     except Stopped as stopped:
         return 128 + stopped.signum
     except KeyboardInterrupt:
         print("metajax: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return _break_off(128 + signal.SIGINT, argv)
     except BrokenPipeError:  # the reader of our output has gone: say nothing, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -107,7 +96,19 @@ def _status(argv: list[str]) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)
-        return _MISTAKE
+        return _break_off(_MISTAKE, argv)
+
+
+def _break_off(status: int, argv: list[str]) -> int:
+    """The exit status of work that is broken off; a process of several exits here and now.
+
+    A usual exit waits for the others, which may be gone, or wait for this one.
+    """
+    if any(arg.startswith("--distributed") for arg in argv):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _log_warnings() -> None:

@@ -1,13 +1,12 @@
 """`metajax bench`: the throughput of an experiment, or of the standard workloads, on this device."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
-import tyro
 from jax.sharding import Mesh
 
 import metajax
@@ -25,7 +24,7 @@ from metajax.cli import configs, report, tune
 from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
 from metajax.cli.parse import parse
 from metajax.errors import UserError
-from metajax.experiment import Execution, Experiment, build
+from metajax.experiment import Execution, build
 from metajax.learners import MetaLearner
 from metajax.types import Params, TaskSampler
 
@@ -46,21 +45,43 @@ class Options:
     """Where data sets are prepared."""
 
 
-@dataclasses.dataclass
-class OfExperiment:
-    """Measure the throughput of an experiment on this device."""
+class _Training(NamedTuple):
+    """What is measured.
 
-    options: Annotated[Options, tyro.conf.arg(name="")]
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    Attributes:
+        learner: The meta-learner, as it is run.
+        plain: The same in plain reverse mode: the operations that have to be done, none of them twice.
+        optimizer: Of the meta-parameters.
+        sampler: Draws tasks.
+        params: Initial values.
+        tasks: Tasks of a meta-step.
+        steps: Meta-steps of a call.
+        chunk_size: Tasks that run together on a device.
+    """
+
+    learner: MetaLearner
+    plain: MetaLearner
+    optimizer: optax.GradientTransformation
+    sampler: TaskSampler
+    params: Params
+    tasks: int
+    steps: int
+    chunk_size: int | None = None
 
 
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
-    prepare_devices(None)
     if args and not args[0].startswith("-"):
-        _experiment(args[0], args[1:])
-        return
+        _bench_experiment(args)
+    else:
+        _bench_standard(args)
+
+
+def _bench_standard(args: Sequence[str]) -> None:
+    prepare_devices(None)
     options = parse(Options, args, prog="metajax bench")
+    if options.data_dir is not None:
+        raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
     chosen = {name: w for name, w in WORKLOADS.items() if options.only in name and (options.only or not w.slow)}
     if not chosen:
         raise UserError(f"no workload's name contains {options.only!r}: choose from {'; '.join(WORKLOADS)}")
@@ -68,79 +89,54 @@ def run(args: Sequence[str]) -> None:
         chosen = {options.only: chosen[options.only]}
     rows = {}
     for name, workload in chosen.items():
-        parts, plain = standard(workload), standard(workload, mixed_mode=False)
+        parts, plain = standard(workload), standard(workload, mixed_mode=False).learner
         steps = 100 if workload.model == "mlp" else 2
-        flops = task_flops(plain.learner, plain.sampler, plain.params)
-        mesh = choose_mesh(options.devices, parts.params, workload.tasks)
-        rows[name] = _measure(
-            parts.learner,
-            optax.adam(1e-3),
-            parts.sampler,
-            parts.params,
-            workload.tasks,
-            steps,
-            None,
-            mesh,
-            flops,
-            options,
-        )
+        what = _Training(parts.learner, plain, optax.adam(1e-3), parts.sampler, parts.params, workload.tasks, steps)
+        rows[name] = _measure(what, choose_mesh(options.devices, parts.params, workload.tasks), options.seconds)
         report.say(f"{name}: {_line(rows[name])}")
     _write(options, rows)
 
 
-def _experiment(name: str, args: Sequence[str]) -> None:
-    source = configs.find(name)
-    default = OfExperiment(Options(), configs.load(name))
-    chosen = parse(OfExperiment, args, prog=f"metajax bench {name}", default=default)
-    tuned, options = tune.load(source), chosen.options
-    experiment = tuned.apply(chosen.experiment)
+def _bench_experiment(args: Sequence[str]) -> None:
+    source, options, experiment = configs.override("bench", Options, args)
+    if options.only:
+        raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
+    tuned = tune.load(source)
+    experiment = tuned.apply(experiment)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
-    plain = build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir)
-    training, sampler = experiment.training, parts.tasks.samplers["train"]
-    row = _measure(
-        parts.learner,
-        parts.optimizer,
-        sampler,
-        parts.params,
-        training.tasks_per_step,
-        training.steps_per_call,
-        experiment.execution.chunk_size,
-        choose_mesh(options.devices or tuned.devices, parts.params, training.tasks_per_step),
-        task_flops(plain.learner, sampler, plain.params),
-        options,
+    what = _Training(
+        learner=parts.learner,
+        plain=build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir).learner,
+        optimizer=parts.optimizer,
+        sampler=parts.tasks.samplers["train"],
+        params=parts.params,
+        tasks=experiment.training.tasks_per_step,
+        steps=experiment.training.steps_per_call,
+        chunk_size=experiment.execution.chunk_size,
     )
+    row = _measure(what, choose_mesh(options.devices or tuned.devices, what.params, what.tasks), options.seconds)
     report.say(f"{source.stem}: {_line(row)}")
     _write(options, {source.stem: row})
 
 
-def _measure(
-    learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
-    sampler: TaskSampler,
-    params: Params,
-    tasks: int,
-    steps: int,
-    chunk_size: int | None,
-    mesh: Mesh,
-    flops: int,
-    options: Options,
-) -> dict[str, Any]:
-    call: Callable[[], None] = training_calls(
-        learner,
-        optimizer,
-        sampler,
-        params,
-        tasks_per_step=tasks,
-        steps_per_call=steps,
-        chunk_size=chunk_size,
+def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
+    flops = task_flops(what.plain, what.sampler, what.params)
+    call = training_calls(
+        what.learner,
+        what.optimizer,
+        what.sampler,
+        what.params,
+        tasks_per_step=what.tasks,
+        steps_per_call=what.steps,
+        chunk_size=what.chunk_size,
         mesh=mesh,
     )
     try:
-        timing = time_calls(call, seconds=options.seconds)
+        timing = time_calls(call, seconds=seconds)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"it does not run on this device: {report.first_line(error)}") from error
-    devices, done = list(mesh.devices.flat), tasks * steps
+    devices, done = list(mesh.devices.flat), what.tasks * what.steps
     return {
         "tasks_per_second": done / timing.seconds,
         "quartiles": [done / timing.high, done / timing.low],

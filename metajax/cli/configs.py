@@ -1,16 +1,21 @@
-"""`metajax configs`: the experiments that come with metajax; and how a config is found and read."""
+"""`metajax configs`: the experiments that come with metajax; and how a config is found, read and overridden."""
 
 import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import tyro
 
 import metajax
+from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
+from metajax.experiment import Experiment
+from metajax.workdir import load_module
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -61,17 +66,59 @@ def find(config: str) -> Path:
     return directory() / f"{config}.py"
 
 
-def load(config: str):
+def load(config: str) -> Experiment:
     """Read an experiment by name or by path.
 
     Raises:
         UserError: If there is none, or the file is wrong.
     """
-    from metajax.experiment import Experiment
-    from metajax.workdir import load_module
-
     path = find(config)
     experiment = getattr(load_module(path), "config", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} must set `config` to a metajax.experiment.Experiment")
     return experiment
+
+
+@dataclasses.dataclass
+class _Line(Generic[T]):
+    options: Annotated[T, tyro.conf.arg(name="")]
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def check_first(command: str, usage: str, args: Sequence[str]) -> None:
+    """Check that a command's words begin with a CONFIG; show the usage where there are none, or for --help.
+
+    Raises:
+        UserError: If they do not.
+    """
+    if args and not args[0].startswith("-"):
+        return
+    if not args or args[0] in ("-h", "--help"):
+        print(usage)
+        if args:
+            raise SystemExit(0)
+        raise UserError(f"{command} needs a CONFIG: `metajax configs` lists them")
+    raise UserError(f"{command} needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
+
+
+def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T, Experiment]:
+    """Read the CONFIG that comes first, and a command's options and the fields to override after it.
+
+    Devices are prepared before, since the file may use JAX.
+
+    Args:
+        command: Its name.
+        kind: A dataclass of the command's own options; its docstring heads the help.
+        args: Words of the command line, CONFIG first.
+
+    Returns:
+        The file of the config, the options, and the experiment.
+
+    Raises:
+        UserError: If there is no such config, the file is wrong, or an option is.
+    """
+    prepare_devices(None)
+    source = find(args[0])
+    default = _Line(kind(), load(args[0]))
+    line = parse(_Line[kind], args[1:], prog=f"metajax {command} {args[0]}", about=kind.__doc__, default=default)
+    return source, line.options, line.experiment

@@ -16,13 +16,14 @@ T = TypeVar("T")
 _RULE = "─"
 
 
-def parse(kind: type[T], args: Sequence[str], *, prog: str, default: Any = None) -> T:
+def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
     """Parse options into a dataclass.
 
     Args:
         kind: The dataclass.
         args: Words of the command line.
         prog: The command, for the help.
+        about: What it does, for the help; by default the docstring of `kind`.
         default: Values of the fields that are not named.
 
     Returns:
@@ -35,7 +36,7 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, default: Any = None)
     options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(args), prog=prog, **options)
+            return tyro.cli(kind, args=list(args), prog=prog, description=about, **options)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -9,10 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import tyro
 from jax.sharding import Mesh
 
 from metajax import checkpoints, metrics, workdir
@@ -27,7 +26,6 @@ from metajax.cli.device import (
     wait_for_others,
 )
 from metajax.cli.evaluate import evaluate_run, load_state
-from metajax.cli.parse import parse
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
@@ -43,8 +41,8 @@ directory that exists, resume exactly where it stopped. Every field of the confi
 
 
 @dataclasses.dataclass
-class Where:
-    """Where a run lies and what it runs on."""
+class Options:
+    """Meta-train an experiment, or resume it, then evaluate it."""
 
     workdir: Path | None = None
     """Work directory; by default runs/CONFIG."""
@@ -56,35 +54,17 @@ class Where:
     """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
 
 
-@dataclasses.dataclass
-class Options:
-    """Meta-train an experiment, or resume it, then evaluate it."""
-
-    run: Annotated[Where, tyro.conf.arg(name="")]
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
-    if not args or args[0] in ("-h", "--help"):
-        print(_USAGE)
-        if args:
-            return
-        raise UserError("train needs a CONFIG: `metajax configs` lists them")
-    if args[0].startswith("-"):
-        raise UserError(f"train needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
-    join(_value_of("--distributed", args))  # these before the config file, which may use JAX
-    prepare_devices(None)
-    source = configs.find(args[0])
-    default = Options(Where(), configs.load(args[0]))
-    options = parse(Options, args[1:], prog=f"metajax train {args[0]}", default=default)
-    where = options.run
-    directory = where.workdir or Path("runs") / source.stem
-    prepare_devices(where.devices)
+    configs.check_first("train", _USAGE, args)
+    join(_value_of("--distributed", args))  # before the config file, which may use JAX
+    source, options, experiment = configs.override("train", Options, args)
+    directory = options.workdir or Path("runs") / source.stem
+    prepare_devices(options.devices)
     tuned = tune.load(source)
-    devices = where.devices or tuned.devices
+    devices = options.devices or tuned.devices
     try:
-        train(directory, tuned.apply(options.experiment), source, devices, where.data_dir)
+        train(directory, tuned.apply(experiment), source, devices, options.data_dir)
     except OSError as error:  # a write that fails names no file
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:

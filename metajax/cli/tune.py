@@ -4,16 +4,14 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 
 from metajax import workdir
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
-from metajax.cli.parse import parse
+from metajax.cli.device import choose_mesh, device_name, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 
@@ -47,8 +45,8 @@ class Tuned:
 
 
 @dataclasses.dataclass
-class Timing:
-    """How long to time, and where data lies."""
+class Options:
+    """Time the sensible ways to carry an experiment out, and keep the fastest."""
 
     seconds: float = 3.0
     """Of timed calls for each way."""
@@ -56,32 +54,17 @@ class Timing:
     """Where data sets are prepared."""
 
 
-@dataclasses.dataclass
-class Options:
-    """Time the sensible ways to carry an experiment out, and keep the fastest."""
-
-    run: Annotated[Timing, tyro.conf.arg(name="")]
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
-    if not args or args[0].startswith("-"):
-        print(_USAGE)
-        if args and args[0] in ("-h", "--help"):
-            return
-        raise UserError("tune needs a CONFIG: `metajax configs` lists them")
-    prepare_devices(None)
-    source = configs.find(args[0])
-    default = Options(Timing(), configs.load(args[0]))
-    options = parse(Options, args[1:], prog=f"metajax tune {args[0]}", default=default)
-    use_precision(options.experiment.execution.precision)
+    configs.check_first("tune", _USAGE, args)
+    source, options, experiment = configs.override("tune", Options, args)
+    use_precision(experiment.execution.precision)
     if not os.access(source.parent, os.W_OK):
         raise UserError(f"{source.parent} cannot be written: copy {source.name} to a folder of your own, and tune that")
     best, rate = Tuned(), 0.0
-    for way in _ways(options.experiment, options.run.data_dir):
+    for way in _ways(experiment, options.data_dir):
         try:
-            measured = _tasks_per_second(options.experiment, way, options.run)
+            measured = _tasks_per_second(experiment, way, options)
         except jax.errors.JaxRuntimeError as error:
             report.say(f"{_described(way)}: {report.first_line(error)}")
             continue
@@ -143,9 +126,9 @@ def _ways(experiment: Experiment, data_dir: Path | None) -> Iterator[Tuned]:
                 yield Tuned(devices, chunk_size, unroll)
 
 
-def _tasks_per_second(experiment: Experiment, way: Tuned, timing: Timing) -> float:
+def _tasks_per_second(experiment: Experiment, way: Tuned, options: Options) -> float:
     execution = dataclasses.replace(experiment.execution, chunk_size=way.chunk_size, unroll=way.unroll)
-    parts = build(dataclasses.replace(experiment, execution=execution), timing.data_dir)
+    parts = build(dataclasses.replace(experiment, execution=execution), options.data_dir)
     tasks, steps = experiment.training.tasks_per_step, min(experiment.training.steps_per_call, 5)
     call = training_calls(
         parts.learner,
@@ -157,7 +140,7 @@ def _tasks_per_second(experiment: Experiment, way: Tuned, timing: Timing) -> flo
         chunk_size=way.chunk_size,
         mesh=choose_mesh(way.devices, parts.params, tasks),
     )
-    return tasks * steps / time_calls(call, seconds=timing.seconds, at_least=3).seconds
+    return tasks * steps / time_calls(call, seconds=options.seconds, at_least=3).seconds
 
 
 def _described(way: Tuned) -> str:
