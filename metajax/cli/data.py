@@ -77,7 +77,7 @@ def _list(options: List) -> None:
             state = "your own images, by --source"
         else:
             state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
-        report.say(f"{name:<14} {state:<28} {info.title}: {info.description} {info.licence}")
+        report.say(f"{name:<17} {state:<28} {info.title}: {info.description}; licence: {info.licence}")
     report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
 
 

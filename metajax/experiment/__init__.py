@@ -12,7 +12,7 @@ from metajax.experiment.settings import (
     TrainingSettings,
     Validation,
 )
-from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
+from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Images, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
 from metajax.learners.maml import MAML
 from metajax.learners.reptile import Reptile
 
@@ -26,6 +26,7 @@ __all__ = [
     "FashionMNIST",
     "Folder",
     "Glyphs",
+    "Images",
     "Inner",
     "LearnerSpec",
     "ModelSpec",
