@@ -109,9 +109,7 @@ def _read(path: Path) -> list[Line]:
         else ([t] for t in text.split("\n"))
     )
     rows = [row for row in ([cell.strip() for cell in row] for row in cut) if any(row)]
-    if not rows:
-        raise UserError(f"{path}: is empty")
-    header = [cell.lower() for cell in rows[0]]
+    header = [cell.lower() for cell in rows[0]] if rows else [""]
     if "filename" not in header:
         lines = [Line(row[0], "") for row in rows[1 if header[0] in ("label", "class") else 0 :]]
     else:
@@ -123,4 +121,6 @@ def _read(path: Path) -> list[Line]:
             if len(row) <= max(file, label) or not row[file] or not row[label]:
                 raise UserError(f"{path}: row {number} is {','.join(row)!r}, it should hold {','.join(header)}")
         lines = [Line(row[label], row[file]) for row in rows[1:]]
+    if not lines:
+        raise UserError(f"{path}: is empty")
     return lines
