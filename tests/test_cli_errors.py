@@ -118,7 +118,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["data", "inspect", "cifar100", "--split-lists", "x"], ["--split-lists are for folders"]),
         (["data", "inspect", "cifar100", "--split", "fc10"], ["no split 'fc10'", "cifar_fs, fc100"]),
         (["data", "prepare", "cub"], ["no data set 'cub'", "caltech_birds2011"]),
-        (["data", "prepare", "dtd"], ["tfds build dtd --file_format=array_record"]),
+        (["data", "prepare", "quickdraw_bitmap"], ["tfds build quickdraw_bitmap --file_format=array_record"]),
         (["train", "cifar_fs_maml_5w1s"], ["cifar100 is not prepared", "metajax data prepare cifar100"]),
         (["train", "fc100_maml_5w5s", "--task.dataset", "cifar10"], ["--task.dataset", "'cifar10'"]),
         (["train", "omniglot_maml_5w1s"], ["omniglot is not prepared", "metajax data prepare omniglot"]),

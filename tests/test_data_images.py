@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from PIL import Image
 from test_data_fashion_mnist import idx as idx_file
 
 from metajax import data
-from metajax.data import IMAGE_SETS, catalogue, cifar100, images, is_prepared, load, prepare, records
+from metajax.data import IMAGE_SETS, archives, catalogue, cifar100, images, is_prepared, load, prepare, records
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 from metajax.experiment import Images, Shots
@@ -107,9 +108,12 @@ def test_the_splits_of_fc100_share_no_superclass():
 
 
 def test_registered_checksums_are_those_of_tfds():
+    import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import checksums
 
-    known = checksums.get_all_url_infos()
+    known = dict(checksums.get_all_url_infos())
+    # Some data sets have a folder, and the file in it, of their own.
+    known |= checksums.load_url_infos(Path(tfds.__file__).parent / "datasets" / "oxford_flowers102" / "checksums.tsv")
     for each in IMAGE_SETS.values():
         for file in each.originals.files if each.originals else ():
             assert (known[file.url].size, known[file.url].checksum) == (file.size, file.sha256)
@@ -406,29 +410,98 @@ def test_the_newest_version_is_taken(tmp_path):
 
 def test_what_tfds_did_not_prepare_for_us(prepared, tmp_path):
     with pytest.raises(UserError) as info:
-        prepare("dtd", prepared, tmp_path)
-    assert f"{prepared}: holds caltech_birds2011; it should be the folder of dtd that TFDS prepared" in str(info.value)
+        prepare("quickdraw_bitmap", prepared, tmp_path)
+    assert (
+        f"{prepared}: holds caltech_birds2011; it should be the folder of quickdraw_bitmap that TFDS prepared"
+        in str(info.value)
+    )
     with pytest.raises(UserError, match="it should be the folder of emnist/byclass"):
         prepare("emnist", prepared, tmp_path)
     (tmp_path / "empty").mkdir()
     for source in ("empty", "gone"):
         with pytest.raises(UserError, match=r"holds no dataset_info\.json"):
-            prepare("dtd", tmp_path / source, tmp_path)
-    path = tmp_path / "dtd" / "3.0.1" / "dataset_info.json"
+            prepare("quickdraw_bitmap", tmp_path / source, tmp_path)
+    path = tmp_path / "quickdraw_bitmap" / "3.0.0" / "dataset_info.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"name": "dtd", "version": "3.0.1", "fileFormat": "tfrecord"}))
-    with pytest.raises(UserError, match=r"stored as tfrecord, .* `tfds build dtd --file_format=array_record`"):
-        prepare("dtd", tmp_path / "dtd", tmp_path / "data")
+    path.write_text(json.dumps({"name": "quickdraw_bitmap", "version": "3.0.0", "fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match=r"as tfrecord, .* `tfds build quickdraw_bitmap --file_format=array_record`"):
+        prepare("quickdraw_bitmap", tmp_path / "quickdraw_bitmap", tmp_path / "data")
     path.write_text("{")
     with pytest.raises(UserError, match=r"dataset_info\.json: cannot read"):
-        prepare("dtd", tmp_path / "dtd", tmp_path / "data")
+        prepare("quickdraw_bitmap", tmp_path / "quickdraw_bitmap", tmp_path / "data")
     with pytest.raises(UserError) as info:
-        prepare("dtd", None, tmp_path / "data")
-    assert "`tfds build dtd --file_format=array_record`, then here `metajax data prepare dtd --source DIR`" in str(
-        info.value
-    )
+        prepare("quickdraw_bitmap", None, tmp_path / "data")
+    said = ["run `tfds build quickdraw_bitmap --file_format=array_record`", "prepare quickdraw_bitmap --source DIR`"]
+    assert all(each in str(info.value) for each in said)
     assert "\n" not in str(info.value)
-    assert not is_prepared("dtd", tmp_path / "data")
+    assert not is_prepared("quickdraw_bitmap", tmp_path / "data")
+
+
+def photographs(prefix: str) -> dict[str, bytes]:
+    files = {
+        f"{prefix}{c}/{c}_{i}.jpg": jpeg(10 * k + i, (6 + i, 8)) for k, c in enumerate("xyz") for i in range(k + 1)
+    }
+    return {**files, f"{prefix}x/.directory": b"", f"{prefix}x/._x_0.jpg": b"shadow", "labels/x.txt": b"x"}
+
+
+TEXTURES = catalogue.DTD._replace(
+    splits={"by_number": images.Split("", images.numbered(test=[0, 2]))},
+    originals=catalogue.DTD.originals._replace(read=partial(archives.class_folders, classes=3, images=6)),
+)
+
+
+@pytest.mark.parametrize("how", ["archive", "archive with dtd above", "unpacked", "class folders"])
+def test_photographs_in_class_folders(tmp_path, how):
+    files = photographs("images/" if "dtd" not in how else "dtd/images/")
+    source = pack(tmp_path / "source" / "dtd-r1.0.1.tar.gz", dict(reversed(files.items())))
+    if how in ("unpacked", "class folders"):
+        source.unlink()
+        for name, content in files.items():
+            path = source.parent / ("" if how == "class folders" else "dtd") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        source = source.parent
+    images.prepare_images(TEXTURES, source, tmp_path / "data")
+    loaded = images.load_images(TEXTURES, size=6, data_dir=tmp_path / "data")
+    assert loaded.class_names == {"train": ["y"], "test": ["x", "z"]}
+    assert loaded.splits["test"].counts.tolist() == [1, 3]
+    expected = [decode(jpeg(seed, (6 + seed % 10, 8)), 6, 3) for seed in (0, 20, 21, 22)]
+    np.testing.assert_array_equal(loaded.splits["test"].images, expected)
+
+
+def test_photographs_missing_or_damaged(tmp_path):
+    files = photographs("images/")
+    fewer = {name: content for name, content in files.items() if not name.endswith("z_2.jpg")}
+    with pytest.raises(UserError, match="holds 5 photographs of 3 classes, it should hold 6 of 3"):
+        images.prepare_images(TEXTURES, pack(tmp_path / "x.tar.gz", fewer), tmp_path / "data")
+    files["images/y/y_1.jpg"] = files["images/y/y_1.jpg"][:-40]
+    with pytest.raises(UserError, match=r"images/y/y_1\.jpg: not a readable image"):
+        images.prepare_images(TEXTURES, pack(tmp_path / "x.tar.gz", files), tmp_path / "data")
+    assert not records.is_prepared(TEXTURES.store, tmp_path / "data")
+
+
+def test_flowers_are_labelled_by_number(tmp_path):
+    import scipy.io
+
+    source, labels = tmp_path / "source", np.array([[3, 1, 2, 1, 3]])
+    source.mkdir()
+    scipy.io.savemat(source / "imagelabels.mat", {"labels": labels})
+    pack(source / "102flowers.tgz", {f"image_{n:05d}.jpg": jpeg(n, (6, 6)) for n in range(1, 6)})
+    flowers = catalogue.FLOWERS._replace(
+        splits={"by_number": images.Split("", images.numbered(test=[0, 2]))},
+        originals=catalogue.FLOWERS.originals._replace(read=partial(catalogue._flowers, classes=3, images=5)),
+    )
+    images.prepare_images(flowers, source, tmp_path / "data")
+    loaded = images.load_images(flowers, size=6, data_dir=tmp_path / "data")
+    assert loaded.class_names == {"train": ["1"], "test": ["0", "2"]}
+    expected = [decode(jpeg(n, (6, 6)), 6, 3) for n in (2, 4, 1, 5)]
+    np.testing.assert_array_equal(loaded.splits["test"].images, expected)
+    for content, said in ((b"junk", "not a MATLAB file with labels"), (None, "should hold 5 labels from 1 to 3")):
+        scipy.io.savemat(source / "imagelabels.mat", {"labels": labels[:, :4]})
+        if content:
+            (source / "imagelabels.mat").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            images.prepare_images(flowers, source, tmp_path / "elsewhere")
 
 
 def test_other_classes_than_those_of_the_split(tmp_path):

@@ -2,9 +2,11 @@
 
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 from metajax.data import idx, records
+from metajax.data.archives import class_folders, numbered_photographs
 from metajax.data.cifar100 import CIFAR100
 from metajax.data.disk import one_line
 from metajax.data.download import RemoteFile
@@ -41,6 +43,20 @@ def _emnist(files: dict[str, Path]) -> Contents:
 
     parts = {part: examples(part, images) for part, images in EMNIST_IMAGES.items()}
     return Contents((idx.SIDE, idx.SIDE, 1), list(CHARACTERS), parts)
+
+
+def _flowers(files: dict[str, Path], classes: int = 102, images: int = 8_189) -> Contents:
+    import scipy.io
+
+    photographs, place = files.items()
+    try:
+        labels = scipy.io.loadmat(place[1])["labels"].ravel().astype(int) - 1
+    # scipy reports damage through many types.
+    except Exception as error:
+        raise UserError(f"{place[1]}: not a MATLAB file with labels ({one_line(error)})") from error
+    if len(labels) != images or sorted(set(labels)) != list(range(classes)):
+        raise UserError(f"{place[1]}: should hold {images:,} labels from 1 to {classes}")
+    return numbered_photographs(dict([photographs]), labels.tolist(), classes)
 
 
 KMNIST = ImageSet(
@@ -154,6 +170,17 @@ CUB = ImageSet(
     },
     size=84,
     channels=3,
+    originals=Originals(
+        (
+            RemoteFile(
+                "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
+                1_150_585_339,
+                "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+                ("CUB_200_2011", "images"),
+            ),
+        ),
+        partial(class_folders, classes=200, images=11_788),
+    ),
 )
 
 FLOWERS = ImageSet(
@@ -177,6 +204,22 @@ FLOWERS = ImageSet(
     },
     size=84,
     channels=3,
+    originals=Originals(
+        (
+            RemoteFile(
+                "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz",
+                344_862_509,
+                "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+                ("jpg",),
+            ),
+            RemoteFile(
+                "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/imagelabels.mat",
+                502,
+                "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+            ),
+        ),
+        _flowers,
+    ),
 )
 
 DTD = ImageSet(
@@ -200,6 +243,17 @@ DTD = ImageSet(
     },
     size=84,
     channels=3,
+    originals=Originals(
+        (
+            RemoteFile(
+                "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+                625_239_812,
+                "e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
+                ("dtd", "images"),
+            ),
+        ),
+        partial(class_folders, classes=47, images=5_640),
+    ),
 )
 
 IMAGE_SETS = {images.store.name: images for images in (CIFAR100, EMNIST, KMNIST, QUICKDRAW, CUB, FLOWERS, DTD)}

@@ -5,14 +5,13 @@ Krizhevsky: Learning multiple layers of features from tiny images, technical rep
 
 import io
 import pickle
-import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from metajax.data import idx, records
+from metajax.data.archives import read_files
 from metajax.data.disk import one_line
 from metajax.data.download import RemoteFile
 from metajax.data.images import Contents, ImageSet, Originals, Split, named
@@ -59,7 +58,7 @@ def read(files: dict[str, Path]) -> Contents:
         UserError: It is damaged, or something else.
     """
     (place,) = files.values()
-    members = _members(place)
+    members = {PurePosixPath(name).name: content for name, content in read_files(place, lambda name: True)}
     if {"train.bin", "test.bin", "fine_label_names.txt"} <= set(members):
         names = members["fine_label_names.txt"].decode("utf-8", "replace").split()
         arrays = {part: _binary(place, f"{part}.bin", members[f"{part}.bin"], IMAGES[part]) for part in IMAGES}
@@ -75,18 +74,6 @@ def read(files: dict[str, Path]) -> Contents:
         for part, (pixels, labels) in arrays.items()
     }
     return Contents((SIDE, SIDE, 3), names, parts)
-
-
-def _members(place: Path) -> dict[str, bytes]:
-    """Reads the files of an archive or a folder, by the last part of their names."""
-    try:
-        if place.is_dir():
-            return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
-        with tarfile.open(place) as archive:
-            files = [(member.name, archive.extractfile(member)) for member in archive if member.isfile()]
-            return {PurePosixPath(name).name: file.read() for name, file in files if file}
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{place}: not a complete tar archive ({one_line(error)})") from error
 
 
 def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ class RemoteFile(NamedTuple):
     @property
     def filename(self) -> str:
         """Last part of the address."""
-        return self.url.rsplit("/", 1)[-1]
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir: Path | None) -> dict[str, Path]:
