@@ -258,9 +258,15 @@ def glyph(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (28, 28), dtype=np.uint8)
 
 
+def shrink(monkeypatch, name: str, **sizes) -> None:
+    """The same reader, of smaller original files."""
+    whole = IMAGE_SETS[name]
+    originals = whole.originals._replace(read=partial(whole.originals.read, **sizes))
+    monkeypatch.setitem(data.DATASETS, name, images.info(whole._replace(originals=originals)))
+
+
 def test_kmnist_from_its_four_files(tmp_path, monkeypatch):
-    counts = {"train": 40, "test": 20}
-    monkeypatch.setattr(catalogue, "KMNIST_IMAGES", counts)
+    shrink(monkeypatch, "kmnist", images={"train": 40, "test": 20})
     for prefix, count in (("train", 40), ("t10k", 20)):
         pixels = np.stack([glyph(count + i) for i in range(count)])
         (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx_file(pixels))
@@ -285,7 +291,7 @@ def emnist_zip(path: Path, counts: dict[str, int]) -> Path:
 
 def test_emnist_stands_upright_and_is_limited(tmp_path, monkeypatch):
     counts = {"train": 62 * 3, "test": 62}
-    monkeypatch.setattr(catalogue, "EMNIST_IMAGES", counts)
+    shrink(monkeypatch, "emnist", images=counts)
     prepare("emnist", emnist_zip(tmp_path / "gzip.zip", counts), tmp_path / "data")
     loaded = load("emnist", data_dir=tmp_path / "data")
     assert loaded.class_names == split_names("emnist", "by_lot", list(catalogue.CHARACTERS))
@@ -489,7 +495,7 @@ def test_flowers_are_labelled_by_number(tmp_path):
     pack(source / "102flowers.tgz", {f"image_{n:05d}.jpg": jpeg(n, (6, 6)) for n in range(1, 6)})
     flowers = catalogue.FLOWERS._replace(
         splits={"by_number": images.Split("", images.numbered(test=[0, 2]))},
-        originals=catalogue.FLOWERS.originals._replace(read=partial(catalogue._flowers, classes=3, images=5)),
+        originals=catalogue.FLOWERS.originals._replace(read=partial(archives.flowers, classes=3, images=5)),
     )
     images.prepare_images(flowers, source, tmp_path / "data")
     loaded = images.load_images(flowers, size=6, data_dir=tmp_path / "data")

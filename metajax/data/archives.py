@@ -37,24 +37,33 @@ def class_folders(files: dict[str, Path], classes: int, images: int) -> Contents
     return _contents(place, labels, names, classes, images)
 
 
-def numbered_photographs(files: dict[str, Path], labels: list[int], classes: int) -> Contents:
-    """Reads photographs `image_00001.jpg` and so on, whose labels are listed elsewhere.
+def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
+    """Reads Oxford Flowers: photographs `image_00001.jpg` and so on, with their labels in a MATLAB file.
 
     Args:
-        files: From the archive's name to where it lies, packed or unpacked.
-        labels: The label of each photograph, from 0.
+        files: From the names of the archive and of `imagelabels.mat` to where they lie.
         classes: How many there should be.
+        images: How many there should be in all.
 
     Returns:
-        The photographs in one part, with numbers for the names of the classes.
+        The photographs in one part, with numbers from 0 for the names of the classes.
 
     Raises:
-        UserError: The archive is damaged, or a photograph is missing.
+        UserError: The archive or the file of labels is damaged, or a photograph is missing.
     """
-    (place,) = files.values()
-    known = {f"image_{number:05d}.jpg": label for number, label in enumerate(labels, 1)}
+    import scipy.io
+
+    place, listed = files.values()
+    try:
+        labels = scipy.io.loadmat(listed)["labels"].ravel().astype(int) - 1
+    # scipy reports damage through many types.
+    except Exception as error:
+        raise UserError(f"{listed}: not a MATLAB file with labels ({one_line(error)})") from error
+    if len(labels) != images or sorted(set(labels)) != list(range(classes)):
+        raise UserError(f"{listed}: should hold {images:,} labels from 1 to {classes}")
+    known = {f"image_{number:05d}.jpg": int(label) for number, label in enumerate(labels, 1)}
     found = {name: known[base] for name in _names(place) if (base := PurePosixPath(name).name) in known}
-    return _contents(place, found, [str(c) for c in range(classes)], classes, len(labels))
+    return _contents(place, found, [str(c) for c in range(classes)], classes, images)
 
 
 def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -79,7 +88,7 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
             return
         with tarfile.open(place) as archive:
             for member in archive:
-                if wanted(member.name) and (file := archive.extractfile(member)):
+                if member.isfile() and wanted(member.name) and (file := archive.extractfile(member)):
                     yield member.name, file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{place}: not a complete tar archive ({one_line(error)})") from error

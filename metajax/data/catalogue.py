@@ -1,63 +1,14 @@
 """Data sets of TFDS that few-shot learning is tried on, a declaration each."""
 
-import zipfile
-import zlib
 from functools import partial
-from pathlib import Path
 
-from metajax.data import idx, records
-from metajax.data.archives import class_folders, numbered_photographs
+from metajax.data import archives, idx, records
 from metajax.data.cifar100 import CIFAR100
-from metajax.data.disk import one_line
 from metajax.data.download import RemoteFile
-from metajax.data.images import Contents, ImageSet, Originals, Split, drawn, named, numbered
-from metajax.errors import UserError
+from metajax.data.images import ImageSet, Originals, Split, drawn, named, numbered
 
 KANA = ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-KMNIST_IMAGES = {"train": 60_000, "test": 10_000}
-EMNIST_IMAGES = {"train": 697_932, "test": 116_323}
-
-
-def _kmnist(files: dict[str, Path]) -> Contents:
-    parts = {part: idx.examples(part, files, images, len(KANA)) for part, images in KMNIST_IMAGES.items()}
-    return Contents((idx.SIDE, idx.SIDE, 1), KANA, parts)
-
-
-def _emnist(files: dict[str, Path]) -> Contents:
-    (place,) = files.values()
-
-    def examples(part: str, images: int):
-        arrays = []
-        for kind, shape in (("images-idx3", (images, idx.SIDE, idx.SIDE)), ("labels-idx1", (images,))):
-            name = f"gzip/emnist-byclass-{part}-{kind}-ubyte.gz"
-            try:
-                with zipfile.ZipFile(place) as archive:
-                    data = archive.read(name)
-            except KeyError:
-                raise UserError(f"{place}: holds no {name}") from None
-            except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-                raise UserError(f"{place}: not a complete zip archive ({one_line(error)})") from error
-            arrays.append(idx.parse(f"{place}: {name}", data, shape))
-        yield from idx.labelled(part, str(place), *arrays, classes=len(CHARACTERS))
-
-    parts = {part: examples(part, images) for part, images in EMNIST_IMAGES.items()}
-    return Contents((idx.SIDE, idx.SIDE, 1), list(CHARACTERS), parts)
-
-
-def _flowers(files: dict[str, Path], classes: int = 102, images: int = 8_189) -> Contents:
-    import scipy.io
-
-    photographs, place = files.items()
-    try:
-        labels = scipy.io.loadmat(place[1])["labels"].ravel().astype(int) - 1
-    # scipy reports damage through many types.
-    except Exception as error:
-        raise UserError(f"{place[1]}: not a MATLAB file with labels ({one_line(error)})") from error
-    if len(labels) != images or sorted(set(labels)) != list(range(classes)):
-        raise UserError(f"{place[1]}: should hold {images:,} labels from 1 to {classes}")
-    return numbered_photographs(dict([photographs]), labels.tolist(), classes)
-
 
 KMNIST = ImageSet(
     store=records.Store(
@@ -81,7 +32,7 @@ KMNIST = ImageSet(
             (3_041_136, "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5"),
             (5_120, "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c"),
         ),
-        _kmnist,
+        partial(idx.read_four, images={"train": 60_000, "test": 10_000}, class_names=KANA),
     ),
 )
 
@@ -110,7 +61,12 @@ EMNIST = ImageSet(
                 "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e",
             ),
         ),
-        _emnist,
+        partial(
+            idx.read_zip,
+            stem="gzip/emnist-byclass",
+            images={"train": 697_932, "test": 116_323},
+            class_names=list(CHARACTERS),
+        ),
     ),
 )
 
@@ -179,7 +135,7 @@ CUB = ImageSet(
                 ("CUB_200_2011", "images"),
             ),
         ),
-        partial(class_folders, classes=200, images=11_788),
+        partial(archives.class_folders, classes=200, images=11_788),
     ),
 )
 
@@ -218,7 +174,7 @@ FLOWERS = ImageSet(
                 "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
             ),
         ),
-        _flowers,
+        partial(archives.flowers, classes=102, images=8_189),
     ),
 )
 
@@ -252,7 +208,7 @@ DTD = ImageSet(
                 ("dtd", "images"),
             ),
         ),
-        partial(class_folders, classes=47, images=5_640),
+        partial(archives.class_folders, classes=47, images=5_640),
     ),
 )
 

@@ -1,6 +1,7 @@
 """IDX files, in which MNIST and its successors come: two zeros, a type, the axes' lengths, the data."""
 
 import gzip
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from metajax.data import records
 from metajax.data.disk import one_line
 from metajax.data.download import RemoteFile
+from metajax.data.images import Contents
 from metajax.data.pixels import encode_png
 from metajax.errors import UserError
 
@@ -54,6 +56,59 @@ def examples(part: str, files: dict[str, Path], images: int, classes: int) -> It
     pixels = parse(str(pictures), _read(pictures), (images, SIDE, SIDE))
     labels = parse(str(places), _read(places), (images,))
     yield from labelled(part, str(places), pixels, labels, classes)
+
+
+def read_four(files: dict[str, Path], images: dict[str, int], class_names: list[str]) -> Contents:
+    """Reads a data set in MNIST's form.
+
+    Args:
+        files: From the names of the four files to where they lie.
+        images: How many each official part has.
+        class_names: One name per label.
+
+    Returns:
+        The images, greyscale.
+
+    Raises:
+        UserError: A file is damaged or not what it should be, once the examples are asked for.
+    """
+    parts = {part: examples(part, files, count, len(class_names)) for part, count in images.items()}
+    return Contents((SIDE, SIDE, 1), class_names, parts)
+
+
+def read_zip(files: dict[str, Path], stem: str, images: dict[str, int], class_names: list[str]) -> Contents:
+    """Reads a data set whose four files lie in one zip archive, as EMNIST's.
+
+    Args:
+        files: From the archive's name to where it lies.
+        stem: How the names in it begin, up to the part's name.
+        images: How many each official part has.
+        class_names: One name per label.
+
+    Returns:
+        The images, greyscale.
+
+    Raises:
+        UserError: The archive is damaged or not what it should be, once the examples are asked for.
+    """
+    (place,) = files.values()
+
+    def member(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            with zipfile.ZipFile(place) as archive:
+                data = archive.read(name)
+        except KeyError:
+            raise UserError(f"{place}: holds no {name}") from None
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+            raise UserError(f"{place}: not a complete zip archive ({one_line(error)})") from error
+        return parse(f"{place}: {name}", data, shape)
+
+    def part_examples(part: str, count: int) -> Iterator[records.Example]:
+        pixels = member(f"{stem}-{part}-images-idx3-ubyte.gz", (count, SIDE, SIDE))
+        labels = member(f"{stem}-{part}-labels-idx1-ubyte.gz", (count,))
+        yield from labelled(part, str(place), pixels, labels, len(class_names))
+
+    return Contents((SIDE, SIDE, 1), class_names, {part: part_examples(part, count) for part, count in images.items()})
 
 
 def labelled(part: str, where: str, pixels: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[records.Example]:
