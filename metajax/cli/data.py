@@ -14,7 +14,8 @@ from metajax.errors import UserError
 
 _USAGE = """usage: metajax data list
        metajax data prepare NAME [--source PATH] [--data-dir DIR]
-       metajax data inspect NAME [--split SPLIT] [--source PATH] [--size PIXELS] [--strict] [--data-dir DIR]
+       metajax data inspect NAME [--split SPLIT] [--source PATH] [--split-lists DIR]
+                            [--size PIXELS] [--strict] [--data-dir DIR]
 
 List the data sets, prepare one (by download, or from local files with --source), or say what is in one."""
 
@@ -49,6 +50,8 @@ class Inspect:
     """One of its named ways of splitting; by default the first."""
     source: Path | None = None
     """The folder or zip of images (for `folder` only)."""
+    split_lists: Path | None = None
+    """A folder of published lists of each split (for `folder` only)."""
     size: int | None = None
     """Side of an image, in pixels."""
     strict: bool = False
@@ -77,7 +80,7 @@ def _list(options: List) -> None:
             state = "your own images, by --source"
         else:
             state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
-        report.say(f"{name:<14} {state:<28} {info.title}: {info.description} {info.licence}")
+        report.say(f"{name:<17} {state:<28} {info.title}: {info.description}; licence: {info.licence}")
     report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
 
 
@@ -99,9 +102,9 @@ def _inspect(options: Inspect) -> None:
             raise UserError("data inspect folder needs --source FOLDER")
         if "split" in chosen:
             raise UserError("a folder has no named ways of splitting: leave out --split")
-        chosen["strict"] = options.strict
-    elif "source" in chosen:
-        raise UserError(f"--source is for folders: {options.name} is inspected as it was prepared")
+        chosen |= {"strict": options.strict, "split_lists": options.split_lists}
+    elif "source" in chosen or options.split_lists is not None:
+        raise UserError(f"--source and --split-lists are for folders: {options.name} is inspected as it was prepared")
     dataset = data.load(options.name, data_dir=options.data_dir, **chosen)
     report.say(dataset.name)
     for split, bank in dataset.splits.items():

@@ -10,7 +10,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from metajax.data import fashion_mnist, folder, omniglot
+from metajax.data import fashion_mnist, folder, images, omniglot
+from metajax.data.catalogue import IMAGE_SETS
 from metajax.data.dataset import Dataset, DatasetInfo
 from metajax.data.disk import resolve_data_dir
 from metajax.data.fashion_mnist import load_fashion_mnist
@@ -20,6 +21,7 @@ from metajax.errors import UserError
 
 __all__ = [
     "DATASETS",
+    "IMAGE_SETS",
     "Dataset",
     "DatasetInfo",
     "is_prepared",
@@ -34,6 +36,7 @@ __all__ = [
 DATASETS: dict[str, DatasetInfo] = {
     "omniglot": omniglot.INFO,
     "fashion_mnist": fashion_mnist.INFO,
+    **{name: images.info(each) for name, each in IMAGE_SETS.items()},
     "folder": folder.INFO,
 }
 """Every data set by its name on the command line."""
@@ -45,7 +48,7 @@ def load(name: str, *, data_dir: Path | None = None, **options: Any) -> Dataset:
     Args:
         name: A key of `DATASETS`.
         data_dir: Where it was prepared; by default `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
-        **options: Those of `load_omniglot`, `load_fashion_mnist` or `load_folder`.
+        **options: `split` and `size`; for a folder those of `load_folder`.
 
     Returns:
         The data set: class banks of numpy arrays, images `uint8[examples, size, size, channels]`.

@@ -115,6 +115,58 @@ def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]]) -> Datase
     )
 
 
+def pool(bank: Bank, parts: int) -> Bank:
+    """Makes one class of every `parts` neighbouring ones, without touching the images.
+
+    Args:
+        bank: Where each class lies in so many pieces, one after the other.
+        parts: Pieces of a class.
+
+    Returns:
+        The same images, in fewer classes with the names of the first pieces.
+
+    >>> bank = Bank(np.zeros((6, 1, 1, 1), np.uint8), np.array([1, 2, 3, 0], np.int32), ["a", "a", "b", "b"], [])
+    >>> pool(bank, 2).counts.tolist(), pool(bank, 2).names
+    ([3, 3], ['a', 'b'])
+    """
+    counts = bank.counts.reshape(-1, parts).sum(axis=1).astype(np.int32)
+    return bank._replace(counts=counts, names=bank.names[::parts])
+
+
+def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """Draws the classes of each split, the same ones every time.
+
+    Args:
+        sizes: For each split its number of classes.
+        seed: Of numpy's `RandomState`, whose stream is frozen for ever.
+
+    Returns:
+        For each split the indices of its classes in rising order, which is easier to look at.
+
+    >>> by_lot({"train": 3, "test": 2}, seed=0)
+    {'train': [0, 1, 2], 'test': [3, 4]}
+    """
+    order = np.random.RandomState(seed).permutation(sum(sizes.values()))
+    parts = np.split(order, np.cumsum(list(sizes.values()))[:-1])
+    return {split: np.sort(part).tolist() for split, part in zip(sizes, parts, strict=True)}
+
+
+def proportional(classes: int) -> dict[str, int]:
+    """Sizes of the splits where nobody has published any: 64 %, 16 %, 20 %, as in mini-ImageNet.
+
+    Args:
+        classes: How many there are; at least three.
+
+    Returns:
+        How many of them each split gets, at least one.
+
+    >>> proportional(50)
+    {'train': 32, 'validation': 8, 'test': 10}
+    """
+    validation, test = max(1, round(0.16 * classes)), max(1, round(0.20 * classes))
+    return {"train": classes - validation - test, "validation": validation, "test": test}
+
+
 def check_options(name: str, splits: dict[str, str], split: str, size: int) -> None:
     """Checks what the caller of a loader chose.
 

@@ -5,12 +5,12 @@ import hashlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metajax.data.disk import one_line, writing_to
+from metajax.data.disk import one_line, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
 
@@ -22,16 +22,52 @@ class RemoteFile(NamedTuple):
         url: Where from.
         size: Bytes.
         sha256: Checksum in hexadecimal digits.
+        also: Other names under which the user's own folder may hold it, unpacked for instance.
     """
 
     url: str
     size: int
     sha256: str
+    also: tuple[str, ...] = ()
 
     @property
     def filename(self) -> str:
         """Last part of the address."""
-        return self.url.rsplit("/", 1)[-1]
+        return urlsplit(self.url).path.rsplit("/", 1)[-1]
+
+
+def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir: Path | None) -> dict[str, Path]:
+    """Finds a data set's original files in the user's folder, or downloads them.
+
+    Args:
+        name: The data set.
+        files: Its original files.
+        source: A folder that holds them, or the file where there is but one; `None` downloads them.
+        data_dir: Where data is prepared; downloads are kept there.
+
+    Returns:
+        For each file's name where it lies, packed or unpacked.
+
+    Raises:
+        UserError: A file is not there, cannot be fetched, or is not the one expected.
+    """
+    if source is None:
+        return fetch(name, files, resolve_data_dir(data_dir) / "downloads" / name)
+    source = Path(source).expanduser()
+    if source.is_file() and len(files) == 1:
+        return {files[0].filename: source}
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; it should hold {' and '.join(file.filename for file in files)}")
+    return {file.filename: _find(source, file) for file in files}
+
+
+def _find(source: Path, file: RemoteFile) -> Path:
+    names = [file.filename, *file.also]
+    for name in names:
+        if (source / name).exists():
+            return source / name
+    listed = " nor ".join(names)
+    raise UserError(f"{source}: holds neither {listed}" if len(names) > 1 else f"{source}: holds no {listed}")
 
 
 def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Path]:

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ from metajax.data.cache import cached
 from metajax.data.dataset import Bank, Dataset, DatasetInfo
 from metajax.data.disk import one_line, resolve_data_dir
 from metajax.data.listing import Layout, Source, arrange, open_source
+from metajax.data.lists import arrange_by_lists
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 
 _LOG = logging.getLogger("metajax.data")
-PROPORTIONS = {"train": 0.64, "validation": 0.16, "test": 0.20}
-"""Parts of the classes where the folders name classes only: those of mini-ImageNet."""
 
 
 def load_folder(
@@ -29,6 +27,7 @@ def load_folder(
     split_seed: int = 0,
     strict: bool = False,
     data_dir: Path | None = None,
+    split_lists: Path | None = None,
 ) -> Dataset:
     """Loads a folder of images, arranged as `split/class/image` or `class/image`.
 
@@ -43,24 +42,32 @@ def load_folder(
         strict: Whether an image that cannot be read is an error. If not, it is left out: a warning says
             how many are, and `Dataset.skipped` lists them.
         data_dir: Where the decoded images are cached; see `metajax.data.prepare`.
+        split_lists: A folder of published lists that say which images or classes each split has, whatever the
+            folders say; see `metajax.data.lists`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, channels]`.
 
     Raises:
-        UserError: There are no images, or too few classes to split; or `strict` and an image is damaged.
+        UserError: There are no images, or too few classes to split; something listed is missing; or `strict`
+            and an image is damaged.
     """
     source = Path(source).expanduser()
     dataset.check_options("folder", {"": ""}, "", size)
     if channels not in (1, 3):
         raise UserError(f"{source}: {channels!r} channels asked for, there can be 1 (greyscale) or 3 (colour)")
     with open_source(source) as files:
-        layout = arrange(source, files.entries)
+        if split_lists is None:
+            layout = arrange(source, files.entries)
+        else:
+            layout = arrange_by_lists(source, files.entries, Path(split_lists).expanduser())
         if not layout.groups:
             raise UserError(f"{source}: no images in class folders; expected split/class/image.png or class/image.png")
         if files.empty:
             _LOG.warning("%s: empty folders ignored: %s", source, _some(files.empty))
         listing = "\n".join(f"{entry.path}\t{entry.stamp}" for entry in files.entries)
+        if split_lists is not None:
+            listing += "\n".join(f"\n{group}\t{paths}" for group, paths in layout.groups.items())
         fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
         key = {"data": "folder", "files": fingerprint, "size": size, "channels": channels}
         stem = resolve_data_dir(data_dir) / "folder" / f"{fingerprint[:16]}-{size}px-{channels}"
@@ -113,23 +120,17 @@ def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels
     return Bank(images[:done], np.asarray(counts, np.int32), names, skipped)
 
 
-def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, Sequence[int]]]:
+def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[int]]]:
     """Assigns the classes to splits, by their folders or by lot."""
     owners = [name.split("/", 1)[0] for name in bank.names]
     bank = bank._replace(names=[name.split("/", 1)[1] for name in bank.names])
     total = len(bank.names)
     if owners[0]:
-        found = [split for split in PROPORTIONS if split in owners]
+        found = [split for split in ("train", "validation", "test") if split in owners]
         return bank, {split: [c for c in range(total) if owners[c] == split] for split in found}
-    if total < len(PROPORTIONS):
-        raise UserError(f"{source}: holds {total} classes, a split by class needs at least {len(PROPORTIONS)}")
-    # At least one class in each part, then the nearest whole numbers.
-    validation = max(1, round(PROPORTIONS["validation"] * total))
-    test = max(1, round(PROPORTIONS["test"] * total))
-    # RandomState, for its stream never changes between versions of numpy.
-    order = np.random.RandomState(seed).permutation(total)
-    parts = np.split(order, [total - validation - test, total - test])
-    return bank, {split: np.sort(part).tolist() for split, part in zip(PROPORTIONS, parts, strict=True)}
+    if total < 3:
+        raise UserError(f"{source}: holds {total} classes, a split by class needs at least 3")
+    return bank, dataset.by_lot(dataset.proportional(total), seed)
 
 
 def _some(items: list[str], limit: int = 3) -> str:

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
 from metajax.data import dataset, records
-from metajax.data.cache import cached
-from metajax.data.dataset import Bank, Dataset, DatasetInfo
-from metajax.data.disk import one_line, resolve_data_dir
-from metajax.data.download import RemoteFile, fetch
+from metajax.data.dataset import Dataset, DatasetInfo
+from metajax.data.disk import one_line
+from metajax.data.download import RemoteFile, obtain
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 
@@ -37,11 +34,13 @@ FILES = (
         "https://github.com/brendenlake/omniglot/raw/master/python/images_background.zip",
         9_464_212,
         "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+        ("images_background", "python/images_background.zip", "python/images_background"),
     ),
     RemoteFile(
         "https://github.com/brendenlake/omniglot/raw/master/python/images_evaluation.zip",
         6_462_886,
         "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+        ("images_evaluation", "python/images_evaluation.zip", "python/images_evaluation"),
     ),
 )
 
@@ -81,18 +80,12 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
         UserError: The data set is not prepared or damaged, or `split` does not exist.
     """
     dataset.check_options("omniglot", INFO.splits, split, size)
-    root = resolve_data_dir(data_dir) / _STORE.name
-    key = {"records": records.fingerprint(_STORE, data_dir), "size": size}
-    bank = cached(root / "decoded" / f"{size}px", key, lambda: _decode_all(data_dir, size))
+    bank = records.load_bank(_STORE, data_dir, size)
     if split == "alphabet":
         background = sum(name.startswith("background/") for name in bank.names)
         classes = {"train": range(background), "test": range(background, len(bank.names))}
     else:
-        order = np.random.RandomState(SPLIT_SEED).permutation(len(bank.names))
-        ends = np.cumsum(list(RANDOM_CHARACTER.values()))
-        # Within a split the characters stand in alphabetical order, which is easier to look at.
-        parts = [np.sort(part).tolist() for part in np.split(order, ends[:-1])]
-        classes = dict(zip(RANDOM_CHARACTER, parts, strict=True))
+        classes = dataset.by_lot(RANDOM_CHARACTER, SPLIT_SEED)
     return dataset.split(f"omniglot/{split}", bank, classes)
 
 
@@ -113,11 +106,8 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):
         return folder
-    if source is None:
-        archives = fetch(_STORE.name, FILES, resolve_data_dir(data_dir) / "downloads" / _STORE.name)
-        places = dict(zip(CHARACTERS, archives.values(), strict=True))
-    else:
-        places = {part: _find(Path(source).expanduser(), part) for part in CHARACTERS}
+    files = obtain(_STORE.name, FILES, source, data_dir)
+    places = dict(zip(CHARACTERS, files.values(), strict=True))
     listings = {part: _list(place, part) for part, place in places.items()}
     names = [f"{part}/{name}" for part, listing in listings.items() for name in listing]
     splits, label = {}, 0
@@ -126,17 +116,6 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
         label += len(listing)
     records.write(_STORE, data_dir, (SIDE, SIDE, 1), names, splits)
     return folder
-
-
-def _find(source: Path, part: str) -> Path:
-    """Finds one part of the data set, also in a clone of its repository."""
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; it should hold images_background.zip and images_evaluation.zip")
-    for folder in (source, source / "python"):
-        for place in (folder / f"images_{part}.zip", folder / f"images_{part}"):
-            if place.exists():
-                return place
-    raise UserError(f"{source}: holds neither images_{part}.zip nor a folder images_{part}; Omniglot needs both parts")
 
 
 def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
@@ -211,17 +190,6 @@ def _check_png(drawing: _Drawing, data: bytes) -> None:
         raise UserError(f"{drawing.where}: not a readable PNG image ({error})") from error
     if shape != (SIDE, SIDE):
         raise UserError(f"{drawing.where}: {shape[0]}×{shape[1]} pixels, it should have {SIDE}×{SIDE}")
-
-
-def _decode_all(data_dir: Path | None, size: int) -> Bank:
-    """Decodes every drawing: background before evaluation, then alphabetically."""
-    total = sum(CHARACTERS.values())
-    images = np.zeros((total * DRAWINGS, size, size, 1), np.uint8)
-    for part in CHARACTERS:
-        for record in records.read(_STORE, data_dir, part, size):
-            images[record.label * DRAWINGS + record.index] = record.pixels
-    counts = np.full(total, DRAWINGS, np.int32)
-    return Bank(images, counts, records.class_names(_STORE, data_dir), [])
 
 
 INFO = DatasetInfo(

@@ -6,17 +6,20 @@ images go in as encoded PNG files and come out undecoded, and the archives are o
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.data.cache import cached
+from metajax.data.dataset import Bank, pool
 from metajax.data.disk import one_line, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 
-Example = tuple[str, dict[str, Any]]
+Example = tuple[str | int, dict[str, Any]]
 """A unique key and the features."""
 
 
@@ -25,8 +28,8 @@ class Record(NamedTuple):
 
     Attributes:
         label: The class.
-        index: The image's place, as it was written.
-        pixels: `uint8[size, size, 1]`.
+        index: The image's place, as it was written, or in the file where none was.
+        pixels: `uint8[size, size, channels]`.
     """
 
     label: int
@@ -42,12 +45,14 @@ class Store(NamedTuple):
         version: Changes whenever the records do.
         description: A sentence for the data set's own metadata.
         homepage: Where it comes from.
+        config: Which of TFDS' several forms of it, if there are several.
     """
 
     name: str
     version: str
     description: str
     homepage: str
+    config: str = ""
 
 
 def directory(store: Store, data_dir: Path | None) -> Path:
@@ -58,9 +63,9 @@ def directory(store: Store, data_dir: Path | None) -> Path:
         data_dir: As in `resolve_data_dir`.
 
     Returns:
-        `DATA_DIR/NAME/VERSION`, which TFDS calls the data directory.
+        `DATA_DIR/NAME/VERSION`, or `DATA_DIR/NAME/CONFIG/VERSION`, where TFDS would put it too.
     """
-    return resolve_data_dir(data_dir) / store.name / store.version
+    return resolve_data_dir(data_dir) / store.name / store.config / store.version
 
 
 def is_prepared(store: Store, data_dir: Path | None) -> bool:
@@ -79,7 +84,7 @@ def is_prepared(store: Store, data_dir: Path | None) -> bool:
 def write(
     store: Store,
     data_dir: Path | None,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int | None, int | None, int],
     class_names: list[str],
     splits: Mapping[str, Iterable[Example]],
 ) -> None:
@@ -88,7 +93,7 @@ def write(
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
-        image_shape: Height, width, channels of every image.
+        image_shape: Height, width, channels of every image; `None` where they differ.
         class_names: One name per label.
         splits: For each split its examples: `image` (an encoded PNG), `label`, `index` (its place among the
             images of the class or of the split).
@@ -110,6 +115,7 @@ def write(
     class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = store.name
         VERSION = tfds.core.Version(store.version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=store.config)] if store.config else []
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -151,14 +157,16 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
     if not is_prepared(store, data_dir):
         command = f"metajax data prepare {store.name}"
         raise UserError(
-            f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}` to download it, "
+            f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}`, "
             f"or `{command} --source DIR` to take local files"
         )
     files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
 
 
-def read(store: Store, data_dir: Path | None, split: str, size: int) -> Iterator[Record]:
+def read(
+    store: Store, data_dir: Path | None, split: str, size: int, channels: int = 1, limit: int | None = None
+) -> Iterator[Record]:
     """Reads and decodes a split's records.
 
     Args:
@@ -166,6 +174,8 @@ def read(store: Store, data_dir: Path | None, split: str, size: int) -> Iterator
         data_dir: As in `resolve_data_dir`.
         split: Name of the split as it was written.
         size: Side of a decoded image in pixels.
+        channels: 1 for greyscale, 3 for colour.
+        limit: How many images of a class are enough; by default all.
 
     Yields:
         The records in the order of the file, which is shuffled.
@@ -178,13 +188,24 @@ def read(store: Store, data_dir: Path | None, split: str, size: int) -> Iterator
 
     try:
         builder: Any = tfds.builder_from_directory(folder)
+        features = builder.info.features
         # Left to itself TFDS decodes with OpenCV or Pillow, whichever is there, and the two disagree on
         # one-bit images: 0 and 255 against 0 and 1.
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+        source = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
+        enough = Counter(dict.fromkeys(range(features["label"].num_classes), limit)) if limit else None
         for begin in range(0, len(source), 4096):
-            for record in source.__getitems__(range(begin, min(begin + 4096, len(source)))):
+            batch = source.__getitems__(range(begin, min(begin + 4096, len(source))))
+            for place, record in enumerate(batch, begin):
+                label = int(record["label"])
+                if enough is not None:
+                    if not enough[label]:
+                        continue
+                    enough[label] -= 1
                 # A cut-off file is not noticed by the reader: it yields empty records, which do not decode.
-                yield Record(record["label"], record["index"], decode(record["image"], size, 1))
+                yield Record(label, int(record.get("index", place)), decode(record["image"], size, channels))
+            if enough is not None and not enough.total():
+                return
     except Exception as error:
         raise UserError(
             f"{folder}: damaged records ({one_line(error)}); delete this folder and run "
@@ -192,20 +213,62 @@ def read(store: Store, data_dir: Path | None, split: str, size: int) -> Iterator
         ) from error
 
 
-def class_names(store: Store, data_dir: Path | None) -> list[str]:
-    """Reads the names of a prepared data set's classes.
+def load_bank(
+    store: Store,
+    data_dir: Path | None,
+    size: int,
+    channels: int = 1,
+    *,
+    parts: Iterable[str] = (),
+    limit: int | None = None,
+    transpose: bool = False,
+) -> Bank:
+    """Loads all images of a prepared data set, decoded once and cached.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
+        size: Side of a decoded image in pixels.
+        channels: 1 for greyscale, 3 for colour.
+        parts: The official parts to keep apart: each class is then as many classes of the bank, one after
+            the other. By default the parts are pooled, in alphabetical order.
+        limit: How many images of a class in a part are enough; by default all.
+        transpose: Whether rows are to become columns.
 
     Returns:
-        A name for each label.
+        The images class by class, within it part by part, within it by their index.
+
+    Raises:
+        UserError: The data set is not prepared, or it is damaged.
     """
+    key = {"records": fingerprint(store, data_dir), "size": size, **({"limit": limit} if limit else {})}
+    folder = resolve_data_dir(data_dir) / store.name / "decoded"
+
+    def decode_all() -> Bank:
+        labels, splits = _contents(store, data_dir)
+        chosen = list(parts) or splits
+        found = [
+            (record.label, place, record.index, record.pixels)
+            for place, part in enumerate(chosen)
+            for record in read(store, data_dir, part, size, channels, limit)
+        ]
+        found.sort(key=lambda item: item[:3])
+        images = np.stack([pixels for *_, pixels in found])
+        owners = [label * len(chosen) + place for label, place, *_ in found]
+        counts = np.bincount(owners, minlength=len(labels) * len(chosen)).astype(np.int32)
+        names = [name for name in labels for _ in chosen]
+        bank = Bank(images.swapaxes(1, 2) if transpose else images, counts, names, [])
+        return bank if parts else pool(bank, len(chosen))
+
+    return cached(folder / f"{size}px", key, decode_all)
+
+
+def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:
+    """Reads the names of a prepared data set's classes and of its parts."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(directory(store, data_dir))
-    return list(builder.info.features["label"].names)
+    return list(builder.info.features["label"].names), sorted(builder.info.splits)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from metajax.experiment.settings import (
     TrainingSettings,
     Validation,
 )
-from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
+from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Images, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
 from metajax.learners.anil import ANIL, BOIL
 from metajax.learners.cavia import CAVIA
 from metajax.learners.foml import FOML
@@ -39,6 +39,7 @@ __all__ = [
     "FashionMNIST",
     "Folder",
     "Glyphs",
+    "Images",
     "Inner",
     "LearnerSpec",
     "LoRA",

@@ -9,7 +9,6 @@ from metajax import data, tasks
 from metajax.errors import UserError
 from metajax.experiment.checks import at_least
 from metajax.losses import classification_loss, regression_loss
-from metajax.tasks.episodes import Transform
 from metajax.types import ApplyFn, LossFn, TaskSampler
 
 
@@ -154,13 +153,41 @@ class FashionMNIST:
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
         dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
-        return _episodes(
-            dataset,
-            self.ways,
-            self.train,
-            self.test,
-            {"train": {"transform": _augmentation(self.flip, self.shift)}},
-        )
+        return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """Photographs, drawings or characters of a prepared data set, tasks made of its classes."""
+
+    dataset: Literal[
+        "cifar100", "emnist", "kmnist", "quickdraw_bitmap", "caltech_birds2011", "oxford_flowers102", "dtd"
+    ] = "cifar100"
+    """A data set of `metajax data list`."""
+    split: str | None = None
+    """Which of its splits by class, e.g. cifar_fs or fc100; by default its first."""
+    ways: int = 5
+    """Classes in a task."""
+    train: Shots = Shots()
+    test: Shots = Shots()
+    size: int | None = None
+    """Images are cropped to a square and resized to so many pixels; by default what is usual for the data set."""
+    flip: bool | None = None
+    """Mirror images at random in training; by default where the mirror image shows the same thing."""
+    shift: int = 4
+    """Move images by up to so many pixels in training."""
+
+    def __post_init__(self):
+        at_least("task", 2, ways=self.ways)
+        at_least("task", 1, size=self.size)
+        at_least("task", 0, shift=self.shift)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers."""
+        images = data.IMAGE_SETS[self.dataset]
+        dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
+        flip = images.mirrors if self.flip is None else self.flip
+        return _augmented(dataset, self.ways, self.train, self.test, flip, self.shift)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +210,8 @@ class Folder:
     """Move images by up to so many pixels in training."""
     split_seed: int = 0
     """Splits the classes, where the folder does not say which are for training and which for test."""
+    split_lists: Path | None = None
+    """A folder of published lists, train/val/test.csv (filename,label) or .txt (class names): mini-ImageNet's."""
     strict: bool = False
     """A corrupt image is an error, and not skipped with a warning."""
 
@@ -202,19 +231,16 @@ class Folder:
             split_seed=self.split_seed,
             strict=self.strict,
             data_dir=data_dir,
+            split_lists=self.split_lists,
         )
-        return _episodes(
-            dataset,
-            self.ways,
-            self.train,
-            self.test,
-            {"train": {"transform": _augmentation(self.flip, self.shift)}},
-        )
+        return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
 
 
-def _augmentation(flip: bool, shift: int) -> Transform | None:
+def _augmented(dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int) -> Tasks:
+    """Samplers for every split of a data set, whose images are mirrored and moved in training."""
     transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
-    return tasks.chain(*transforms) if transforms else None
+    options = {"transform": tasks.chain(*transforms) if transforms else None}
+    return _episodes(dataset, ways, train, test, {"train": options})
 
 
 def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, options: dict[str, dict[str, Any]]) -> Tasks:

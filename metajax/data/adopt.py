@@ -1,0 +1,96 @@
+"""Records that TFDS prepared elsewhere, taken over without TensorFlow."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from metajax.data import records
+from metajax.data.disk import one_line, writing_to
+from metajax.errors import UserError
+
+_INFO = "dataset_info.json"
+
+
+def is_tfds(source: Path) -> bool:
+    """Tells whether a folder, or one below it, is a data set that TFDS prepared.
+
+    Args:
+        source: The folder.
+
+    Returns:
+        Whether it is.
+    """
+    return bool(_prepared_below(source))
+
+
+def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
+    """Copies, or links where the disk allows it, what `tfds build --file_format=array_record` made.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+        source: TFDS' data directory, or the folder of the data set, its form or its version in it.
+
+    Returns:
+        The records' folder.
+
+    Raises:
+        UserError: The folder holds another data set, another file format or none at all; or the disk is full.
+    """
+    folder = _find(store, source)
+    target = records.directory(store, data_dir)
+    temporary = target.with_name(f"incomplete.{uuid.uuid4().hex}")
+    with writing_to(target.parent):
+        try:
+            shutil.copytree(folder, temporary, copy_function=_link_or_copy)
+            temporary.rename(target)
+        except OSError:
+            # Two processes may do so at once; the slower one cannot rename over the other's result.
+            if not records.is_prepared(store, data_dir):
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _find(store: records.Store, source: Path) -> Path:
+    """Finds the newest version of a data set below a folder."""
+    wanted = "/".join(filter(None, (store.name, store.config)))
+    infos = {folder: _read(folder) for folder in _prepared_below(source)}
+    names = {folder: "/".join(filter(None, (i.get("name"), i.get("configName")))) for folder, i in infos.items()}
+    right = [folder for folder in infos if names[folder] == wanted]
+    if not right:
+        held = f"holds {', '.join(sorted(set(names.values())))}" if names else f"holds no {_INFO}"
+        raise UserError(f"{source}: {held}; it should be the folder of {wanted} that TFDS prepared")
+    newest = max(right, key=lambda folder: [int(n) for n in infos[folder].get("version", "0").split(".")])
+    if (found := infos[newest].get("fileFormat", "tfrecord")) != "array_record":
+        raise UserError(
+            f"{newest}: is stored as {found}, which cannot be read without TensorFlow: "
+            f"prepare it with `tfds build {wanted} --file_format=array_record`"
+        )
+    return newest
+
+
+def _prepared_below(source: Path) -> list[Path]:
+    """Folders that TFDS finished: `NAME/CONFIG/VERSION` from any level on."""
+    found = [source / _INFO, *(path for depth in ("*", "*/*", "*/*/*") for path in source.glob(f"{depth}/{_INFO}"))]
+    return [path.parent for path in found if path.is_file() and not path.parent.name.startswith("incomplete")]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / _INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / _INFO}: cannot read: {one_line(error)}") from error
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Takes no space on the same disk; TFDS never changes a file that it has finished."""
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
