@@ -8,7 +8,7 @@ from metajax.learners import Estimate, MetaLearner, maml, reptile
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
-from metajax.tasks import episodes, glyphs, sinusoid
+from metajax.tasks import episodes, glyphs, sinusoid, varied_episodes
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 
@@ -48,4 +48,5 @@ __all__ = [
     "task_keys",
     "task_mesh",
     "tasks",
+    "varied_episodes",
 ]
