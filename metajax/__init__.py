@@ -3,11 +3,13 @@
 from metajax import models, tasks
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
+from metajax.host import HostTasks, feed, host_episodes
 from metajax.inner import Adapted, InnerLoop, inner_loop
 from metajax.learners import Estimate, MetaLearner, maml, reptile
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
+from metajax.ranks import mean_ranks
 from metajax.tasks import episodes, glyphs, sinusoid, varied_episodes
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
@@ -20,6 +22,7 @@ __all__ = [
     "Batch",
     "ClassBank",
     "Estimate",
+    "HostTasks",
     "InnerLoop",
     "LossFn",
     "MetaLearner",
@@ -32,15 +35,18 @@ __all__ = [
     "average_tasks",
     "classification_loss",
     "episodes",
+    "feed",
     "first_non_finite",
     "functional",
     "glyphs",
+    "host_episodes",
     "init_train_state",
     "inner_loop",
     "make_evaluation",
     "make_train_step",
     "maml",
     "map_tasks",
+    "mean_ranks",
     "models",
     "regression_loss",
     "reptile",

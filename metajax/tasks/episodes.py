@@ -103,7 +103,7 @@ def draw_episode(
         return picked.reshape(-1)[order], jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
 
     def batch(x: jax.Array, y: jax.Array, key: jax.Array) -> Batch:
-        x = x.astype(jnp.float32) / 255
+        x = jnp.asarray(x).astype(jnp.float32) / 255  # numpy would round otherwise
         if rotations:
             x = jax.vmap(turn)(x, turns[y])
         if transform is not None:

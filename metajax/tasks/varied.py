@@ -138,17 +138,14 @@ def _table(domains: Sequence[Domain]) -> _Table:
     starts = [np.repeat(np.asarray(d.bank.starts) + at, n) for d, at, n in zip(domains, offsets, sides, strict=True)]
     counts = [np.repeat(np.asarray(d.bank.counts), n) for d, n in zip(domains, sides, strict=True)]
     turns = [np.tile(np.arange(n), len(d.bank.counts)) for d, n in zip(domains, sides, strict=True)]
-    ints = (
-        np.concatenate(starts),
-        np.concatenate(counts),
-        np.concatenate(turns),
-        np.cumsum(classes) - classes,
-        classes,
-    )
     return _Table(
-        jnp.asarray(np.concatenate([domain.bank.images for domain in domains])),
-        *(jnp.asarray(each, jnp.int32) for each in ints),
-        jnp.ones(len(domains)),
+        images=jnp.asarray(np.concatenate([domain.bank.images for domain in domains])),
+        starts=jnp.asarray(np.concatenate(starts), jnp.int32),
+        counts=jnp.asarray(np.concatenate(counts), jnp.int32),
+        turns=jnp.asarray(np.concatenate(turns), jnp.int32),
+        first=jnp.asarray(np.cumsum(classes) - classes, jnp.int32),
+        classes=jnp.asarray(classes, jnp.int32),
+        weights=jnp.ones(len(domains)),
     )
 
 
