@@ -12,7 +12,18 @@ from metajax.experiment.settings import (
     TrainingSettings,
     Validation,
 )
-from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
+from metajax.experiment.tasks import (
+    Domains,
+    FashionMNIST,
+    Folder,
+    Glyphs,
+    Omniglot,
+    Shots,
+    Sinusoid,
+    Source,
+    Tasks,
+    TaskSpec,
+)
 from metajax.learners.maml import MAML
 from metajax.learners.reptile import Reptile
 
@@ -20,6 +31,7 @@ __all__ = [
     "MAML",
     "MLP",
     "Conv4",
+    "Domains",
     "EvaluationSettings",
     "Execution",
     "Experiment",
@@ -37,6 +49,7 @@ __all__ = [
     "ResNet18",
     "Shots",
     "Sinusoid",
+    "Source",
     "TaskSpec",
     "Tasks",
     "TrainingSettings",
