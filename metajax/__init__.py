@@ -3,6 +3,7 @@
 from metajax import learners, models, tasks
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
+from metajax.host import HostTasks, feed, host_episodes
 from metajax.inner import Adapted, InnerLoop, inner_loop
 from metajax.learners import (
     Estimate,
@@ -24,7 +25,8 @@ from metajax.learners import (
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
-from metajax.tasks import episodes, glyphs, sinusoid
+from metajax.ranks import mean_ranks
+from metajax.tasks import episodes, glyphs, sinusoid, varied_episodes
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 
@@ -36,6 +38,7 @@ __all__ = [
     "Batch",
     "ClassBank",
     "Estimate",
+    "HostTasks",
     "InnerLoop",
     "LossFn",
     "MetaLearner",
@@ -52,10 +55,12 @@ __all__ = [
     "cavia",
     "classification_loss",
     "episodes",
+    "feed",
     "first_non_finite",
     "foml",
     "functional",
     "glyphs",
+    "host_episodes",
     "imaml",
     "init_train_state",
     "inner_loop",
@@ -66,6 +71,7 @@ __all__ = [
     "maml",
     "maml_plus_plus",
     "map_tasks",
+    "mean_ranks",
     "meta_sgd",
     "models",
     "proto_maml",
@@ -76,4 +82,5 @@ __all__ = [
     "task_keys",
     "task_mesh",
     "tasks",
+    "varied_episodes",
 ]

@@ -7,11 +7,13 @@ import optax
 from metajax.types import ApplyFn, Batch, LossFn
 
 
-def classification_loss(apply: ApplyFn) -> LossFn:
+def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
     """Mean cross-entropy of `apply`'s logits, with the accuracy as a metric.
 
     Args:
         apply: A model `(params, x, rng) -> logits [examples, ways]`.
+        varied_ways: Leave out the logits above the largest label of the batch, for tasks that may have fewer ways than
+            the model has outputs. Every batch must then have an example of each way, if only one of weight 0.
 
     Returns:
         A loss on a `Batch` with integer labels `[examples]`; metrics `loss` (nats) and `accuracy` (in `[0, 1]`).
@@ -26,6 +28,8 @@ def classification_loss(apply: ApplyFn) -> LossFn:
 
     def loss_fn(params, data: Batch, rng):
         logits = apply(params, data.x, rng)
+        if varied_ways:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
         loss = weighted_mean(losses, data.mask)
         accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)

@@ -55,6 +55,13 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+def split_over_tasks(mesh: Mesh | None, num_tasks: int) -> NamedSharding | None:
+    """Where arrays `[steps, tasks, ...]` live: each task on its device, or all everywhere if they do not divide."""
+    if mesh is None or num_tasks % mesh.size:
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+
 def task_keys(rng: jax.Array, num_tasks: int) -> jax.Array:
     """A key for each task, `key[num_tasks]`: a function of `rng` and the task's index alone.
 

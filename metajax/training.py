@@ -1,7 +1,7 @@
 """The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,15 @@ import optax
 from jax.sharding import Mesh
 
 from metajax.learners import Estimate, MetaLearner
-from metajax.parallel import average_tasks, default_chunk_size, replicate, replicated, task_keys
-from metajax.types import MetaParams, Metrics, Params, PyTree, TaskSampler
+from metajax.parallel import (
+    average_tasks,
+    default_chunk_size,
+    replicate,
+    replicated,
+    split_over_tasks,
+    task_keys,
+)
+from metajax.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 
 class TrainState(NamedTuple):
@@ -31,7 +38,12 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-TrainStep = Callable[[TrainState], tuple[TrainState, Metrics]]
+class TrainStep(Protocol):
+    """A compiled call of some meta-steps."""
+
+    def __call__(self, state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
+        """Advance the state, which is donated; `fed` are arrays `[steps_per_call, tasks_per_step, ...]`."""
+        ...
 
 
 def init_train_state(
@@ -62,7 +74,7 @@ def init_train_state(
 def make_train_step(
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
-    sampler: TaskSampler,
+    sampler: TaskSampler | Callable[[jax.Array, Any], Task],
     *,
     tasks_per_step: int,
     steps_per_call: int = 1,
@@ -79,16 +91,18 @@ def make_train_step(
         learner: A meta-learner.
         optimizer: The outer optimiser; clipping and schedules are parts of an optax chain.
         sampler: `rng -> Task`. Arrays that it holds as a `jax.tree_util.Partial` (a class bank, say) are passed to
-            the compiled function as arguments, not built into it as constants.
+            the compiled function as arguments, not built into it as constants. Or `(rng, fed) -> Task` for tasks whose
+            data does not live on the device: `fed` is then what the call is given for that task, from `feed` say.
         tasks_per_step: Tasks in a meta-step (the meta-batch).
         steps_per_call: Meta-steps in one call.
         chunk_size: Tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
 
     Returns:
-        `state -> (state, metrics)`, which donates its argument. Each metric is `float[steps_per_call]`:
-        the learner's own, averaged over tasks, and the norms of the
-        meta-gradient and of the update, `gradient_norm` and `update_norm`.
+        `(state, fed=None) -> (state, metrics)`, which donates the state. `fed` is nothing, or a pytree of arrays
+        `[steps_per_call, tasks_per_step, ...]`, from which each task gets its own. Each metric is
+        `float[steps_per_call]`: the learner's own, averaged over tasks, and the norms of the meta-gradient and of the
+        update, `gradient_norm` and `update_norm`.
 
     Raises:
         ValueError: If a count is below 1.
@@ -107,16 +121,18 @@ def make_train_step(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
-    def estimate(shared, key) -> Estimate:
+    def estimate(shared, task) -> Estimate:
         meta_params, learner_state, sampler = shared
+        key, fed = task
         task_key, learn_key = jax.random.split(key)
-        return learner.gradient(meta_params, sampler(task_key), learn_key, learner_state)
+        task = sampler(task_key) if fed is None else sampler(task_key, fed)
+        return learner.gradient(meta_params, task, learn_key, learner_state)
 
-    def meta_step(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
+    def meta_step(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
-        keys = task_keys(jax.random.fold_in(state.key, state.step), tasks_per_step)
+        keys = step_keys(state.key, state.step, tasks_per_step)
         shared = (state.meta_params, state.learner_state, sampler)
-        mean = average_tasks(estimate, shared, keys, chunk_size=chunk, mesh=mesh)
+        mean = average_tasks(estimate, shared, (keys, fed), chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
         norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
         metrics = {**mean.metrics, **norms}
@@ -126,14 +142,25 @@ def make_train_step(
         meta_params, opt_state, learner_state, step = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
 
-    def run(state: TrainState, sampler) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, _: meta_step(state, sampler), state, length=steps_per_call)
+    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
+        first = state.step
+
+        def step(state, _):  # a step that failed stays where it is, and so must what it is fed
+            return meta_step(state, sampler, jax.tree.map(lambda leaf: leaf[state.step - first], fed))
+
+        return jax.lax.scan(step, state, length=steps_per_call)
 
     everywhere = replicated(mesh)
-    compiled = jax.jit(run, donate_argnums=0, in_shardings=everywhere, out_shardings=everywhere)
+    shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
+    compiled = jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
     # A state that is not yet where the compiled step keeps it would make a second program.
-    return lambda state: compiled(replicate(state, mesh), held)
+    return lambda state, fed=None, /: compiled(replicate(state, mesh), held, fed)
+
+
+def step_keys(key: jax.Array, step: int | jax.Array, tasks_per_step: int) -> jax.Array:
+    """A key for each task of a meta-step, `key[tasks_per_step]`; the first half of its split draws the task."""
+    return task_keys(jax.random.fold_in(key, step), tasks_per_step)
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

@@ -19,6 +19,7 @@ from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
+from metajax.types import TaskSampler
 
 
 @dataclasses.dataclass
@@ -146,6 +147,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a state as its experiment says; the report also names the split and the seed.
 
+    Of tasks from several domains it also has `domains`, with a report on as many tasks of each alone.
+
     Raises:
         UserError: If the tasks have no such split.
     """
@@ -155,19 +158,23 @@ def evaluate_run(
     seed = experiment.seed if seed is None else seed
     settings = experiment.evaluation
     support = jax.eval_shape(sampler, jax.random.key(0)).support
-    evaluate = make_evaluation(
-        parts.learner,
-        parts.loss_fn,
-        sampler,
-        steps=settings.steps,
-        num_tasks=settings.num_tasks,
-        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
-        non_transductive=settings.non_transductive,
-        chunk_size=experiment.execution.chunk_size,
-        mesh=mesh,
-    )
-    measured = evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)
-    return {"split": split, "seed": seed, **measured}
+
+    def measure(sampler: TaskSampler) -> Evaluation:
+        evaluate = make_evaluation(
+            parts.learner,
+            parts.loss_fn,
+            sampler,
+            steps=settings.steps,
+            num_tasks=settings.num_tasks,
+            batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
+            non_transductive=settings.non_transductive,
+            chunk_size=experiment.execution.chunk_size,
+            mesh=mesh,
+        )
+        return evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)
+
+    by_domain = {name: measure(each) for name, each in parts.tasks.domains.get(split, {}).items()}
+    return {"split": split, "seed": seed, **measure(sampler), **({"domains": by_domain} if by_domain else {})}
 
 
 def _listed(steps: list[int]) -> str:

@@ -62,8 +62,12 @@ def _condense(box: str) -> str:
     rule = lines.index(_RULE) if _RULE in lines else len(lines)
     message = " ".join(lines[:rule]).strip().rstrip(".")
     proposed = [
-        re.split(r"\s", line)[0]
+        re.findall(r"--[\w.-]+", line)  # a switch has two names, on and off
         for head, line in itertools.pairwise(lines)
         if head.startswith("Perhaps you meant") and line.startswith("--")
     ]
-    return message + (f"; did you mean {proposed[0]}?" if proposed else "")
+    if not proposed:
+        return message
+    given = re.search(r"--[\w.-]+", message)
+    nearest = difflib.get_close_matches(given[0] if given else "", proposed[0], n=1, cutoff=0)
+    return f"{message}; did you mean {nearest[0]}?"

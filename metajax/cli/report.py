@@ -40,26 +40,35 @@ def table(result: dict[str, Any]) -> None:
         return
     kinds = {"transductive": "", "non_transductive": "alone: "}
     columns = [
-        (label + name, name, values)
+        (label + name, name, kind)
         for kind, label in kinds.items()
-        for name, values in result.get(kind, {}).items()
+        for name in result.get(kind, {})
         if name != "diverged"
     ]
-    grid = Table("inner steps", box=box.SIMPLE)
-    for title, _, _ in columns:
-        grid.add_column(title, justify="right", no_wrap=True)
-    for step in _some_steps(result["inner_steps"]):
-        grid.add_row(
-            str(step), *[_cell(name, values["mean"][step], values["ci95"][step]) for _, name, values in columns]
-        )
+    rows = {str(step): (result, step) for step in _some_steps(result["inner_steps"])}
+    domains = {name: (each, each["inner_steps"]) for name, each in result.get("domains", {}).items()}
     console = Console()
     console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
-    console.print(grid)
+    console.print(_grid("inner steps", columns, rows))
+    if domains:
+        console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
+        console.print(_grid("domain", columns, domains))
     if "non_transductive" in result:
         console.print("alone: each query with the support set only; else all queries of a task together")
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")
+
+
+def _grid(head: str, columns: list[tuple[str, str, str]], rows: dict[str, tuple[dict[str, Any], int]]) -> Table:
+    """A table with a row for each report and step."""
+    grid = Table(head, box=box.SIMPLE)
+    for title, _, _ in columns:
+        grid.add_column(title, justify="right", no_wrap=True)
+    for label, (result, step) in rows.items():
+        cells = [(name, result[kind][name]) for _, name, kind in columns]
+        grid.add_row(label, *[_cell(name, values["mean"][step], values["ci95"][step]) for name, values in cells])
+    return grid
 
 
 def _some_steps(last: int) -> list[int]:

@@ -1,6 +1,7 @@
 """An experiment as plain, typed values: what a config file holds and the command line overrides."""
 
 from metajax.experiment.build import Parts, build
+from metajax.experiment.domains import Domains, Source
 from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
 from metajax.experiment.settings import (
     EvaluationSettings,
@@ -33,6 +34,7 @@ __all__ = [
     "MAML",
     "MLP",
     "Conv4",
+    "Domains",
     "EvaluationSettings",
     "Execution",
     "Experiment",
@@ -57,6 +59,7 @@ __all__ = [
     "ResNet18",
     "Shots",
     "Sinusoid",
+    "Source",
     "TaskSpec",
     "Tasks",
     "TrainingSettings",

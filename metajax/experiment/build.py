@@ -12,7 +12,7 @@ from metajax.errors import UserError
 from metajax.experiment.settings import Experiment
 from metajax.experiment.tasks import Tasks
 from metajax.learners import Ingredients, MetaLearner
-from metajax.models import functional
+from metajax.models import BatchNorm, functional
 from metajax.partition import named, names
 from metajax.types import ApplyFn, LossFn, Params
 
@@ -45,6 +45,8 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     support = jax.eval_shape(tasks.samplers["train"], jax.random.key(0)).support
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
+    if getattr(support, "mask", None) is not None:
+        _check_padded(experiment, module)
     apply, params = functional(module)
     _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
     _check_frozen(experiment.inner.frozen, params)
@@ -91,6 +93,20 @@ def _check_evaluation(experiment: Experiment, tasks: Tasks) -> None:
         raise UserError(
             'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0, with a task '
             "that has validation classes, or choose last"
+        )
+
+
+def _check_padded(experiment: Experiment, module: nnx.Module) -> None:
+    """What would see the padding of tasks of varying size."""
+    if any(isinstance(part, BatchNorm) for _, part in nnx.iter_modules(module)):
+        raise UserError(
+            "model: batch normalisation would count the padding of tasks of varying size: choose --model.norm group, "
+            "which normalises each example alone"
+        )
+    if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
+        raise UserError(
+            "inner.batch_size and evaluation.batch_size must be None for tasks of varying size: minibatches would be "
+            "drawn from their padding too"
         )
 
 

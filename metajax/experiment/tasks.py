@@ -20,12 +20,16 @@ class Tasks(NamedTuple):
         outputs: Outputs of a model: the ways, or the size of a target.
         loss: From a model's `apply` to the loss on a batch.
         class_names: Names of the classes of each split; empty where there are none.
+        banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
+        domains: For each split the samplers of its domains by name, where tasks come from several.
     """
 
     samplers: dict[str, TaskSampler]
     outputs: int
     loss: Callable[[ApplyFn], LossFn]
     class_names: dict[str, list[str]] = {}  # noqa: RUF012
+    banks: dict[str, tasks.Domain] = {}  # noqa: RUF012
+    domains: dict[str, dict[str, TaskSampler]] = {}  # noqa: RUF012
 
 
 @runtime_checkable
@@ -261,4 +265,5 @@ def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, optio
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 
     samplers = {split: sampler(split, bank) for split, bank in dataset.splits.items()}
-    return Tasks(samplers, ways, classification_loss, dataset.class_names)
+    banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
+    return Tasks(samplers, ways, classification_loss, dataset.class_names, banks)

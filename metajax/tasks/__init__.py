@@ -4,5 +4,18 @@ from metajax.tasks.augment import chain, flip, invert, shift
 from metajax.tasks.episodes import draw_without_replacement, episodes
 from metajax.tasks.glyphs import glyphs
 from metajax.tasks.sinusoid import sinusoid
+from metajax.tasks.varied import Domain, one_domain, varied_episodes
 
-__all__ = ["chain", "draw_without_replacement", "episodes", "flip", "glyphs", "invert", "shift", "sinusoid"]
+__all__ = [
+    "Domain",
+    "chain",
+    "draw_without_replacement",
+    "episodes",
+    "flip",
+    "glyphs",
+    "invert",
+    "one_domain",
+    "shift",
+    "sinusoid",
+    "varied_episodes",
+]

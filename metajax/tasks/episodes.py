@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def episodes(
     >>> task.support.x.shape, sorted(task.query.y.tolist())
     ((3, 8, 8, 1), [0, 0, 1, 1, 2, 2])
     """
-    _check(bank, ways, shots, queries, rotations)
+    check(bank, ways, shots, queries, rotations)
     on_device = ClassBank(*(jnp.asarray(leaf) for leaf in bank))
     return jax.tree_util.Partial(
         partial(_sample, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform),
@@ -58,8 +59,26 @@ def episodes(
     )
 
 
-def _sample(
-    bank: ClassBank,
+def _sample(bank: ClassBank, rng: jax.Array, **options: Any) -> Task:
+    episode = draw_episode(bank.starts, bank.counts, rng, **options)
+    return episode.of(bank.images[episode.rows])
+
+
+class Episode(NamedTuple):
+    """What an episode is made of, drawn before any image is looked at.
+
+    Attributes:
+        rows: Its examples in the bank, support first, `int32[examples]`.
+        of: From their images `uint8[examples, height, width, channels]` to the task.
+    """
+
+    rows: jax.Array
+    of: Callable[[jax.Array], Task]
+
+
+def draw_episode(
+    starts: jax.Array,
+    counts: jax.Array,
     rng: jax.Array,
     *,
     ways: int,
@@ -67,46 +86,59 @@ def _sample(
     queries: int,
     rotations: bool,
     transform: Transform | None,
-) -> Task:
+) -> Episode:
+    """Draw an episode of a bank whose classes have these `starts` and `counts`; see `episodes`."""
     class_key, example_key, order_key, transform_key = jax.random.split(rng, 4)
-    num_classes = bank.counts.shape[0]
+    num_classes = counts.shape[0]
     chosen = draw_without_replacement(class_key, num_classes * (4 if rotations else 1), ways)
     classes, turns = (chosen // 4, chosen % 4) if rotations else (chosen, jnp.zeros_like(chosen))
     examples = jax.vmap(draw_without_replacement, (0, 0, None))(
-        jax.random.split(example_key, ways), bank.counts[classes], shots + queries
+        jax.random.split(example_key, ways), counts[classes], shots + queries
     )
-    rows = bank.starts[classes][:, None] + examples
+    drawn = starts[classes][:, None] + examples
 
-    def batch(columns: slice, key: jax.Array, transform_key: jax.Array) -> Batch:
-        picked = rows[:, columns]
+    def part(columns: slice, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        picked = drawn[:, columns]
         order = jax.random.permutation(key, picked.size)
-        labels = jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
-        x = bank.images[picked.reshape(-1)[order]].astype(jnp.float32) / 255
+        return picked.reshape(-1)[order], jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
+
+    def batch(x: jax.Array, y: jax.Array, key: jax.Array) -> Batch:
+        x = jnp.asarray(x).astype(jnp.float32) / 255  # numpy would round otherwise
         if rotations:
-            x = jax.vmap(_turn)(x, turns[labels])
+            x = jax.vmap(turn)(x, turns[y])
         if transform is not None:
-            x = jax.vmap(transform)(x, jax.random.split(transform_key, x.shape[0]))
-        return Batch(x, labels)
+            x = jax.vmap(transform)(x, jax.random.split(key, x.shape[0]))
+        return Batch(x, y)
 
     order_keys, transform_keys = jax.random.split(order_key), jax.random.split(transform_key)
-    return Task(
-        batch(slice(None, shots), order_keys[0], transform_keys[0]),
-        batch(slice(shots, None), order_keys[1], transform_keys[1]),
-    )
+    support, query = part(slice(None, shots), order_keys[0]), part(slice(shots, None), order_keys[1])
+    rows, labels = (jnp.concatenate(both) for both in zip(support, query, strict=True))
+    first = ways * shots
+
+    def of(images: jax.Array) -> Task:
+        return Task(
+            batch(images[:first], labels[:first], transform_keys[0]),
+            batch(images[first:], labels[first:], transform_keys[1]),
+        )
+
+    return Episode(rows, of)
 
 
-def draw_without_replacement(rng: jax.Array, population: int | jax.Array, draws: int) -> jax.Array:
+def draw_without_replacement(
+    rng: jax.Array, population: int | jax.Array, draws: int | jax.Array, most: int | None = None
+) -> jax.Array:
     """Draw distinct integers in random order; the population may be traced and as large as one likes.
 
-    Floyd's algorithm, in `draws` steps whatever the population, then a shuffle.
+    Floyd's algorithm, in as many steps as draws whatever the population, then a shuffle.
 
     Args:
         rng: A key.
         population: Integers are drawn from `0..population-1`; at least `draws`.
-        draws: How many; static.
+        draws: How many; static, or traced if there is `most`.
+        most: Length of the result, static; what comes after the first `draws` means nothing.
 
     Returns:
-        `int32[draws]`.
+        `int32[draws]`, or `int32[most]`.
 
     References:
         Bentley and Floyd, A Sample of Brilliance, Communications of the ACM 30 (9), 1987.
@@ -114,20 +146,31 @@ def draw_without_replacement(rng: jax.Array, population: int | jax.Array, draws:
     >>> import jax
     >>> sorted(draw_without_replacement(jax.random.key(0), 4, 4).tolist())
     [0, 1, 2, 3]
+    >>> sorted(draw_without_replacement(jax.random.key(0), 4, 4, most=9)[:4].tolist())
+    [0, 1, 2, 3]
     """
     draw_key, order_key = jax.random.split(rng)
-    tops = jnp.asarray(population, jnp.int32) - draws + jnp.arange(draws, dtype=jnp.int32)
-    candidates = jax.random.randint(draw_key, (draws,), 0, tops + 1)
+    size = int(draws) if most is None else most
+    tops = jnp.asarray(population, jnp.int32) - draws + jnp.arange(size, dtype=jnp.int32)
+    candidates = jax.random.randint(draw_key, (size,), 0, tops + 1)
 
     def pick(i, picked):
-        taken = jnp.any((picked == candidates[i]) & (jnp.arange(draws) < i))
+        taken = jnp.any((picked == candidates[i]) & (jnp.arange(size) < i))
         return picked.at[i].set(jnp.where(taken, tops[i], candidates[i]))
 
-    picked = jax.lax.fori_loop(0, draws, pick, jnp.zeros(draws, jnp.int32))
-    return jax.random.permutation(order_key, picked)
+    picked = jax.lax.fori_loop(0, size, pick, jnp.zeros(size, jnp.int32))
+    if most is None:
+        return jax.random.permutation(order_key, picked)
+    return picked[shuffle_first(order_key, draws, most)]
 
 
-def _turn(image: jax.Array, turns: jax.Array) -> jax.Array:
+def shuffle_first(rng: jax.Array, count: int | jax.Array, size: int) -> jax.Array:
+    """The first `count` of `0..size-1` in random order, then the others; `int32[size]`, `count` may be traced."""
+    order = jax.random.permutation(rng, size)
+    return order[jnp.argsort(order >= count, stable=True)]
+
+
+def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
     """Turn a square image by `turns` quarter turns anticlockwise, as `jnp.rot90` does."""
     transposed = image.transpose(1, 0, 2)
     return jnp.select(
@@ -137,7 +180,8 @@ def _turn(image: jax.Array, turns: jax.Array) -> jax.Array:
     )
 
 
-def _check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
+def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
+    """Raise a `ValueError` unless a bank has enough classes and examples for such episodes."""
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,86 @@
+"""Several data sets as the domains of one experiment, as settings."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+from metajax import tasks
+from metajax.errors import UserError
+from metajax.experiment.checks import at_least
+from metajax.experiment.tasks import Shots, Tasks, TaskSpec
+from metajax.losses import classification_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One domain of `Domains`."""
+
+    name: str
+    """What reports call it."""
+    task: TaskSpec
+    """Its data set; ways and shots are those of `Domains`."""
+    train: bool = True
+    """Whether it is trained on, and validated, or kept for the test."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Domains:
+    """Classes of several data sets, in episodes of random ways and random, unequal shots: Meta-Dataset's protocol."""
+
+    sources: tuple[Source, ...]
+    """The data sets; their images must be of one size, with as many channels."""
+    min_ways: int = 5
+    """Fewest classes in a task."""
+    max_ways: int = 50
+    """Most classes in a task, and outputs of the model."""
+    max_support: int = 500
+    """Most support examples of a task."""
+    max_support_per_class: int = 100
+    """What a class adds to the size of the support set, at most."""
+    max_queries: int = 10
+    """Most query examples of each class."""
+
+    def __post_init__(self):
+        at_least("task", 2, min_ways=self.min_ways)
+        at_least("task", 1, max_support_per_class=self.max_support_per_class, max_queries=self.max_queries)
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"task.sources must have names of their own, got {', '.join(names) or 'no source'}")
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the samplers; a split has the domains whose data set has it."""
+        banks = {source.name: _banks(source, data_dir) for source in self.sources}
+        samplers, domains = {}, {}
+        for split in ("train", "validation", "test"):
+            taken = [each for each in self.sources if split in banks[each.name] and (each.train or split == "test")]
+            if not taken:
+                continue
+            try:
+                samplers[split] = tasks.varied_episodes(
+                    [banks[source.name][split] for source in taken],
+                    min_ways=self.min_ways,
+                    max_ways=self.max_ways,
+                    max_support=self.max_support,
+                    max_support_per_class=self.max_support_per_class,
+                    max_queries=self.max_queries,
+                )
+            except ValueError as error:
+                names = ", ".join(f"{i} is {source.name}" for i, source in enumerate(taken))
+                raise UserError(f"task: {error} (split {split!r}; domain {names})") from error
+            domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
+        if "train" not in samplers:
+            raise UserError("task.sources: none is trained on: set train=True for one that has a training split")
+        loss = partial(classification_loss, varied_ways=True)
+        return Tasks(samplers, self.max_ways, loss, domains=domains)
+
+
+def _banks(source: Source, data_dir: Path | None) -> dict[str, tasks.Domain]:
+    """The banks of a source, whose own ways and shots do not count."""
+    fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
+    fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
+    counted = {name: value for name, value in fewest.items() if name in fields}
+    spec = dataclasses.replace(source.task, **counted)  # pyright: ignore[reportArgumentType]
+    banks = spec.tasks(data_dir).banks
+    if not banks:
+        raise UserError(f"task.sources: {source.name} is no data set of classes, so it can be no domain")
+    return banks

@@ -1,0 +1,139 @@
+"""Tasks whose images stay on the host, in a memory-mapped file say: drawn as on the device, fetched ahead."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from metajax.parallel import map_tasks, split_over_tasks
+from metajax.tasks.episodes import Transform, check, draw_episode
+from metajax.training import TrainState, step_keys
+from metajax.types import ClassBank, Task
+
+
+class HostTasks(NamedTuple):
+    """A task sampler in two parts, with a look at the host's images in between.
+
+    Attributes:
+        images: `uint8[all examples, height, width, channels]`, an array or a memory map.
+        rows: `rng -> int32[examples]`, which of them a task needs.
+        sampler: `(rng, uint8[examples, height, width, channels]) -> Task`, the same `rng` and the images of those rows;
+            for `make_train_step`.
+    """
+
+    images: Any
+    rows: Callable[[jax.Array], jax.Array]
+    sampler: Callable[[jax.Array, jax.Array], Task]
+
+
+def host_episodes(
+    bank: ClassBank,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool = False,
+    transform: Transform | None = None,
+) -> HostTasks:
+    """The episodes that `episodes` draws, each the same for the same key, from a bank too large for the device.
+
+    Args:
+        bank: The classes; its `images` are only ever indexed, so that a memory map stays on disk:
+            `np.load(file, mmap_mode="r")`.
+        ways: As for `episodes`, and so are the others.
+        shots: Support examples of each class.
+        queries: Query examples of each class.
+        rotations: Whether each class turned by 90°, 180° and 270° is a class too.
+        transform: Applied to each image, on the device.
+
+    Returns:
+        Tasks for `feed` and, their `sampler`, for `make_train_step`.
+
+    Raises:
+        ValueError: If the bank has too few classes, or a class too few examples.
+
+    >>> import jax, numpy as np, metajax as mj
+    >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
+    >>> tasks, key = mj.host_episodes(bank, ways=3, shots=1, queries=2), jax.random.key(0)
+    >>> tasks.sampler(key, bank.images[tasks.rows(key)]).query.x.shape
+    (6, 8, 8, 1)
+    """
+    check(bank, ways, shots, queries, rotations)
+    starts, counts = (jnp.asarray(each, jnp.int32) for each in (bank.starts, bank.counts))
+    draw = partial(
+        draw_episode, starts, counts, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform
+    )
+    return HostTasks(bank.images, lambda rng: draw(rng).rows, lambda rng, images: draw(rng).of(images))
+
+
+def feed(
+    tasks: HostTasks,
+    state: TrainState,
+    steps: int,
+    *,
+    tasks_per_step: int,
+    steps_per_call: int = 1,
+    mesh: Mesh | None = None,
+    threads: int = 2,
+    ahead: int = 2,
+) -> Iterator[jax.Array]:
+    """Fetch what the next `steps` meta-steps need, while the device computes.
+
+    The stream is a function of the state's key and step: a run that is resumed from a checkpoint goes on exactly.
+
+    Args:
+        tasks: From `host_episodes`.
+        state: Where training is; only its key and step are looked at, now.
+        steps: Meta-steps to come.
+        tasks_per_step: As of `make_train_step`, and so are the next two.
+        steps_per_call: Meta-steps of one call.
+        mesh: Devices that tasks are split over; a process reads only the tasks of its own.
+        threads: Grain threads that read images.
+        ahead: Calls that are fetched ahead.
+
+    Returns:
+        For each call its images, `uint8[steps_per_call, tasks_per_step, examples, height, width, channels]`, on the
+        devices: the second argument of the training step.
+
+    Raises:
+        ValueError: If `steps` is no multiple of `steps_per_call`.
+
+    >>> import jax, numpy as np, optax, metajax as mj
+    >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
+    >>> tasks = mj.host_episodes(bank, ways=2, shots=1, queries=1)
+    >>> learner = mj.maml(mj.regression_loss(lambda p, x, rng: p * x[:, 0, 0, 0]), mj.inner_loop(optax.sgd(0.1), 1))
+    >>> state = mj.init_train_state(learner, optax.sgd(0.1), np.float32(1))
+    >>> [images.shape for images in mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2)]
+    [(2, 3, 4, 1, 1, 1), (2, 3, 4, 1, 1, 1)]
+    """
+    if steps % steps_per_call:
+        raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")
+    import grain  # takes a second, and most runs do without
+
+    first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
+    implementation, host = jax.random.key_impl(state.key), jax.local_devices(backend="cpu")[0]
+    sharding = split_over_tasks(mesh, tasks_per_step)
+
+    @jax.jit
+    def rows_of(key, step):
+        keys = step_keys(jax.random.wrap_key_data(key, impl=implementation), step, tasks_per_step)
+        return map_tasks(lambda _, key: tasks.rows(jax.random.split(key)[0]), None, keys)
+
+    def fetch(step: int) -> jax.Array:
+        with jax.default_device(host):  # the accelerator is busy training
+            rows = np.stack([rows_of(key, np.int32(step + i)) for i in range(steps_per_call)])
+        if sharding is None:
+            return jnp.asarray(tasks.images[rows])
+        shape = (*rows.shape, *tasks.images.shape[1:])
+
+        def of_device(index) -> np.ndarray:
+            return tasks.images[rows[index[:2]]]
+
+        return jax.make_array_from_callback(shape, sharding, of_device)
+
+    calls = grain.MapDataset.range(first, first + steps, steps_per_call).map(fetch)
+    return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

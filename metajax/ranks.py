@@ -1,0 +1,97 @@
+"""Ranks of learners over domains, from the reports of `metajax evaluate`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from metajax.evaluation import Evaluation
+
+
+class Ranks(NamedTuple):
+    """How a learner compares with the others.
+
+    Attributes:
+        mean: The mean of its ranks over domains; 1 is the best.
+        domains: Its rank on each domain.
+    """
+
+    mean: float
+    domains: dict[str, float]
+
+
+def mean_ranks(
+    reports: Mapping[str, Evaluation],
+    *,
+    kind: str = "transductive",
+    metric: str = "accuracy",
+    step: int = -1,
+    ties: bool = True,
+) -> dict[str, Ranks]:
+    r"""Rank learners on each domain, the best first, and average over domains.
+
+    With `ties`, the best of a domain shares the mean of their ranks with all whose difference from it is within the
+    95 % interval of the difference, :math:`\sqrt{a^2 + b^2}` of intervals :math:`\pm a` and :math:`\pm b`; then the
+    best of the rest does, and so on.
+
+    Args:
+        reports: Of each learner, what `metajax evaluate` reports of tasks from several domains: its `domains` hold a
+            report each.
+        kind: `transductive` or `non_transductive`.
+        metric: Larger is better, except for `loss`.
+        step: Which inner step.
+        ties: Whether differences within the interval count as none; in Meta-Dataset's own tables of 2020 they do not.
+
+    Returns:
+        The ranks of each learner.
+
+    Raises:
+        ValueError: If a report has no domains, or others than the first.
+
+    References:
+        Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020.
+
+    >>> def report(a, b):
+    ...     domain = lambda mean: {"transductive": {"accuracy": {"mean": [mean], "ci95": [0.01]}}}
+    ...     return {"domains": {"a": domain(a), "b": domain(b)}}
+    >>> ranks = mean_ranks({"x": report(0.9, 0.8), "y": report(0.5, 0.805), "z": report(0.4, 0.1)})
+    >>> ranks["x"], ranks["y"].mean
+    (Ranks(mean=1.25, domains={'a': 1.0, 'b': 1.5}), 1.75)
+    """
+    domains = list(next(iter(reports.values()), {}).get("domains", {}))
+    for learner, report in reports.items():
+        if not domains or set(report.get("domains", {})) != set(domains):
+            found = ", ".join(report.get("domains", {})) or "none"
+            raise ValueError(f"the report of {learner} must be by the domains {domains or '…'}, but has {found}")
+    by_domain = {}
+    for domain in domains:
+        measured = {learner: report["domains"][domain][kind][metric] for learner, report in reports.items()}
+        by_domain[domain] = _ranks({name: _value(each, metric, step) for name, each in measured.items()}, ties)
+    return {
+        learner: Ranks(
+            sum(ranks[learner] for ranks in by_domain.values()) / len(domains),
+            {domain: ranks[learner] for domain, ranks in by_domain.items()},
+        )
+        for learner in reports
+    }
+
+
+def _value(measured: Mapping[str, Any], metric: str, step: int) -> tuple[float, float]:
+    """A mean of which larger is better, and its interval; what diverged is worst."""
+    mean, half = measured["mean"][step], measured["ci95"][step]
+    worst = mean is None
+    return (-math.inf if worst else -mean if metric == "loss" else mean), (0.0 if worst or half is None else half)
+
+
+def _ranks(values: Mapping[str, tuple[float, float]], ties: bool) -> dict[str, float]:
+    left = sorted(values, key=lambda name: values[name][0], reverse=True)
+    ranks: dict[str, float] = {}
+    while left:
+        best, half = values[left[0]]
+        level = [
+            name
+            for name in left
+            if values[name][0] == best or (ties and best - values[name][0] <= math.hypot(half, values[name][1]))
+        ]
+        ranks |= dict.fromkeys(level, len(ranks) + (len(level) + 1) / 2)
+        left = [name for name in left if name not in level]
+    return ranks

@@ -1,0 +1,250 @@
+"""Episodes of varying ways and shots from several domains: the protocol of Meta-Dataset."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.tasks.episodes import Transform, draw_without_replacement, shuffle_first, turn
+from metajax.types import Batch, ClassBank, Task, TaskSampler
+
+
+class Domain(NamedTuple):
+    """A class bank, and what is made of its images.
+
+    Attributes:
+        bank: The classes, at least two examples in each.
+        rotations: Whether each class turned by 90°, 180° and 270° is a class too.
+        transform: Applied to each image, with a key of its own.
+    """
+
+    bank: ClassBank
+    rotations: bool = False
+    transform: Transform | None = None
+
+
+def varied_episodes(
+    domains: Sequence[Domain],
+    *,
+    min_ways: int = 5,
+    max_ways: int = 50,
+    max_support: int = 500,
+    max_support_per_class: int = 100,
+    max_queries: int = 10,
+) -> TaskSampler:
+    r"""Episodes of a random domain, with random ways and random, unequal shots, in arrays of one size.
+
+    Of a domain, each as likely as the others, :math:`n \sim U[\text{min_ways}, \min(\text{max_ways}, \text{classes})]`
+    classes :math:`c` of sizes :math:`N_c` are drawn. Each gets :math:`q = \min(\text{max_queries}, \min_c \lfloor N_c/2
+    \rfloor)` queries. The support set has :math:`S = \min(\text{max_support}, \sum_c \lceil \beta
+    \min(\text{max_support_per_class}, N_c - q) \rceil)` examples with :math:`\beta \sim U(0, 1]`, of which a class gets
+    :math:`\min(\lfloor R_c (S - n) \rfloor + 1, N_c - q)`, where :math:`R_c \propto N_c e^{\alpha_c}` and
+    :math:`\alpha_c \sim U[\log 0.5, \log 2)`.
+
+    What fills the arrays up repeats real examples of the episode, and its `mask` is `False`: the library's losses do
+    not count it. A model must not let one example see another, or the padding would be seen too: `GroupNorm` is such
+    a normalisation and `BatchNorm` is not. Minibatches of an inner loop are drawn from the padding too, so use the
+    whole set. Outputs of a model from the ways of an episode on are targets of none of its examples; a loss made by
+    `classification_loss(apply, varied_ways=True)` leaves them out, so that before adaptation chance is one in `n`.
+
+    Args:
+        domains: Where classes come from; images of one shape.
+        min_ways: Fewest classes of an episode.
+        max_ways: Most classes of an episode.
+        max_support: Most support examples of an episode, of all classes together.
+        max_support_per_class: What a class adds to the size of the support set, at most. (It may get more.)
+        max_queries: Most query examples of each class.
+
+    Returns:
+        A sampler of tasks whose `support` has `max_support` examples and whose `query` has `max_ways * max_queries`:
+        `x` is `float32[examples, height, width, channels]` in `[0, 1]`, `y` is `int32` labels in `[0, n)`, and
+        `mask` is `bool[examples]`, the real ones first. `one_domain` restricts it.
+
+    Raises:
+        ValueError: If sizes do not go together, or a domain has too few classes or examples.
+
+    References:
+        Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.2, without its
+        hierarchies of classes.
+
+    >>> import jax, numpy as np, metajax as mj
+    >>> bank = mj.ClassBank(np.zeros((14, 8, 8, 1), np.uint8), np.array([0, 2, 6]), np.array([2, 4, 8]))
+    >>> sampler = mj.varied_episodes([mj.tasks.Domain(bank)], min_ways=2, max_ways=3, max_support=9, max_queries=2)
+    >>> task = sampler(jax.random.key(0))
+    >>> task.support.x.shape, task.query.x.shape, task.query.mask.dtype
+    ((9, 8, 8, 1), (6, 8, 8, 1), dtype('bool'))
+    """
+    _check(domains, min_ways, max_ways, max_support, max_support_per_class, max_queries)
+    table = _table(domains)
+    largest = min(int(table.counts.max()), max_support - min_ways + 1 + max_queries)
+    sample = partial(
+        _sample,
+        min_ways=min_ways,
+        max_ways=max_ways,
+        max_support=max_support,
+        max_support_per_class=max_support_per_class,
+        max_queries=max_queries,
+        largest=largest,
+        turns=any(domain.rotations for domain in domains),
+        transforms=tuple(domain.transform for domain in domains),
+    )
+    return jax.tree_util.Partial(sample, table)
+
+
+def one_domain(sampler: TaskSampler, index: int) -> TaskSampler:
+    """Restrict a sampler of `varied_episodes` to one of its domains; both share the images on the device.
+
+    Args:
+        sampler: What `varied_episodes` returned.
+        index: Which of its domains.
+
+    Returns:
+        A sampler that compiles to the same program.
+
+    Raises:
+        TypeError: If the sampler is another one.
+        IndexError: If there is no such domain.
+    """
+    table = sampler.args[0] if isinstance(sampler, jax.tree_util.Partial) and sampler.args else None
+    if not isinstance(table, _Table):
+        raise TypeError("one_domain needs a sampler made by varied_episodes")
+    if not 0 <= index < len(table.weights):
+        raise IndexError(f"there are {len(table.weights)} domains, no domain {index}")
+    alone = jnp.zeros_like(table.weights).at[index].set(1)
+    return jax.tree_util.Partial(sampler.func, table._replace(weights=alone))
+
+
+class _Table(NamedTuple):
+    """All classes of all domains, one domain after the other, and all their images."""
+
+    images: jax.Array
+    starts: jax.Array  # of each class
+    counts: jax.Array
+    turns: jax.Array
+    first: jax.Array  # class of each domain
+    classes: jax.Array
+    weights: jax.Array
+
+
+def _table(domains: Sequence[Domain]) -> _Table:
+    examples = np.array([len(domain.bank.images) for domain in domains])
+    offsets = np.cumsum(examples) - examples
+    sides = [4 if domain.rotations else 1 for domain in domains]
+    classes = np.array([len(d.bank.counts) * n for d, n in zip(domains, sides, strict=True)])
+    starts = [np.repeat(np.asarray(d.bank.starts) + at, n) for d, at, n in zip(domains, offsets, sides, strict=True)]
+    counts = [np.repeat(np.asarray(d.bank.counts), n) for d, n in zip(domains, sides, strict=True)]
+    turns = [np.tile(np.arange(n), len(d.bank.counts)) for d, n in zip(domains, sides, strict=True)]
+    return _Table(
+        images=jnp.asarray(np.concatenate([domain.bank.images for domain in domains])),
+        starts=jnp.asarray(np.concatenate(starts), jnp.int32),
+        counts=jnp.asarray(np.concatenate(counts), jnp.int32),
+        turns=jnp.asarray(np.concatenate(turns), jnp.int32),
+        first=jnp.asarray(np.cumsum(classes) - classes, jnp.int32),
+        classes=jnp.asarray(classes, jnp.int32),
+        weights=jnp.ones(len(domains)),
+    )
+
+
+def _sample(
+    table: _Table,
+    rng: jax.Array,
+    *,
+    min_ways: int,
+    max_ways: int,
+    max_support: int,
+    max_support_per_class: int,
+    max_queries: int,
+    largest: int,
+    turns: bool,
+    transforms: tuple[Transform | None, ...],
+) -> Task:
+    domain_key, ways_key, class_key, shot_key, example_key, support_key, query_key = jax.random.split(rng, 7)
+    domain = jax.random.categorical(domain_key, jnp.log(table.weights))
+    classes = table.classes[domain]
+    ways = jax.random.randint(ways_key, (), min_ways, jnp.minimum(max_ways, classes) + 1)
+    chosen = table.first[domain] + draw_without_replacement(class_key, classes, ways, max_ways)
+    counts = jnp.where(jnp.arange(max_ways) < ways, table.counts[chosen], 0)
+    shots, queries = _sizes(shot_key, counts, max_support, max_support_per_class, max_queries)
+    used = jnp.where(counts > 0, shots + queries, 0)
+    drawn = jax.vmap(draw_without_replacement, (0, 0, 0, None))(
+        jax.random.split(example_key, max_ways), counts, used, largest
+    )
+    rows = table.starts[chosen][:, None] + drawn
+
+    def batch(key: jax.Array, size: int, sizes: jax.Array, skipped: jax.Array) -> Batch:
+        order_key, transform_key = jax.random.split(key)
+        ends = jnp.cumsum(sizes)
+        total, places = ends[-1], jnp.arange(size)
+        example = shuffle_first(order_key, total, size)[places % total]
+        y = jnp.searchsorted(ends, example, side="right").astype(jnp.int32)
+        x = table.images[rows[y, skipped[y] + example - (ends - sizes)[y]]].astype(jnp.float32) / 255
+        if turns:
+            x = jax.vmap(turn)(x, table.turns[chosen[y]])
+        if any(transforms):
+            keys = jax.random.split(transform_key, size)
+            x = jax.lax.switch(domain, [_of_all(transform) for transform in transforms], x, keys)
+        return Batch(x, y, places < total)
+
+    return Task(
+        batch(support_key, max_support, shots, jnp.zeros_like(shots)),
+        batch(query_key, max_ways * max_queries, jnp.where(counts > 0, queries, 0), shots),
+    )
+
+
+def _sizes(
+    rng: jax.Array, counts: jax.Array, max_support: int, max_support_per_class: int, max_queries: int
+) -> tuple[jax.Array, jax.Array]:
+    """Support examples of each class, `int32[max_ways]`, and queries of every class; counts of 0 are no classes."""
+    beta_key, alpha_key = jax.random.split(rng)
+    real = counts > 0
+    ways = real.sum()
+    queries = jnp.minimum(max_queries, jnp.where(real, counts // 2, max_queries).min())
+    left = jnp.where(real, counts - queries, 0)
+    contributions = jnp.minimum(max_support_per_class, left)
+    beta = 1 - jax.random.uniform(beta_key)
+    support = jnp.minimum(max_support, jnp.ceil(beta * contributions).astype(jnp.int32).sum())
+    alpha = jax.random.uniform(alpha_key, counts.shape, minval=math.log(0.5), maxval=math.log(2))
+    weights = counts * jnp.exp(alpha)
+    shots = jnp.floor(weights / weights.sum() * (support - ways)).astype(jnp.int32) + 1
+    return jnp.where(real, jnp.minimum(shots, left), 0), queries
+
+
+def _of_all(transform: Transform | None):
+    return jax.vmap(transform) if transform else lambda x, keys: x
+
+
+def _check(
+    domains: Sequence[Domain],
+    min_ways: int,
+    max_ways: int,
+    max_support: int,
+    max_support_per_class: int,
+    max_queries: int,
+) -> None:
+    positive = {"min_ways": min_ways, "max_support_per_class": max_support_per_class, "max_queries": max_queries}
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not min_ways <= max_ways <= max_support:
+        raise ValueError(
+            "min_ways must be at most max_ways, and max_ways at most max_support, so that each class has an example; "
+            f"got {min_ways}, {max_ways} and {max_support}"
+        )
+    if not domains:
+        raise ValueError("varied episodes need at least one domain")
+    shapes = [np.shape(domain.bank.images)[1:] for domain in domains]
+    for i, (domain, shape) in enumerate(zip(domains, shapes, strict=True)):
+        counts = np.asarray(domain.bank.counts)
+        classes = len(counts) * (4 if domain.rotations else 1)
+        if shape != shapes[0]:
+            raise ValueError(f"images of domain {i} have shape {shape}, but those of domain 0 {shapes[0]}")
+        if classes < min_ways:
+            raise ValueError(f"min_ways = {min_ways}, but domain {i} has only {classes} classes")
+        if counts.min() < 2:
+            raise ValueError(f"class {int(counts.argmin())} of domain {i} has fewer than 2 examples")
+        if domain.rotations and shape[0] != shape[1]:
+            raise ValueError(f"rotations need square images, got {shape[0]}×{shape[1]} in domain {i}")

@@ -1,0 +1,133 @@
+"""Several data sets as the domains of an experiment."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax import workdir
+from metajax.cli import report
+from metajax.cli.evaluate import evaluate_run
+from metajax.cli.parse import parse
+from metajax.errors import UserError
+from metajax.experiment import (
+    MAML,
+    Conv4,
+    Domains,
+    EvaluationSettings,
+    Experiment,
+    Folder,
+    Inner,
+    Outer,
+    Sinusoid,
+    Source,
+    TrainingSettings,
+    build,
+)
+from metajax.parallel import task_mesh
+from metajax.ranks import mean_ranks
+from metajax.training import init_train_state
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of images: one with validation classes, one without; the second's are bright."""
+    made = []
+    for name, splits, least in [("dark", ("train", "val", "test"), 0), ("bright", ("train", "test"), 200)]:
+        root, rng = tmp_path_factory.mktemp(name), np.random.default_rng(least)
+        for split in splits:
+            for cls in range(3):
+                place = root / split / f"{split}{cls}"
+                place.mkdir(parents=True)
+                for i in range(4):
+                    Image.fromarray(rng.integers(least, least + 50, (16, 16), np.uint8)).save(place / f"{i}.png")
+        made.append(root)
+    return made
+
+
+@pytest.fixture
+def experiment(folders, tmp_path):
+    dark, bright = (Folder(source=each, size=16, channels=1, flip=False, shift=0) for each in folders)
+    return Experiment(
+        task=Domains(
+            sources=(Source(name="dark", task=dark), Source(name="bright", task=bright, train=False)),
+            min_ways=2,
+            max_ways=3,
+            max_support=6,
+            max_queries=2,
+        ),
+        model=Conv4(channels=4, norm="group"),
+        learner=MAML(),
+        inner=Inner(learning_rate=0.1),
+        outer=Outer(learning_rate=1e-3),
+        training=TrainingSettings(steps=2, tasks_per_step=2),
+        evaluation=EvaluationSettings(steps=1, num_tasks=3, non_transductive=False),
+    )
+
+
+def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
+    tasks = experiment.task.tasks(tmp_path)
+    assert tasks.outputs == 3
+    assert {split: list(each) for split, each in tasks.domains.items()} == {
+        "train": ["dark"],
+        "validation": ["dark"],
+        "test": ["dark", "bright"],
+    }
+    draw = jax.jit(lambda sample, key: sample(key))
+    for name, bright in [("dark", False), ("bright", True)]:
+        for i in range(3):
+            task = draw(tasks.domains["test"][name], jax.random.key(i))
+            assert ((np.asarray(task.support.x) > 0.7) == bright).all(), "each domain's sampler has its images only"
+
+
+def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
+    parts = build(experiment, tmp_path)
+    state = init_train_state(parts.learner, parts.optimizer, parts.params)
+    result = evaluate_run(experiment, parts, state, task_mesh(jax.devices()[:1]))
+    assert list(result["domains"]) == ["dark", "bright"]
+    losses = [each["transductive"]["loss"] for each in (result, *result["domains"].values())]
+    assert all(len(loss["mean"]) == len(loss["ci95"]) == 2 for loss in losses)
+    assert losses[1]["mean"] != losses[2]["mean"]
+    assert json.loads(json.dumps(result)) == result
+    report.table(result)
+    printed = capsys.readouterr().out
+    assert "dark" in printed
+    assert "bright" in printed
+    assert mean_ranks({"a": result, "b": result})["a"].domains == {"dark": 1.5, "bright": 1.5}
+
+
+def test_settings_go_into_a_work_directory_and_come_back(experiment, tmp_path):
+    stored = json.loads(json.dumps(workdir.to_json(experiment, tmp_path)))
+    assert workdir.from_json(stored, tmp_path) == experiment
+
+
+def test_the_command_line_overrides_them(experiment):
+    parsed = parse(Experiment, ["--task.max-support", "9"], prog="metajax train x", default=experiment)
+    assert parsed == dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, max_support=9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": Conv4(channels=4)}, "batch normalisation would count the padding .* --model.norm group"),
+        ({"inner": Inner(learning_rate=0.1, batch_size=2)}, "minibatches would be drawn from their padding too"),
+    ],
+)
+def test_what_would_see_the_padding_is_refused(experiment, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        build(dataclasses.replace(experiment, **changes), tmp_path)
+
+
+def test_what_can_be_no_domain_is_named(experiment, tmp_path):
+    source = experiment.task.sources[0]
+    with pytest.raises(UserError, match="waves is no data set of classes"):
+        Domains(sources=(Source(name="waves", task=Sinusoid()),)).tasks(tmp_path)
+    with pytest.raises(UserError, match="must have names of their own, got dark, dark"):
+        Domains(sources=(source, source))
+    with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
+        Domains(sources=(source,)).tasks(tmp_path)
+    with pytest.raises(UserError, match="none is trained on"):
+        dataclasses.replace(experiment.task, sources=experiment.task.sources[1:]).tasks(tmp_path)

@@ -1,0 +1,125 @@
+"""Banks on the host: the same tasks as on the device, fed, resumed and split over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax as mj
+
+COUNTS = [6, 9, 7, 12]
+SIZES = {"ways": 3, "shots": 2, "queries": 2, "rotations": True}
+TRANSFORM = mj.tasks.chain(mj.tasks.invert, mj.tasks.flip, mj.tasks.shift(1))
+OPTIMIZER = optax.adam(1e-2)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    """A bank whose images are a memory map."""
+    path = tmp_path_factory.mktemp("bank") / "images.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (sum(COUNTS), 5, 5, 1), np.uint8))
+    counts = np.array(COUNTS)
+    return mj.ClassBank(np.load(path, mmap_mode="r"), np.cumsum(counts) - counts, counts)
+
+
+def loss_fn(params, data, rng):
+    logits = data.x.reshape(len(data.y), -1) @ params
+    return mj.classification_loss(lambda *_: logits)(params, data, rng)
+
+
+LEARNER = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
+PARAMS = jax.random.normal(jax.random.key(9), (25, 3)) / 5
+
+
+def fresh():
+    return mj.init_train_state(LEARNER, OPTIMIZER, PARAMS, seed=5)
+
+
+@pytest.mark.parametrize("transform", [None, TRANSFORM])
+def test_a_task_is_that_of_the_device_bit_for_bit(bank, transform):
+    assert isinstance(bank.images, np.memmap)
+    here = mj.host_episodes(bank, transform=transform, **SIZES)
+    there = mj.episodes(bank, transform=transform, **SIZES)
+    rows, host, device = jax.jit(here.rows), jax.jit(here.sampler), jax.jit(lambda sample, key: sample(key))
+    for i in range(5):
+        key = jax.random.key(i)
+        a, b = host(key, bank.images[rows(key)]), device(there, key)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def test_what_is_fed_are_the_images_of_the_tasks_of_each_step(bank):
+    """Task by task and step by step, from a state in the middle of a run."""
+    tasks, state = mj.host_episodes(bank, **SIZES), fresh()._replace(step=jnp.int32(7))
+    calls = list(mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2))
+    assert [call.dtype for call in calls] == [np.uint8] * 2
+    rows = jax.jit(tasks.rows)
+    for step, images in enumerate(np.concatenate(calls)):
+        keys = mj.task_keys(jax.random.fold_in(state.key, 7 + step), 3)
+        for key, task_images in zip(keys, images, strict=True):
+            np.testing.assert_array_equal(task_images, bank.images[rows(jax.random.split(key)[0])])
+
+
+def train_fed(tasks, state, steps, train=None, **options):
+    train = train or mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, **options)
+    losses = []
+    for images in mj.feed(tasks, state, steps, **options):
+        state, metrics = train(state, images)
+        losses.append(metrics["loss"])
+    return state, np.concatenate(losses)
+
+
+@pytest.mark.parametrize(("devices", "num_tasks"), [(None, 4), (2, 3)])
+def test_training_is_that_of_the_device(bank, devices, num_tasks):
+    mesh = devices and mj.task_mesh(jax.devices()[:devices])
+    options = {"tasks_per_step": num_tasks, "steps_per_call": 3, "mesh": mesh}
+    state, losses = train_fed(mj.host_episodes(bank, **SIZES), fresh(), 6, **options)
+    train = mj.make_train_step(LEARNER, OPTIMIZER, mj.episodes(bank, **SIZES), **options)
+    expected, first = train(fresh())
+    expected, second = train(expected)
+    np.testing.assert_allclose(losses, np.concatenate([first["loss"], second["loss"]]), rtol=1e-6)
+    np.testing.assert_allclose(state.meta_params, expected.meta_params, rtol=1e-5, atol=1e-7)
+    assert int(state.step) == 6
+
+
+def test_tasks_lie_on_their_own_devices(bank):
+    mesh = mj.task_mesh(jax.devices()[:2])
+    tasks = mj.host_episodes(bank, **SIZES)
+    (images,) = mj.feed(tasks, fresh(), 1, tasks_per_step=4, mesh=mesh)
+    assert [shard.data.shape[:2] for shard in images.addressable_shards] == [(1, 2), (1, 2)]
+    np.testing.assert_array_equal(images, next(mj.feed(tasks, fresh(), 1, tasks_per_step=4)))
+
+
+def test_a_run_goes_on_exactly_where_it_stopped(bank):
+    tasks, options = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2, "steps_per_call": 2}
+    train = mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, **options)
+    whole, losses = train_fed(tasks, fresh(), 8, train, **options)
+    half, first = train_fed(tasks, fresh(), 4, train, **options)
+    resumed, second = train_fed(tasks, half, 4, train, **options)
+    np.testing.assert_array_equal(np.concatenate([first, second]), losses)
+    np.testing.assert_array_equal(resumed.meta_params, whole.meta_params)
+
+
+def test_a_failure_keeps_the_last_good_state():
+    """Or later steps of the call would go on with what was meant for others."""
+    learner = mj.maml(lambda p, data, rng: ((p - data) ** 2, {}), mj.inner_loop(optax.sgd(0.1), 0))
+    train = mj.make_train_step(
+        learner, OPTIMIZER, lambda rng, fed: mj.Task(fed, fed), tasks_per_step=2, steps_per_call=4
+    )
+    fed = jnp.ones((4, 2)).at[1, 0].set(jnp.nan)
+    state, metrics = train(mj.init_train_state(learner, OPTIMIZER, jnp.float32(0.0)), fed)
+    assert mj.first_non_finite(metrics) == (1, "loss")
+    assert int(state.step) == 1
+    assert np.isnan(metrics["loss"][1:]).all()
+
+
+def test_calls_that_do_not_divide_the_steps_are_named(bank):
+    with pytest.raises(ValueError, match="steps must be a multiple of steps_per_call = 2, got 3"):
+        mj.feed(mj.host_episodes(bank, **SIZES), fresh(), 3, tasks_per_step=1, steps_per_call=2)
+
+
+def test_sizes_that_the_bank_has_not_are_named(bank):
+    with pytest.raises(ValueError, match="class 0 of the bank has only 6 examples"):
+        mj.host_episodes(bank, ways=2, shots=5, queries=5)
