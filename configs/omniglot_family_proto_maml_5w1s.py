@@ -3,7 +3,7 @@
     metajax data prepare omniglot
     metajax train omniglot_family_proto_maml_5w1s
 
-As `omniglot_family_maml_5w1s`, with the head started from prototypes; at a rate of 0.1.
+As `omniglot_family_maml_5w1s`, with the head started from prototypes.
 
 MEASURED
 """
@@ -14,7 +14,7 @@ config = Experiment(
     task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
     model=Conv4(),
     learner=ProtoMAML(),
-    inner=Inner(learning_rate=0.1, steps=3, frozen=("norms",)),
+    inner=Inner(learning_rate=1.0, steps=3, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),
     evaluation=EvaluationSettings(steps=5),
