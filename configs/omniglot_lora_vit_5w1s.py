@@ -4,7 +4,8 @@
     metajax train omniglot_lora_vit_5w1s
 
 Every linear layer of a Transformer of 16 patches, width 64 and 3 blocks adapts by an update of rank 4, in 3 steps at
-rate 0.3; all else is meta-learned and stays put in the inner loop. Normalisation is by layer, so that no query sees another.
+rate 0.3; all else is meta-learned and stays put in the inner loop. Normalisation is by layer, so no
+query sees another.
 
 MEASURED
 """
