@@ -52,7 +52,8 @@ def make_evaluation(
         mesh: Devices to split the tasks over, from `task_mesh`.
 
     Returns:
-        `(meta_params, rng, learner_state=()) -> report`. The report has `num_tasks`, `inner_steps`, and for each of
+        `(meta_params, rng, learner_state=(), *, sampler=None) -> report`, which takes another sampler of the same
+        program too, such as `one_domain` makes. The report has `num_tasks`, `inner_steps`, and for each of
         `transductive` and `non_transductive` and each metric of the loss `mean`, `ci95` (1.96·σ/√n over
         tasks) and `median`, each a list over steps `0..steps`; `diverged` counts the tasks whose values are not
         finite at some step. Those are never dropped: a mean over them is `None`.
@@ -103,9 +104,11 @@ def make_evaluation(
     compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
 
-    def evaluate(meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = ()) -> Evaluation:
+    def evaluate(
+        meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
+    ) -> Evaluation:
         shared = replicate((meta_params, learner_state, rng), mesh)
-        values = jax.device_get(compiled(*shared, held))
+        values = jax.device_get(compiled(*shared, replicate(as_partial(sampler), mesh) if sampler else held))
         return {
             "num_tasks": num_tasks,
             "inner_steps": steps,

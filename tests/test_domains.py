@@ -15,6 +15,7 @@ from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import (
     MAML,
+    MLP,
     Conv4,
     Domains,
     EvaluationSettings,
@@ -84,6 +85,7 @@ def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
 
 
 def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
+    experiment = dataclasses.replace(experiment, model=MLP(hidden=(4,)))
     parts = build(experiment, tmp_path)
     state = init_train_state(parts.learner, parts.optimizer, parts.params)
     result = evaluate_run(experiment, parts, state, task_mesh(jax.devices()[:1]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,6 @@ from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
-from metajax.types import TaskSampler
 
 
 @dataclasses.dataclass
@@ -158,23 +158,20 @@ def evaluate_run(
     seed = experiment.seed if seed is None else seed
     settings = experiment.evaluation
     support = jax.eval_shape(sampler, jax.random.key(0)).support
-
-    def measure(sampler: TaskSampler) -> Evaluation:
-        evaluate = make_evaluation(
-            parts.learner,
-            parts.loss_fn,
-            sampler,
-            steps=settings.steps,
-            num_tasks=settings.num_tasks,
-            batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
-            non_transductive=settings.non_transductive,
-            chunk_size=experiment.execution.chunk_size,
-            mesh=mesh,
-        )
-        return evaluate(state.meta_params, purpose_key(seed, "test"), state.learner_state)
-
-    by_domain = {name: measure(each) for name, each in parts.tasks.domains.get(split, {}).items()}
-    return {"split": split, "seed": seed, **measure(sampler), **({"domains": by_domain} if by_domain else {})}
+    evaluate = make_evaluation(
+        parts.learner,
+        parts.loss_fn,
+        sampler,
+        steps=settings.steps,
+        num_tasks=settings.num_tasks,
+        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
+        non_transductive=settings.non_transductive,
+        chunk_size=experiment.execution.chunk_size,
+        mesh=mesh,
+    )
+    measure = partial(evaluate, state.meta_params, purpose_key(seed, "test"), state.learner_state)
+    by_domain = {name: measure(sampler=each) for name, each in parts.tasks.domains.get(split, {}).items()}
+    return {"split": split, "seed": seed, **measure(), **({"domains": by_domain} if by_domain else {})}
 
 
 def _listed(steps: list[int]) -> str:
