@@ -56,6 +56,7 @@ class _SquaredError(BaseLoss):
 def prepare(workload: Workload, params: Arrays, tasks: Arrays) -> Prepared:
     """Make `step` and `gradient` for a workload."""
     support_x, support_y, query_x, query_y = make_tensors(tasks)
+    torch.set_default_dtype(support_x.dtype)  # that of its inner rate
     batch = (support_x, {"labels": support_y}, query_x, {"labels": query_y})
 
     def make(chunk_size: int) -> MAML | Reptile:
