@@ -7,7 +7,8 @@ All members of the family are compared with the same 1,500 meta-steps of 16 task
 an effective rate of 1, offsets of the normalisation not adapted, ink inverted, rotated characters as classes, Adam at
 2e-3 falling as a cosine.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.40 ± 0.41
+% transductive, 92.63 ± 0.50 % each query alone; 2.6 minutes of training beside other work.
 """
 
 from metajax.experiment import *

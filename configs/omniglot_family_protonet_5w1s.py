@@ -5,7 +5,8 @@
 
 As `omniglot_family_maml_5w1s`, with no inner steps: the baseline.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 0 inner steps: 97.04 ± 0.29
+% transductive, 95.84 ± 0.37 % each query alone; 1.2 minutes of training beside other work.
 """
 
 from metajax.experiment import *

@@ -5,7 +5,8 @@
 
 As `omniglot_maml_5w1s`, over 40,000 meta-steps: two thirds of the paper's 60,000.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 inner steps: 98.78 ± 0.16
+% transductive, 97.87 ± 0.24 % each query alone; 45.2 minutes of training beside other work.
 """
 
 from metajax.experiment import *
