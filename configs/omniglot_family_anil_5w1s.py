@@ -5,7 +5,8 @@
 
 As `omniglot_family_maml_5w1s`, adapting the head alone.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.91 ± 0.45
+% transductive, 93.68 ± 0.52 % each query alone; 1.4 minutes of training beside other work.
 """
 
 from metajax.experiment import *

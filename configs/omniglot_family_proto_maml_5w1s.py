@@ -5,7 +5,8 @@
 
 As `omniglot_family_maml_5w1s`, with the head started from prototypes.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 96.93 ± 0.29
+% transductive, 95.70 ± 0.37 % each query alone; 3.0 minutes of training beside other work.
 """
 
 from metajax.experiment import *
