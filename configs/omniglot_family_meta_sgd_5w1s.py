@@ -5,7 +5,8 @@
 
 As `omniglot_family_maml_5w1s`, with a meta-learned inner rate for every parameter.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.26 ± 0.42
+% transductive, 92.52 ± 0.51 % each query alone; 3.2 minutes of training beside other work.
 """
 
 from metajax.experiment import *
