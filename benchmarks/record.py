@@ -177,7 +177,7 @@ def figures() -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for i, (name, content) in enumerate(records().items()):
         if name.startswith(FAMILY) and content["curve"]:
             seconds = [row["seconds"] for row in content["curve"]]
@@ -185,16 +185,18 @@ def figures() -> None:
             style = {"linewidth": 2.5, "color": "black"} if "_maml_5w1s" in name and "proto" not in name else {}
             axes.plot(seconds, accuracies, marker="osD^v"[i % 5], label=_learner(name), **style)
     axes.set(
-        xlabel="seconds of meta-training on two cores",
+        xlabel="seconds of meta-training on two cores, beside other work",
         ylabel="validation accuracy (%), transductive",
         title="Omniglot 5-way 1-shot: accuracy against meta-training time",
         xscale="log",
     )
     axes.grid(alpha=0.3)
-    axes.legend(ncols=2, fontsize="small")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter("{x:.0f}")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(ROOT / "docs" / "accuracy_against_time.png", dpi=130)
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, content in records().items():
         if name.startswith("sinusoid_"):
             losses = content["evaluation"]["transductive"]["loss"]
@@ -206,7 +208,7 @@ def figures() -> None:
                 axes.errorbar(steps, losses["mean"], losses["ci95"], label=label, capsize=2)
     axes.set(xlabel="inner steps", ylabel="mean squared error", title="5-shot sinusoids", yscale="log", xlim=(0, 12))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(ROOT / "docs" / "sinusoid_family.png", dpi=130)
 
 
