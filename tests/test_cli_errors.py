@@ -78,7 +78,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         ([*TRAIN, "--training.checkpoint-every", "0"], ["training.checkpoint_every"]),
         ([*TRAIN, "--execution.chunk-size", "0"], ["execution.chunk_size"]),
         ([*TRAIN, "--training.keep", "0"], ["training.keep"]),
-        ([*TRAIN, "--inner.steps", "0"], ["inner.steps"]),
+        ([*TRAIN, "--inner.steps", "-1"], ["inner.steps"]),
         ([*TRAIN, "--inner.learning-rate", "-0.1"], ["inner.learning_rate", "above 0", "-0.1"]),
         ([*TRAIN, "--inner.learning-rate", "nan"], ["inner.learning_rate", "nan"]),
         ([*TRAIN, "--inner.beta1", "1"], ["inner.beta1", "from 0 to"]),

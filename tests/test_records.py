@@ -19,7 +19,7 @@ def test_every_record_has_a_config_of_the_same_settings():
     from metajax.workdir import to_json
 
     for name, kept in record.records().items():
-        config = to_json(configs.load(record._config_of(name)))
+        config = to_json(configs.load(record._config_of(name)), record.ROOT)
         assert kept["config"]["learner"] == config["learner"], name
         if record._config_of(name) == name:
             assert kept["config"]["training"]["steps"] == config["training"]["steps"], name
