@@ -3,9 +3,11 @@
     metajax data prepare omniglot
     metajax train omniglot_family_cavia_5w1s
 
-As `omniglot_family_maml_5w1s`, adapting a context of 100 that shifts the offsets of normalisation.
+As `omniglot_family_maml_5w1s`, adapting a context of 100 that shifts the offsets of normalisation. Below MAML
+here: offsets alone, without the head and without scales, are a weak way to tell five new classes apart.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 82.42 ± 0.80
+% transductive, 79.69 ± 0.83 % each query alone; 2.3 minutes of training beside other work.
 """
 
 from metajax.experiment import *
