@@ -4,7 +4,7 @@
 
 As `folder_maml_5w1s`, with 5 shots.
 
-MEASURED
+Not measured here.
 """
 
 from metajax.experiment import *

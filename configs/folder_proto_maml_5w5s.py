@@ -4,7 +4,7 @@
 
 As `folder_maml_5w5s`, with the head started from prototypes, at a rate of 0.01.
 
-MEASURED
+Not measured here.
 """
 
 from metajax.experiment import *

@@ -4,7 +4,7 @@
 
 The baseline: as `folder_maml_5w1s`, with the nearest class mean and no inner steps.
 
-MEASURED
+Not measured here.
 """
 
 from metajax.experiment import *
