@@ -4,7 +4,7 @@
 
 The baseline: as `folder_maml_5w5s`, with the nearest class mean and no inner steps.
 
-Not measured here.
+Not measured here: it takes about a quarter of an hour on two cores.
 """
 
 from metajax.experiment import *
