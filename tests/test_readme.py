@@ -36,7 +36,7 @@ def test_every_config_builds_its_model_and_says_what_to_expect():
     """Its docstring is its record: the command, the device, the time, the score."""
     for name in configs.names():
         text = configs.find(name).read_text()
-        # Some data cannot be had where the others were measured: then the record says so.
+        # Some data cannot be had where the others were measured, or take long: then the record says so.
         measured = ("two cores", "minutes", "±")
         record = ("Not measured here: ",) if "Not measured" in text else measured
         for word in (f"metajax train {name}", *record):
