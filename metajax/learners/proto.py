@@ -10,7 +10,7 @@ from metajax.inner import InnerLoop, inner_loop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
 from metajax.models.functional import features
-from metajax.partition import map_with_names
+from metajax.partition import map_with_names, names
 from metajax.types import ApplyFn, Batch, LossFn
 
 
@@ -35,12 +35,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
     def change(learned, adaptation, support: Batch):
         params = adaptation.params
         x = embed(adaptation.view(params, 0), support.x, None)
-        leaves = {}
-
-        def read(path, leaf):
-            leaves[path] = leaf
-
-        map_with_names(read, params)
+        leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
         if f"{head}/kernel" not in leaves or f"{head}/bias" not in leaves:
             raise ValueError(f"there is no linear layer {head!r} with kernel and bias among the adapting parameters")
         members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
