@@ -5,7 +5,8 @@
 
 As `omniglot_family_maml_5w1s`, with a meta-learned positive factor for every inner update.
 
-Not measured here: it takes about a quarter of an hour on two cores.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.21 ± 0.42
+% transductive, 92.23 ± 0.52 % each query alone; 4.1 minutes of training beside other work.
 """
 
 from metajax.experiment import *
