@@ -3,7 +3,8 @@
     metajax data prepare omniglot
     metajax train omniglot_family_meta_sgd_5w1s
 
-As `omniglot_family_maml_5w1s`, with a meta-learned inner rate for every parameter.
+As `omniglot_family_maml_5w1s`, with a meta-learned inner rate for every parameter. Not to be told
+from MAML here: in 1,500 meta-steps at 2e-3 a factor moves little from 1, and one rate for all fits this model.
 
 Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.26 ± 0.42
 % transductive, 92.52 ± 0.51 % each query alone; 3.2 minutes of training beside other work.
