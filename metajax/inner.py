@@ -15,7 +15,7 @@ import optax
 from jax import core, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from metajax.partition import Chooses, merge, split
+from metajax.partition import Chooses, merge, names, split
 from metajax.types import LossFn, Params, PyTree
 
 _UNROLLED = 5
@@ -120,7 +120,7 @@ def inner_loop(
 
     Raises:
         ValueError: If `steps` is negative, or `remat` meets `unroll=True`; the loop's `run` raises it if its batch
-            size is not between 1 and the number of examples.
+            size is not between 1 and the number of examples, or if no parameter would adapt.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et
@@ -166,6 +166,8 @@ def inner_loop(
         batch_size = made_with["batch_size"] if batch_size is None else batch_size
         first_order = made_with["first_order"] if first_order is None else first_order
         fast, slow = split_adapting(params)
+        if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
+            raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
         gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
         loss_key, batch_key = jax.random.split(rng)

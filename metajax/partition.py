@@ -73,6 +73,24 @@ def merge(chosen: PyTree, rest: PyTree) -> Params:
     return map_present(lambda a, b: b if a is None else a, chosen, rest)
 
 
+def scaled(updates: PyTree, factors: PyTree) -> PyTree:
+    """Multiply each update by the factor of its leaf; updates may lack some of the leaves.
+
+    Raises:
+        ValueError: If the updates are not of the factors' leaves.
+
+    >>> scaled({"head": 2.0, "body": None}, {"head": 3.0, "body": 5.0})
+    {'body': None, 'head': 6.0}
+    """
+    structure = lambda tree: jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)  # noqa: E731
+    if structure(updates) != structure(factors):
+        raise ValueError(
+            "learned rates are those of the model's parameters, but something else adapts: they do not combine with a "
+            "context or low-rank factors"
+        )
+    return map_present(lambda update, factor: None if update is None else update * factor, updates, factors)
+
+
 def map_present(fn: Callable, *trees: PyTree) -> PyTree:
     """`jax.tree.map` over trees that have `None` in the place of leaves they lack; `fn` sees it."""
     return jax.tree.map(fn, *trees, is_leaf=lambda leaf: leaf is None)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from metajax import workdir
@@ -121,6 +123,24 @@ def test_the_command_line_overrides_them(experiment):
 def test_what_would_see_the_padding_is_refused(experiment, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         build(dataclasses.replace(experiment, **changes), tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningNorm:
+    """A user's own model, with flax's batch normalisation."""
+
+    def build(self, shape, outputs, rngs):
+        layers = (
+            nnx.Linear(math.prod(shape), 4, rngs=rngs),
+            nnx.BatchNorm(4, rngs=rngs),
+            nnx.Linear(4, outputs, rngs=rngs),
+        )
+        return nnx.Sequential(lambda x: x.reshape(len(x), -1), *layers)
+
+
+def test_the_users_batch_normalisation_would_see_the_padding_too(experiment, tmp_path):
+    with pytest.raises(UserError, match="batch normalisation would count the padding"):
+        build(dataclasses.replace(experiment, model=RunningNorm()), tmp_path)
 
 
 def test_what_can_be_no_domain_is_named(experiment, tmp_path):

@@ -376,6 +376,48 @@ def test_foml_takes_the_last_inner_gradient():
     np.testing.assert_allclose(estimate.metrics["loss"], quadratic(adapted, QUERY, KEY)[0], rtol=1e-12)
 
 
+def test_what_does_not_adapt_is_left_alone_by_foml_and_reptile():
+    inner = sgd(2, adapts=named("head"))
+    for learner in (mj.foml, mj.reptile):
+        gradient = learner(two_layers, inner).gradient(network(), regression(), KEY, ()).gradient
+        assert not np.any(gradient["body"]["kernel"])
+        assert np.all(gradient["head"]["kernel"] != 0)
+
+
+@pytest.mark.parametrize("adapting", [mj.learners.context, mj.learners.low_rank])
+@pytest.mark.parametrize("rates", [mj.learners.learned_rates(), rates_per_layer_and_step(2)], ids=["each", "step"])
+def test_learned_rates_do_not_combine_with_other_adapting_parameters(adapting, rates):
+    part = adapting(2, named("kernel"), jax.random.key(0))
+    learner = mj.maml(two_layers, sgd(2), rates, part)
+    with pytest.raises(ValueError, match="they do not combine"):
+        learner.adapt(learner.init(network())[0], regression().support, KEY)
+
+
+def test_an_inner_loop_in_which_nothing_would_adapt_is_refused():
+    learner = mj.maml(two_layers, sgd(1, adapts=named("Body")))
+    with pytest.raises(ValueError, match="no parameter would adapt: none is chosen of body/bias, body/kernel"):
+        learner.adapt(network(), regression().support, KEY)
+    unchanged = learner.adapt(network(), regression().support, KEY, steps=0).params
+    jax.tree.map(np.testing.assert_array_equal, unchanged, network())
+
+
+def test_two_parts_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="names of their own"):
+        mj.maml(two_layers, sgd(1), mj.learners.learned_rates(), mj.learners.learned_rates())
+
+
+@pytest.mark.parametrize("learner", [mj.maml, mj.reptile, mj.foml, mj.imaml])
+def test_an_optimizer_is_no_inner_loop(learner):
+    with pytest.raises(TypeError, match="inner_loop"):
+        learner(two_layers, optax.sgd(0.1))
+
+
+def test_features_need_the_head_that_is_named():
+    apply, params = mj.functional(mj.models.MLP(4, 3, hidden=(5,), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="'top'"):
+        mj.models.features(apply, "top")(params, jnp.ones((2, 4)))
+
+
 def test_reptile_is_the_sum_of_the_gradients_of_which_foml_keeps_the_last():
     delta = mj.reptile(quadratic, sgd(3)).gradient(START, TASK, KEY, ()).gradient
     gradients = [mj.foml(quadratic, sgd(s)).gradient(START, TASK, KEY, ()).gradient for s in (1, 2, 3)]

@@ -47,7 +47,7 @@ def small(learner) -> ex.Experiment:
         task=Blobs(),
         model=ex.MLP(hidden=(5,), normalise=True),
         learner=learner,
-        inner=ex.Inner(learning_rate=0.1, steps=2),
+        inner=ex.Inner(learning_rate=0.1, steps=0 if isinstance(learner, ex.PrototypicalNetwork) else 2),
         outer=ex.Outer(learning_rate=1e-2),
         training=ex.TrainingSettings(steps=2, tasks_per_step=3),
         evaluation=ex.EvaluationSettings(steps=3, num_tasks=4),
@@ -88,6 +88,25 @@ def test_settings_that_a_learner_refuses_are_one_line():
 def test_a_head_that_does_not_exist_cannot_adapt():
     with pytest.raises(mj.UserError, match="learner: no parameter would adapt"):
         ex.build(small(ex.ANIL(head="top")))
+
+
+@pytest.mark.parametrize(
+    ("learner", "inner", "message"),
+    [
+        (ex.ANIL(head=HEAD), {"frozen": (HEAD,)}, "no parameter would adapt"),
+        (ex.MAMLPlusPlus(), {"steps": 0}, "an inner step"),
+        (ex.MAMLPlusPlus(anneal_loss=0), {}, "a meta-step"),
+        (ex.FOML(), {"steps": 0}, "at least one inner step"),
+        (ex.PrototypicalNetwork(head=HEAD), {"steps": 2}, "set inner.steps to 0"),
+        (ex.CAVIA(size=0), {}, "size of a context"),
+        (ex.LoRA(rank=0), {}, "rank must be"),
+    ],
+)
+def test_an_inner_loop_that_a_learner_cannot_use_is_one_line(learner, inner, message):
+    experiment = small(learner)
+    experiment = dataclasses.replace(experiment, inner=dataclasses.replace(experiment.inner, **inner))
+    with pytest.raises(mj.UserError, match=f"learner: .*{message}"):
+        ex.build(experiment)
 
 
 def test_the_seed_chooses_a_learners_initial_values():

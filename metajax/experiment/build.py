@@ -56,7 +56,7 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     try:
         learner = experiment.learner.build(given)
         meta_params, _ = jax.eval_shape(lambda: learner.init(params))
-        jax.eval_shape(functools.partial(learner.adapt, steps=0), meta_params, support, jax.random.key(0))
+        jax.eval_shape(functools.partial(learner.adapt, steps=1), meta_params, support, jax.random.key(0))
     except ValueError as error:
         raise UserError(f"learner: {error}") from error
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
@@ -98,7 +98,7 @@ def _check_evaluation(experiment: Experiment, tasks: Tasks) -> None:
 
 def _check_padded(experiment: Experiment, module: nnx.Module) -> None:
     """What would see the padding of tasks of varying size."""
-    if any(isinstance(part, BatchNorm) for _, part in nnx.iter_modules(module)):
+    if any(isinstance(part, BatchNorm | nnx.BatchNorm) for _, part in nnx.iter_modules(module)):
         raise UserError(
             "model: batch normalisation would count the padding of tasks of varying size: choose --model.norm group, "
             "which normalises each example alone"

@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import jax
-
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, merge, named, names, opposite, split
+from metajax.partition import Chooses, merge, named, opposite, split
 from metajax.types import LossFn
 
 
@@ -22,17 +20,12 @@ def only(adapts: Chooses) -> Part:
     Returns:
         A part for `maml`, of the name `only`, that meta-learns nothing more.
 
-    Raises:
-        ValueError: From the learner, if no leaf is chosen.
-
     >>> only(lambda path, leaf: "head" in path).name
     'only'
     """
 
     def change(learned, adaptation, support):
         fast, slow = split(adaptation.params, adapts)
-        if not jax.tree.leaves(fast):
-            raise ValueError(f"no parameter would adapt: the names are {', '.join(names(adaptation.params))}")
         return adaptation._replace(params=fast, view=lambda fast, step: adaptation.view(merge(fast, slow), step))
 
     return Part("only", change)

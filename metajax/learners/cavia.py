@@ -30,6 +30,8 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
     {'bias': (4, 3), 'kernel': None}
     """
+    if size < 1:
+        raise ValueError(f"the size of a context must be at least 1, got {size}")
 
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, shifts)[0])
@@ -74,7 +76,7 @@ def cavia(
         `adapt` returns the model's parameters, shifted.
 
     Raises:
-        ValueError: From `init`, if no leaf is chosen.
+        ValueError: If `size` is below 1; from `init`, if no leaf is chosen.
 
     References:
         Zintgraf et al., `Fast Context Adaptation via Meta-Learning <https://arxiv.org/abs/1810.03642>`_, 2019.

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.partition import merge
 from metajax.types import LossFn
 
 
@@ -23,6 +25,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         A `MetaLearner` whose meta-parameters are the initialisation. The query set is only looked at for the metrics.
 
     Raises:
+        TypeError: If `inner` is not an inner loop.
         ValueError: If the inner loop has no step.
 
     References:
@@ -34,6 +37,8 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(learner.gradient(jax.numpy.float32(1.0), mj.Task(0.0, 0.0), jax.random.key(0), ()).gradient)
     0.5
     """
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
     if inner.steps < 1:
         raise ValueError("the last inner gradient needs at least one inner step")
 
@@ -44,6 +49,8 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         support_key, query_key = jax.random.split(rng)
         before = adapt(meta_params, task.support, support_key, steps=inner.steps - 1)
         grads = jax.grad(lambda params: loss_fn(params, task.support, support_key)[0])(before.params)
+        fast, slow = inner.split(grads)
+        grads = merge(fast, jax.tree.map(jnp.zeros_like, slow))  # what does not adapt has no inner gradient
         after = adapt(before.params, task.support, support_key, steps=1, opt_state=before.opt_state)
         loss, metrics = loss_fn(after.params, task.query, query_key)
         return Estimate(grads, {**metrics, "loss": loss}, ())

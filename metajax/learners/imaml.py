@@ -36,6 +36,7 @@ def imaml(
         gradient too, the mixed second derivatives' share included.
 
     Raises:
+        TypeError: If `inner` is not an inner loop.
         ValueError: If `strength` is not positive, `damping` negative or `cg_steps` below 1.
 
     References:
@@ -48,6 +49,8 @@ def imaml(
     >>> round(float(estimate.gradient), 4)  # φ* = θ/2, so half of ∇L at 1/2
     0.25
     """
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
     if strength <= 0 or damping < 0 or cg_steps < 1:
         raise ValueError(
             "strength must be positive, damping not negative and cg_steps at least 1, "

@@ -30,6 +30,8 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
     {'bias': None, 'kernel': ((5, 2), (2, 3))}
     """
+    if rank < 1:
+        raise ValueError(f"the rank must be at least 1, got {rank}")
 
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, adapts)[0])
@@ -77,7 +79,7 @@ def lora(
         returns the model's parameters, updates added.
 
     Raises:
-        ValueError: From `init`, if no weight is chosen, or one is a vector.
+        ValueError: If `rank` is below 1; from `init`, if no weight is chosen, or one is a vector.
 
     References:
         Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, 2021.

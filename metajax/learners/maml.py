@@ -39,6 +39,7 @@ def maml(
 
     Raises:
         TypeError: If `inner` is not an inner loop.
+        ValueError: If two parts have one name.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
@@ -54,6 +55,9 @@ def maml(
     """
     if not isinstance(inner, InnerLoop):
         raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    names = [part.name for part in parts]
+    if len({"init", *names}) <= len(names):
+        raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")
     counts = step_weights is not None or second_order_from > 0
     more = {part.name: part.init for part in parts if part.init is not None}
 

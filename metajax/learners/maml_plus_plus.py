@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, map_present, merge, named, opposite, split
+from metajax.partition import Chooses, merge, named, opposite, scaled, split
 from metajax.types import LossFn
 
 _NORMS = named("norms")
@@ -31,8 +31,7 @@ def rates_per_layer_and_step(steps: int) -> Part:
     def change(rates, adaptation, support):
         def rescale(updates, step):
             at = jnp.minimum(step, steps - 1)
-            scaled = lambda update, rate: None if update is None else update * jnp.asarray(rate)[at]  # noqa: E731
-            return map_present(scaled, adaptation.rescale(updates, step), rates)
+            return scaled(adaptation.rescale(updates, step), jax.tree.map(lambda rate: jnp.asarray(rate)[at], rates))
 
         return adaptation._replace(rescale=rescale)
 
@@ -75,16 +74,21 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
 
     Args:
         steps: Inner steps.
-        over: Meta-steps after which the last step has all but 3 % of its equal share for each of the others.
+        over: Meta-steps over which the weights of all but the last step fall linearly, to 3 % of what they were.
 
     Returns:
         `meta-steps done -> float32[steps]`, whose sum is 1.
+
+    Raises:
+        ValueError: If a count is below 1.
 
     >>> [round(float(w), 3) for w in annealed_weights(2, 100)(0)], [
     ...     round(float(w), 3) for w in annealed_weights(2, 100)(1000)
     ... ]
     ([0.5, 0.5], [0.015, 0.985])
     """
+    if steps < 1 or over < 1:
+        raise ValueError(f"a multi-step loss needs an inner step and a meta-step at least, got {steps} and {over}")
 
     def weights(done):
         others = jnp.maximum(1 - done / over, 0.03) / steps

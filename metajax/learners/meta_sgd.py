@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import map_present
+from metajax.partition import scaled
 from metajax.types import LossFn
 
 
@@ -16,7 +16,8 @@ def learned_rates() -> Part:
     """Multiply each parameter's inner update by a factor of its own, of either sign, that is meta-learned from 1 on.
 
     Returns:
-        A part for `maml`, of the name `rates`. Put it first: its factors are those of the model's parameters.
+        A part for `maml`, of the name `rates`. Its factors are those of the model's
+        parameters, so it does not combine with parts that adapt something else, a context or low-rank factors.
 
     >>> learned_rates().init({"w": 3.0})
     {'w': Array(1., dtype=float32, weak_type=True)}
@@ -24,7 +25,7 @@ def learned_rates() -> Part:
 
     def change(rates, adaptation, support):
         return adaptation._replace(
-            rescale=lambda updates, step: _scaled(adaptation.rescale(updates, step), rates),
+            rescale=lambda updates, step: scaled(adaptation.rescale(updates, step), rates),
         )
 
     return Part("rates", change, lambda params: jax.tree.map(jnp.ones_like, params))
@@ -43,14 +44,10 @@ def diagonal_preconditioner() -> Part:
     def change(log_diagonal, adaptation, support):
         diagonal = jax.tree.map(jnp.exp, log_diagonal)
         return adaptation._replace(
-            rescale=lambda updates, step: _scaled(adaptation.rescale(updates, step), diagonal),
+            rescale=lambda updates, step: scaled(adaptation.rescale(updates, step), diagonal),
         )
 
     return Part("log_diagonal", change, lambda params: jax.tree.map(jnp.zeros_like, params))
-
-
-def _scaled(updates, factors):
-    return map_present(lambda update, factor: None if update is None else update * factor, updates, factors)
 
 
 def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:

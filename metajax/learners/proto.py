@@ -123,4 +123,8 @@ class PrototypicalNetwork:
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
+        if given.inner.steps:
+            raise ValueError(
+                f"prototypical networks train without inner steps: set inner.steps to 0, not {given.inner.steps}"
+            )
         return maml(given.loss_fn, given.inner, prototypes(features(given.apply, self.head), self.head))

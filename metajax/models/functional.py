@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from metajax.partition import map_with_names
+from metajax.partition import map_with_names, names
 from metajax.types import ApplyFn, Params
 
 
@@ -53,7 +53,8 @@ def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
         head: Path of the last layer among its parameters, with leaves `kernel [size, outputs]` and maybe `bias`.
 
     Returns:
-        `(params, x, rng) -> features [examples, size]`: the model with the identity for its last layer.
+        `(params, x, rng) -> features [examples, size]`: the model with the identity for its last layer. It raises a
+        `ValueError` if there is no such layer.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -68,6 +69,8 @@ def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
         return jnp.zeros((), leaf.dtype) if path == f"{head}/bias" else leaf
 
     def embed(params, x, rng=None, /):
+        if f"{head}/kernel" not in names(params):
+            raise ValueError(f"there is no linear layer {head!r} with a kernel among the parameters")
         return apply(map_with_names(replaced, params), x, rng)
 
     return embed
