@@ -11,7 +11,7 @@ from flax import nnx
 
 from metajax.cli import configs
 from metajax.errors import UserError
-from metajax.experiment import Execution, Inner, Outer, build
+from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build
 from metajax.experiment.build import purpose_key
 
 
@@ -80,3 +80,23 @@ def test_the_seed_determines_the_initial_values():
     a, b, c = (jax.tree.leaves(build(dataclasses.replace(SMALL, seed=s)).params)[1] for s in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.allclose(a, c)
+
+
+def test_more_ways_in_training_than_in_test():
+    """The model has outputs for the most, and a task of fewer neither chooses nor moves the others."""
+    task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
+    experiment = dataclasses.replace(configs.load("glyphs_maml_5w1s"), task=task)
+    parts = build(experiment)
+    train, test = (parts.tasks.samplers[split](jax.random.key(0)) for split in ("train", "test"))
+    assert sorted(set(train.support.y.tolist())) == [0, 1, 2, 3]
+    assert sorted(set(test.support.y.tolist())) == [0, 1]
+    favoured = {**parts.params, "head": {**parts.params["head"], "bias": jnp.array([0.0, 0.0, 50.0, 50.0])}}
+    (loss, _), gradient = jax.value_and_grad(parts.loss_fn, has_aux=True)(favoured, test.query, None)
+    assert float(loss) < 10
+    np.testing.assert_array_equal(gradient["head"]["bias"][2:], 0)
+    assert np.all(np.asarray(gradient["head"]["bias"][:2]) != 0)
+
+
+def test_sinusoids_have_no_ways():
+    with pytest.raises(UserError, match="no ways"):
+        Sinusoid(train=Shots(ways=5))

@@ -81,6 +81,40 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("batched", [None, (0, None), (0, 0)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_in_bfloat16_a_convolution_rounds_operands_and_nothing_else(kernel, batched):
+    """The output and both cotangents are those of lax for rounded operands, exact to float32."""
+
+    def rounded(x):
+        return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+    def pull_back(convolve):
+        def run(x, w, cotangent):
+            out, back = jax.vjp(convolve, x, w)
+            return out, *back(cotangent)
+
+        return run if batched is None else jax.vmap(run, (*batched, 0))
+
+    def expected(x, w):
+        sides = [(kernel // 2, kernel // 2)] * 2
+        return jax.lax.conv_general_dilated(x, w, (2, 2), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    rng = np.random.default_rng(0)
+    shapes = [(2, 8, 8, 3), (kernel, kernel, 3, 4), (2, 4, 4, 4)]
+    shapes = [s if axis is None else (3, *s) for s, axis in zip(shapes, (*(batched or (None, None)), 0), strict=True)]
+    if batched is None:
+        shapes[2] = shapes[2][1:]
+    operands = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    with jax.default_matmul_precision("bfloat16"):
+        ours = pull_back(lambda x, w: convolve(x, w, stride=2, padding=kernel // 2))(*operands)
+    theirs = pull_back(expected)(*map(rounded, operands))
+    for a, b, exact in zip(ours, theirs, pull_back(expected)(*operands), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert np.abs(np.asarray(a) - exact).max() > 1e-3
+
+
 def test_pooling_before_normalisation_is_pooling_after(key):
     """Of the mini-ImageNet form: pooled first where the line of the normalisation is sure to rise."""
     model = mj.models.Conv4(5, image_shape=(16, 16, 3), channels=4, pool=True, rngs=nnx.Rngs(0))

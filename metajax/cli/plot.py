@@ -77,7 +77,8 @@ def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.
     if query.x.ndim == 4:
         task = tasks[0]
         adapted = _adapt(experiment, parts, state, task, key)
-        predicted = jnp.argmax(parts.apply(adapted, task.query.x), -1)
+        ways = int(task.support.y.max()) + 1  # the model may have outputs for more
+        predicted = jnp.argmax(parts.apply(adapted, task.query.x)[:, :ways], -1)
         return {"episode": plots.episode(task.support.x, task.support.y, task.query.x, task.query.y, predicted)}
     if query.x.shape[1:] == (1,) and query.y.shape[1:] == (1,):
         return {"fits": plots.regression_fits([_fit(experiment, parts, state, task, key) for task in tasks])}

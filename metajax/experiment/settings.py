@@ -180,7 +180,8 @@ class Execution:
     remat: bool = False
     """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
-    """Of the operands of matrix products, summed in float32. The default is the device's own: on a CPU float32."""
+    """Of the operands of products, summed in float32. The default is the device's own: on a CPU float32, where bfloat16
+    is slower and rounds only the operands of convolutions."""
 
     def __post_init__(self):
         at_least("execution", 1, chunk_size=self.chunk_size)

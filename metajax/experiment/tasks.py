@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -49,9 +50,12 @@ class Shots:
     """Support examples (of each class)."""
     queries: int = 15
     """Query examples (of each class)."""
+    ways: int | None = None
+    """Classes, where not the task's: prototypes are learned better from more classes than they are tested with."""
 
     def __post_init__(self):
         at_least("task.train and task.test", 1, shots=self.shots, queries=self.queries)
+        at_least("task.train and task.test", 2, ways=self.ways)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,10 @@ class Sinusoid:
     test: Shots = Shots(shots=5, queries=100)
     oracle: bool = False
     """Amplitude and phase are among the inputs: a bound on what adaptation can reach."""
+
+    def __post_init__(self):
+        if self.train.ways or self.test.ways:
+            raise UserError("task: sinusoids have no classes, so train and test can have no ways")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
@@ -93,12 +101,16 @@ class Glyphs:
 
         def sampler(sizes: Shots) -> TaskSampler:
             return tasks.glyphs(
-                ways=self.ways, shots=sizes.shots, queries=sizes.queries, size=self.size, drawer=self.drawer
+                ways=sizes.ways or self.ways,
+                shots=sizes.shots,
+                queries=sizes.queries,
+                size=self.size,
+                drawer=self.drawer,
             )
 
         test = sampler(self.test)
         samplers = {"train": sampler(self.train), "validation": test, "test": test}
-        return Tasks(samplers, self.ways, classification_loss)
+        return Tasks(samplers, *_ways_and_loss(self.ways, self.train, self.test))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,10 +272,18 @@ def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, optio
                 f"{bank.counts[smallest]} examples"
             )
         try:
-            return tasks.episodes(bank, ways=ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {}))
+            return tasks.episodes(
+                bank, ways=sizes.ways or ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
+            )
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 
     samplers = {split: sampler(split, bank) for split, bank in dataset.splits.items()}
     banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-    return Tasks(samplers, ways, classification_loss, dataset.class_names, banks)
+    return Tasks(samplers, *_ways_and_loss(ways, train, test), dataset.class_names, banks)
+
+
+def _ways_and_loss(ways: int, train: Shots, test: Shots) -> tuple[int, Callable[[ApplyFn], LossFn]]:
+    """Outputs of the model, and a loss that leaves out those that a task has no class for."""
+    both = {train.ways or ways, test.ways or ways}
+    return max(both), partial(classification_loss, varied_ways=len(both) > 1)

@@ -31,6 +31,7 @@ class Geometry(NamedTuple):
         size: Side of the kernel.
         stride: Step between outputs.
         padding: Zeros on each side.
+        rounded: Whether operands are rounded to bfloat16; sums are kept in their own type.
     """
 
     height: int
@@ -38,10 +39,14 @@ class Geometry(NamedTuple):
     size: int
     stride: int
     padding: int
+    rounded: bool = False
 
 
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
     """A 2-D convolution with a square kernel.
+
+    Under `jax.default_matmul_precision("bfloat16")` its operands, and those of its derivatives, are rounded to bfloat16
+    and summed in their own type, on every device.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -59,13 +64,14 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
     (1, 2, 2, 5)
     """
-    geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding)
+    rounded = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore[reportAttributeAccessIssue]
+    geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
     if not (square and channels and min(_output_sides(geometry)) >= 1):
         raise ValueError(f"a kernel {kernel.shape} does not fit images {images.shape} with a padding of {padding}")
     dtype = jnp.result_type(images, kernel)
     images, kernel = images.astype(dtype), kernel.astype(dtype)
-    if geometry.size == 1 and not padding:
+    if geometry.size == 1 and not padding and not rounded:
         return images[:, ::stride, ::stride] @ kernel[0, 0]
     return _convolution.bind(images, kernel, role="output", geometry=geometry)
 
@@ -80,7 +86,7 @@ _convolution = Primitive("convolution")
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
-    if role != "kernel" and min(geometry.height, geometry.width) <= geometry.size:
+    if role != "kernel" and (geometry.rounded or min(geometry.height, geometry.width) <= geometry.size):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
@@ -127,23 +133,29 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """The same as a matrix product, which `vmap` makes a batched one."""
+    if role == "kernel":
+        return _kernel_by_windows(a, b, geometry)
+    matrix = _operand(b.reshape(-1, b.shape[-1]), geometry)
     if role == "output":
-        return windows(a, geometry) @ b.reshape(-1, b.shape[-1])
-    if role == "images":
-        images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
-        to_images = jax.linear_transpose(lambda images: windows(images, geometry), images)
-        return to_images(a @ b.reshape(-1, b.shape[-1]).T)[0]
-    return _kernel_by_windows(a, b, geometry)
+        return jnp.matmul(windows(_operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
+    images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
+    to_images = jax.linear_transpose(lambda images: windows(images, geometry), images)
+    return to_images(jnp.matmul(_operand(a, geometry), matrix.T, preferred_element_type=a.dtype))[0]
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
-    seen = windows(images, geometry)
+    seen, taught = windows(_operand(images, geometry), geometry), _operand(output, geometry)
     if seen.shape[-1] < output.shape[-1]:
-        product = jnp.einsum("bhwk,bhwo->ko", seen, output)
+        product = jnp.einsum("bhwk,bhwo->ko", seen, taught, preferred_element_type=images.dtype)
     else:
-        product = lax.optimization_barrier(jnp.einsum("bhwo,bhwk->ok", output, seen)).T
+        product = jnp.einsum("bhwo,bhwk->ok", taught, seen, preferred_element_type=images.dtype)
+        product = lax.optimization_barrier(product).T
     return product.reshape(geometry.size, geometry.size, images.shape[-1], output.shape[-1])
+
+
+def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
+    return x.astype(jnp.bfloat16) if geometry.rounded else x
 
 
 def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
