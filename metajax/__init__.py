@@ -25,6 +25,7 @@ from metajax.learners import (
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
+from metajax.partition import named, opposite
 from metajax.ranks import mean_ranks
 from metajax.tasks import episodes, glyphs, sinusoid, varied_episodes
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
@@ -74,6 +75,8 @@ __all__ = [
     "mean_ranks",
     "meta_sgd",
     "models",
+    "named",
+    "opposite",
     "proto_maml",
     "prototypical_network",
     "regression_loss",

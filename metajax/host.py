@@ -67,7 +67,16 @@ def host_episodes(
     draw = partial(
         draw_episode, starts, counts, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform
     )
-    return HostTasks(bank.images, lambda rng: draw(rng).rows, lambda rng, images: draw(rng).of(images))
+
+    def sampler(rng: jax.Array, images: jax.Array | None = None) -> Task:
+        if images is None:
+            raise ValueError(
+                "tasks of a host bank need their images: give the training step what `feed` fetched for it; evaluate "
+                "on tasks of a bank on the device"
+            )
+        return draw(rng).of(images)
+
+    return HostTasks(bank.images, lambda rng: draw(rng).rows, sampler)
 
 
 def feed(

@@ -139,7 +139,10 @@ def inner_loop(
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
 
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
-        return split(params, (lambda path, leaf: True) if adapts is None else adapts)
+        try:
+            return split(params, (lambda path, leaf: True) if adapts is None else adapts)
+        except ValueError as error:
+            raise ValueError(f"what adapts in the inner loop: {error}") from error
 
     def is_mixed(fast: PyTree, first_order: bool) -> bool:
         large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE

@@ -1,5 +1,6 @@
 """Parts of a pytree of parameters, chosen by the names on the way to a leaf."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,38 @@ Chooses = Callable[[str, Any], bool] | PyTree
 """A choice of leaves: a predicate on the leaf's path (`"convs/0/kernel"`) and value, or a pytree of bools."""
 
 
-def named(*names: str) -> Callable[[str, Any], bool]:
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A choice by name; a name that no path holds is an error where the choice is made."""
+
+    names: tuple[str, ...]
+    others: bool = False
+    """Choose all the other leaves."""
+
+    def __call__(self, path: str, leaf: Any) -> bool:
+        """Whether a leaf is chosen."""
+        return self.others != any(_holds(path, name) for name in self.names)
+
+    def check(self, paths: list[str]) -> None:
+        """Raise a `ValueError` unless some path holds each name."""
+        for name in self.names:
+            if not any(_holds(path, name) for path in paths):
+                parts = sorted({part for path in paths for part in path.split("/") if part})
+                raise ValueError(f"no parameter path has a part {name!r}; there are {', '.join(parts) or 'no names'}")
+
+
+def _holds(path: str, name: str) -> bool:
+    return f"/{name}/" in f"/{path}/"
+
+
+def named(*names: str) -> Named:
     """Choose the leaves whose path holds one of `names`, whole: `"norms"`, `"layers/0"`, `"bias"`.
 
     >>> chosen = named("layers/0", "bias")
     >>> [chosen(path, None) for path in ("layers/0/kernel", "layers/01/kernel", "layers/1/bias")]
     [True, False, True]
     """
-    return lambda path, leaf: any(f"/{name}/" in f"/{path}/" for name in names)
+    return Named(names)
 
 
 def opposite(chooses: Chooses) -> Chooses:
@@ -27,6 +52,8 @@ def opposite(chooses: Chooses) -> Chooses:
     >>> opposite(named("head"))("head/bias", None)
     False
     """
+    if isinstance(chooses, Named):
+        return dataclasses.replace(chooses, others=not chooses.others)
     if callable(chooses):
         return lambda path, leaf: not chooses(path, leaf)
     return jax.tree.map(lambda chosen: not chosen, chooses)
@@ -55,9 +82,17 @@ def names(params: Params) -> list[str]:
 def split(params: Params, chooses: Chooses) -> tuple[PyTree, PyTree]:
     """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
 
+    Raises:
+        ValueError: If a name fits nothing, or the choice is a string.
+
     >>> split({"head": 1, "body": 2}, named("head"))
     ({'body': None, 'head': 1}, {'body': 2, 'head': None})
     """
+    if isinstance(chooses, str):
+        raise ValueError(f"a choice of parameters is a function or a pytree of bools: say metajax.named({chooses!r})")
+    if isinstance(chooses, Named):
+        here = jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None)  # what is not here has a name
+        chooses.check(names(here))
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
     chosen = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, mask)

@@ -123,14 +123,12 @@ def make_train_step(
 
     def estimate(shared, task) -> Estimate:
         meta_params, learner_state, sampler = shared
-        key, fed = task
-        task_key, learn_key = jax.random.split(key)
+        (task_key, learn_key), fed = task
         task = sampler(task_key) if fed is None else sampler(task_key, fed)
         return learner.gradient(meta_params, task, learn_key, learner_state)
 
-    def meta_step(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
+    def meta_step(state: TrainState, sampler, keys, fed) -> tuple[TrainState, Metrics]:
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
-        keys = step_keys(state.key, state.step, tasks_per_step)
         shared = (state.meta_params, state.learner_state, sampler)
         mean = average_tasks(estimate, shared, (keys, fed), chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
@@ -144,9 +142,13 @@ def make_train_step(
 
     def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
         first = state.step
+        # All keys at once: a tiny model would notice the time that they take one by one.
+        keys = jax.vmap(step_keys, (None, 0, None))(state.key, first + jnp.arange(steps_per_call), tasks_per_step)
+        halves = jax.vmap(jax.vmap(jax.random.split))(keys)
+        given = ((halves[..., 0], halves[..., 1]), fed)
 
-        def step(state, _):  # a step that failed stays where it is, and so must what it is fed
-            return meta_step(state, sampler, jax.tree.map(lambda leaf: leaf[state.step - first], fed))
+        def step(state, _):  # a step that failed stays where it is, and so must what it is given
+            return meta_step(state, sampler, *jax.tree.map(lambda leaf: leaf[state.step - first], given))
 
         return jax.lax.scan(step, state, length=steps_per_call)
 

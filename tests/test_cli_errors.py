@@ -170,6 +170,22 @@ def test_evaluate_tells_in_one_line_and_leaves_the_report(trained, words, said):
     ]
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("learning_rate=0.01", 'learning_rate="0.01"', ["inner.learning_rate must be a number, got '0.01'"]),
+        ("learning_rate=0.01", 'learning_rate=0.01, optimizer="sdg"', ["inner.optimizer must be 'sgd' or", "'sdg'"]),
+        ("learning_rate=0.01", 'learning_rate=0.01, frozen="bias"', ["inner.frozen", "tuple", "'bias'"]),
+        ("MLP(hidden=(8,))", "MLP(hidden=(8.5,))", ["model.hidden", "tuple", "8.5"]),
+        ("MLP(hidden=(8,))", "MLP", ["model must be settings, MLP(...), got the class MLP"]),
+    ],
+)
+def test_a_config_with_a_field_of_a_wrong_type(tmp_path, right, wrong, said):
+    assert right in SMALL
+    fails(run("train", small(tmp_path, text=SMALL.replace(right, wrong)), "--workdir", tmp_path / "run"), *said)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("words", "said"), [(["--format", "gif"], "png"), (["--seed", "-1"], "seed")])
 def test_plot_tells_in_one_line(trained, words, said):
     fails(run("plot", trained, *words), said)

@@ -81,12 +81,12 @@ def test_settings_that_a_learner_refuses_are_one_line():
         ex.build(small(ex.IMAML(strength=-1.0)))
     with pytest.raises(mj.UserError, match="learner: there is no linear layer 'top'"):
         ex.build(small(ex.ProtoMAML(head="top")))
-    with pytest.raises(mj.UserError, match="learner: a context needs leaves"):
+    with pytest.raises(mj.UserError, match="learner: no parameter path has a part 'nothing'"):
         ex.build(small(ex.CAVIA(shifts=("nothing",))))
 
 
 def test_a_head_that_does_not_exist_cannot_adapt():
-    with pytest.raises(mj.UserError, match="learner: no parameter would adapt"):
+    with pytest.raises(mj.UserError, match="learner: no parameter path has a part 'top'"):
         ex.build(small(ex.ANIL(head="top")))
 
 
@@ -94,6 +94,8 @@ def test_a_head_that_does_not_exist_cannot_adapt():
     ("learner", "inner", "message"),
     [
         (ex.ANIL(head=HEAD), {"frozen": (HEAD,)}, "no parameter would adapt"),
+        (ex.CAVIA(), {"frozen": ("bias",)}, "what adapts in the inner loop: no parameter path has a part 'bias'"),
+        (ex.CAVIA(shifts=("bias", "bais")), {}, "no parameter path has a part 'bais'; there are"),
         (ex.MAMLPlusPlus(), {"steps": 0}, "an inner step"),
         (ex.MAMLPlusPlus(anneal_loss=0), {}, "a meta-step"),
         (ex.FOML(), {"steps": 0}, "at least one inner step"),

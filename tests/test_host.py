@@ -123,3 +123,12 @@ def test_calls_that_do_not_divide_the_steps_are_named(bank):
 def test_sizes_that_the_bank_has_not_are_named(bank):
     with pytest.raises(ValueError, match="class 0 of the bank has only 6 examples"):
         mj.host_episodes(bank, ways=2, shots=5, queries=5)
+
+
+def test_without_their_images_host_tasks_say_what_to_do(bank):
+    tasks = mj.host_episodes(bank, **SIZES)
+    evaluate = mj.make_evaluation(LEARNER, loss_fn, tasks.sampler, steps=1)
+    with pytest.raises(ValueError, match="what `feed` fetched"):
+        evaluate(PARAMS, jax.random.key(0))
+    with pytest.raises(ValueError, match="what `feed` fetched"):
+        mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, tasks_per_step=1)(fresh())

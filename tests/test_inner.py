@@ -248,3 +248,25 @@ def test_minibatches_go_on_across_the_end_of_an_epoch(key):
 
     adapted = mj.inner_loop(optax.sgd(1.0), 4, batch_size=3).run(count, jnp.zeros(5), jnp.arange(5), key).params
     assert sorted(np.asarray(-adapted).astype(int).tolist()) == [2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("adapts", "said"),
+    [
+        ("head", r"say metajax.named\('head'\)"),
+        (mj.named("head", "hed"), "no parameter path has a part 'hed'; there are body, head"),
+        (mj.opposite(mj.named("hed")), "no parameter path has a part 'hed'"),
+    ],
+)
+def test_a_choice_that_fits_nothing_says_so(adapts, said):
+    inner = mj.inner_loop(optax.sgd(0.1), 1, adapts=adapts)
+    with pytest.raises(ValueError, match=said):
+        inner.init({"head": 1.0, "body": 2.0})
+
+
+def test_what_was_split_off_before_still_has_its_name():
+    """A learner may leave the inner loop the head alone; to freeze the body besides is no mistake."""
+    inner = mj.inner_loop(optax.sgd(0.1), 1, adapts=mj.opposite(mj.named("body")))
+    chosen, rest = inner.split({"head": 1.0, "body": None})
+    assert chosen == {"head": 1.0, "body": None}
+    assert rest == {"head": None, "body": None}

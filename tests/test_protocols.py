@@ -1,9 +1,11 @@
 """Papers' evaluations, as reference values."""
 
+import typing
+
 import pytest
 
 import metajax as mj
-from metajax.cli import configs
+from metajax.cli import configs, evaluate
 from metajax.experiment.protocols import PROTOCOLS
 
 
@@ -13,11 +15,19 @@ def test_mamls_protocol_has_as_many_queries_as_shots_and_ten_steps():
     assert (experiment.evaluation.num_tasks, experiment.evaluation.steps) == (600, 10)
 
 
-def test_reptiles_protocol_has_one_query_and_fifty_steps_of_five():
-    experiment = PROTOCOLS["reptile"].apply(configs.load("omniglot_reptile_5w1s"))
+@pytest.mark.parametrize(
+    ("name", "batch"), [("reptile", 5), ("reptile_20_way", 10), ("reptile_mini_imagenet_5_shot", 15)]
+)
+def test_reptiles_protocols_have_one_query_and_fifty_steps(name, batch):
+    experiment = PROTOCOLS[name].apply(configs.load("omniglot_reptile_5w1s"))
     assert experiment.task.test.queries == 1
     evaluation = experiment.evaluation
-    assert (evaluation.num_tasks, evaluation.steps, evaluation.batch_size) == (10_000, 50, 5)
+    assert (evaluation.num_tasks, evaluation.steps, evaluation.batch_size) == (10_000, 50, batch)
+
+
+def test_the_command_line_has_every_protocol():
+    field = typing.get_type_hints(evaluate.Options)["protocol"]
+    assert set(typing.get_args(typing.get_args(field)[0])) == set(PROTOCOLS)
 
 
 def test_tasks_without_shots_have_no_protocol():

@@ -252,7 +252,7 @@ def test_a_config_file_that_fails_names_its_line(tmp_path, monkeypatch):
         ('{"class": "os:getcwd"}', "does not fit"),
         ('{"class": "metajax.experiment.models:MLP", "depth": 3}', "depth"),
         ('{"class": "metajax.experiment.models:MLP", "hidden": [0]}', "model.hidden must be at least 1"),
-        ('{"class": "metajax.experiment.models:MLP", "hidden": ["a"]}', "does not fit"),
+        ('{"class": "metajax.experiment.models:MLP", "hidden": ["a"]}', "model.hidden must be a number, got 'a'"),
     ],
 )
 def test_a_damaged_config_is_refused_by_name(tmp_path, text, said):

@@ -13,6 +13,7 @@ from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
 from metajax.experiment import Experiment
+from metajax.experiment.checks import types_are_right
 from metajax.workdir import load_module
 
 T = TypeVar("T")
@@ -76,6 +77,10 @@ def load(config: str) -> Experiment:
     experiment = getattr(load_module(path), "config", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} must set `config` to a metajax.experiment.Experiment")
+    try:
+        types_are_right(experiment)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return experiment
 
 

@@ -66,7 +66,7 @@ def _find(store: records.Store, source: Path) -> Path:
     if not right:
         held = f"holds {', '.join(sorted(set(names.values())))}" if names else f"holds no {_INFO}"
         raise UserError(f"{source}: {held}; it should be the folder of {wanted} that TFDS prepared")
-    newest = max(right, key=lambda folder: [int(n) for n in infos[folder].get("version", "0").split(".")])
+    newest = max(right, key=lambda folder: _version(infos[folder].get("version", "0")))
     if (found := infos[newest].get("fileFormat", "tfrecord")) != "array_record":
         raise UserError(
             f"{newest}: is stored as {found}, which cannot be read without TensorFlow: "
@@ -94,3 +94,8 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
         return
     shutil.copy2(source, target)
+
+
+def _version(text: str) -> list[int]:
+    """Numbers of a version, `[1, 10]` of `1.10.beta`, to compare."""
+    return [int(part) for part in text.split(".") if part.isdigit()]

@@ -116,8 +116,7 @@ def _check_batch_size(field: str, batch_size: int | None, examples: int) -> None
 
 
 def _check_frozen(frozen: tuple[str, ...], params: Params) -> None:
-    paths = names(params)
-    for name in frozen:
-        if not any(named(name)(path, None) for path in paths):
-            parts = sorted({part for path in paths for part in path.split("/")})
-            raise UserError(f"inner.frozen: no parameter path has a part {name!r}; there are {', '.join(parts)}")
+    try:
+        named(*frozen).check(names(params))
+    except ValueError as error:
+        raise UserError(f"inner.frozen: {error}") from error

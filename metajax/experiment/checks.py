@@ -1,11 +1,40 @@
 """Checks of settings that name the field and say what would be right."""
 
+import dataclasses
+import numbers
+import typing
+from typing import Any
+
+import typeguard
+
 from metajax.errors import UserError
+
+
+def types_are_right(spec: Any, owner: str = "") -> None:
+    """Raise unless each field of settings, and of settings in them, has the type that it is declared with."""
+    hints = typing.get_type_hints(type(spec))
+    for field in dataclasses.fields(spec):
+        path, value, hint = f"{owner}{field.name}", getattr(spec, field.name), hints[field.name]
+        if isinstance(value, type):  # which has all that a protocol asks for
+            raise UserError(f"{path} must be settings, {value.__name__}(...), got the class {value.__name__}")
+        try:
+            typeguard.check_type(value, hint)
+        except typeguard.TypeCheckError as error:
+            raise UserError(f"{path} must be {_described(hint)}, got {value!r}") from error
+        if dataclasses.is_dataclass(value):
+            types_are_right(value, f"{path}.")
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(each) for each in typing.get_args(hint))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def at_least(owner: str, minimum: float, **fields: float | None) -> None:
     """Raise unless each field is at least `minimum`; `None` passes."""
     for name, value in fields.items():
+        _number(owner, name, value)
         if value is not None and not value >= minimum:
             raise UserError(f"{owner}.{name} must be at least {minimum:g}, got {value:g}")
 
@@ -13,6 +42,7 @@ def at_least(owner: str, minimum: float, **fields: float | None) -> None:
 def positive(owner: str, **fields: float | None) -> None:
     """Raise unless each field is a finite number above 0; `None` passes."""
     for name, value in fields.items():
+        _number(owner, name, value)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{owner}.{name} must be a number above 0, got {value:g}")
 
@@ -20,5 +50,11 @@ def positive(owner: str, **fields: float | None) -> None:
 def in_range(owner: str, low: float, high: float, **fields: float) -> None:
     """Raise unless each field is at least `low` and at most `high`."""
     for name, value in fields.items():
+        _number(owner, name, value)
         if not low <= value <= high:
             raise UserError(f"{owner}.{name} must be from {low:g} to {high:g}, got {value:g}")
+
+
+def _number(owner: str, name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, numbers.Real):
+        raise UserError(f"{owner}.{name} must be a number, got {value!r}")

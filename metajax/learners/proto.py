@@ -75,20 +75,26 @@ def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, 
     return maml(loss_fn, inner, prototypes(embed, head), *parts)
 
 
-def prototypical_network(loss_fn: LossFn, *, embed: ApplyFn, head: str = "head") -> MetaLearner:
+def prototypical_network(
+    loss_fn: LossFn, *, embed: ApplyFn, head: str = "head", inner: InnerLoop | None = None
+) -> MetaLearner:
     r"""Prototypical networks: classify by the nearest class mean in a meta-learned feature space; no inner steps.
 
     The meta-gradient is that of the query loss of
     :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Evaluated with inner steps, they
-    fine-tune by SGD at a rate of 0.01.
+    fine-tune.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
         embed: The features that go into the head; see `prototypes`.
         head: Path of the head among the parameters.
+        inner: A loop of 0 steps that says how they fine-tune; by default by SGD at a rate of 0.01.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the model's.
+
+    Raises:
+        ValueError: If `inner` has steps.
 
     References:
         Snell et al., `Prototypical Networks for Few-shot Learning <https://arxiv.org/abs/1703.05175>`_, 2017.
@@ -98,7 +104,10 @@ def prototypical_network(loss_fn: LossFn, *, embed: ApplyFn, head: str = "head")
     >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
     >>> learner = mj.prototypical_network(mj.classification_loss(apply), embed=mj.models.features(apply))
     """
-    return maml(loss_fn, inner_loop(optax.sgd(0.01), 0), prototypes(embed, head))
+    inner = inner_loop(optax.sgd(0.01), 0) if inner is None else inner
+    if inner.steps:
+        raise ValueError(f"prototypical networks train without inner steps: set inner.steps to 0, not {inner.steps}")
+    return maml(loss_fn, inner, prototypes(embed, head))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +132,5 @@ class PrototypicalNetwork:
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
-        if given.inner.steps:
-            raise ValueError(
-                f"prototypical networks train without inner steps: set inner.steps to 0, not {given.inner.steps}"
-            )
-        return maml(given.loss_fn, given.inner, prototypes(features(given.apply, self.head), self.head))
+        embed = features(given.apply, self.head)
+        return prototypical_network(given.loss_fn, embed=embed, head=self.head, inner=given.inner)

@@ -1,0 +1,153 @@
+"""Where the time of a meta-step goes, by kind of kernel.
+
+    python -m benchmarks.kernels                     # all workloads but the slow
+    python -m benchmarks.kernels --only Omniglot
+
+Training is traced by JAX's profiler, after a warm-up. *Products* are matrix products and convolutions; *moves* are
+kernels that only copy: windows of images, transposes, padding; *arithmetic* is the rest: activations, statistics,
+updates, random numbers. *Between kernels* is what is left of the wall time of all cores: launching kernels, and cores
+that wait for each other. Shares are of the same total, and tracing makes what lies between kernels longer. Writes
+`kernels-DEVICE.{md,json}` to `--output` (`benchmarks/results`).
+"""
+
+import argparse
+import collections
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.throughput import environment
+from metajax.benchmark import WORKLOADS, standard, training_call
+from metajax.cli.device import choose_mesh, prepare_devices
+
+KINDS = ("products", "moves", "arithmetic")
+_PRODUCTS = ("dot", "convolution", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton")
+_MOVES = {"copy", "bitcast", "transpose", "pad", "slice", "concatenate", "broadcast", "reverse", "fusion", "reshape"}
+_HOLDERS = {"while", "call", "conditional", "async-start", "async-done"}
+
+
+def main() -> None:
+    """Trace, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", metavar="TEXT", help="workloads whose name contains one of these")
+    parser.add_argument("--calls", type=int, default=3, help="traced calls of a few meta-steps each")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
+    if not names:
+        parser.error(f"no workload's name contains {' or '.join(options.only)}")
+    prepare_devices(None)
+    report = {"environment": environment(), "results": {}}
+    for name in names:
+        report["results"][name] = measure(name, options.calls)
+    text = table(report)
+    print(text)
+    stem = options.output / f"kernels-{report['environment']['platform']}"
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    stem.with_suffix(".md").write_text(text + "\n")
+
+
+def measure(name: str, calls: int) -> dict[str, Any]:
+    """Seconds of a meta-step by kind of kernel, how many kernels it runs, and the seconds of the wall on all cores."""
+    workload = WORKLOADS[name]
+    steps = 20 if workload.model == "mlp" else 1
+    mesh = choose_mesh(None, standard(workload).params, workload.tasks)
+    call = training_call(workload, mesh, steps)
+    call()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            begun = time.perf_counter()
+            for _ in range(calls):
+                call()
+            wall = time.perf_counter() - begun
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        seconds, kernels = by_kind(_events(trace))
+    # A device that has the machine alone computes on all of its cores; several have a core each.
+    cores = (os.cpu_count() or 1) if mesh.devices.flat[0].platform == "cpu" and workload.model != "mlp" else mesh.size
+    done = calls * steps
+    return {
+        **{kind: seconds[kind] / done for kind in KINDS},
+        "kernels": round(kernels / done),
+        "wall": wall * cores / done,
+        "cores": cores,
+    }
+
+
+Event = tuple[str, float, float]
+"""A kernel's name, when it began and how long it ran, in nanoseconds."""
+
+
+def _events(trace: Path) -> Iterator[list[Event]]:
+    """The kernels of each thread of a trace."""
+    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+        for line in plane.lines:
+            events = [e for e in line.events if any(key == "hlo_op" for key, _ in e.stats)]
+            yield [(e.name, e.start_ns, e.duration_ns) for e in events if kind_of(e.name)]
+
+
+def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
+    """Seconds of each kind of kernel, and the number of kernels.
+
+    A kernel that runs within another on the same thread counts once, for itself.
+
+    >>> seconds, kernels = by_kind([[("dot.1", 0, 9e9), ("copy.2", 1e9, 2e9)], [("while", 0, 9e9), ("tanh", 0, 1e9)]])
+    >>> seconds["products"], seconds["moves"], seconds["arithmetic"], kernels
+    (7.0, 2.0, 1.0, 3)
+    """
+    seconds, kernels = collections.Counter(dict.fromkeys(KINDS, 0.0)), 0
+    for events in threads:
+        running: list[tuple[str, float]] = []
+        for name, begun, duration in sorted(events, key=lambda event: (event[1], -event[2])):
+            kind = kind_of(name)
+            if kind is None:
+                continue
+            while running and running[-1][1] <= begun:
+                running.pop()
+            if running:
+                seconds[running[-1][0]] -= duration / 1e9
+            running.append((kind, begun + duration))
+            seconds[kind] += duration / 1e9
+            kernels += 1
+    return dict(seconds), kernels
+
+
+def kind_of(name: str) -> str | None:
+    """Kind of a kernel, from the compiler's name for it; None for what only holds others.
+
+    >>> [kind_of(name) for name in ("ynn_fusion.7", "pad_slice_fusion", "add_select_fusion.2", "while.1")]
+    ['products', 'moves', 'arithmetic', None]
+    """
+    name = re.sub(r"[.\d]+$", "", name)
+    if name in _HOLDERS or name.startswith("end: "):
+        return None
+    if any(part in name for part in _PRODUCTS):
+        return "products"
+    return "moves" if set(re.split(r"[_-]", name)) <= _MOVES else "arithmetic"
+
+
+def table(report: dict[str, Any]) -> str:
+    """A row for each workload."""
+    about = report["environment"]
+    lines = [
+        f"{about['device']}, {about['cores']} cores, jax {about['versions']['jax']}. Of the time of all cores.",
+        "",
+        "| workload | products | moves | arithmetic | between kernels | kernels in a meta-step |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in report["results"].items():
+        shares = [row[kind] / row["wall"] for kind in KINDS]
+        cells = [f"{100 * share:.0f} %" for share in [*shares, 1 - sum(shares)]]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['kernels']:,} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
