@@ -1,21 +1,27 @@
 """Keep the record of a run, without the weights, and write the pages of results from all records.
 
-    python benchmarks/record.py runs/omniglot_maml_5w1s    # benchmarks/results/omniglot_maml_5w1s.json
-    python benchmarks/record.py --pages                    # docs/results.md, its figures, and the README's table
+    python -m benchmarks.record runs/omniglot_maml_5w1s    # benchmarks/results/omniglot_maml_5w1s.json
+    python -m benchmarks.record --pages                    # docs/, its figures, and the README's tables
 
 A work directory is named after its config, and may say more: `omniglot_maml_5w1s_seed_1`.
 """
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.peers import PEERS
+from metajax.benchmark.workloads import WORKLOADS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text())
-BEGIN, END = "<!-- results: written by benchmarks/record.py -->", "<!-- /results -->"
+TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<!-- /\2 -->)", re.DOTALL)
+"""Places of a page for a table: `results`, `speed`, or a file below `benchmarks/results`."""
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 FAMILY = "omniglot_family_"
 
 
@@ -132,7 +138,7 @@ def page() -> str:
     others = [name for name in records() if not name.startswith(FAMILY)]
     return f"""# Results
 
-Written by `python benchmarks/record.py --pages` from the [records](../benchmarks/results) of runs; nothing here is
+Written by `python -m benchmarks.record --pages` from the [records](../benchmarks/results) of runs; nothing here is
 typed by hand. Scores are means over test tasks ± 95 % intervals (1.96·σ/√n over tasks of one trained model; the spread
 over seeds is another thing). *Transductive* means that the queries of a task are normalised together, as in most
 published numbers; *each query alone* means with the support set only. The difference is to the published transductive
@@ -162,12 +168,38 @@ Mean squared error on 5-shot sinusoids. The oracle knows amplitude and phase and
 """
 
 
-def readme(text: str) -> str:
-    """The README with its table of results as the records have it."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    names = [name for name in records() if not name.startswith(FAMILY)]
-    return f"{before}{BEGIN}\n{table(names, 'configs')}\n{END}{after}"
+def speed_table() -> str:
+    """Tasks per second, and how many times that is of peers', from the throughput measured on a CPU."""
+    results = json.loads((RESULTS / "throughput-cpu.json").read_text())["results"]
+    lines = [
+        "| workload | metajax, tasks/s | of the fastest PyTorch peer | of a torch loop | of torch.func |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, row in results.items():
+        seconds = {peer: row.get(peer, {}).get("seconds") for peer in PEERS}
+        seconds = {peer: value for peer, value in seconds.items() if value}
+        if not seconds:
+            continue
+        ours = row["metajax"]
+        ratios = {peer: f"{value / ours['seconds']:.1f}×" for peer, value in seconds.items()}
+        fastest = min(seconds, key=lambda peer: seconds[peer])
+        cells = [f"{ratios[fastest]} ({fastest})", *(ratios.get(peer, "–") for peer in ("torch loop", "torch.func"))]
+        lines.append(f"| {name} | {WORKLOADS[name].tasks / ours['seconds']:,.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str) -> str:
+    """A page, its tables as the records have them."""
+
+    def written(place: re.Match) -> str:
+        if place[2] == "results":
+            names = [name for name in records() if not name.startswith(FAMILY)]
+            content = table(names, "configs")
+        else:
+            content = speed_table() if place[2] == "speed" else (RESULTS / place[2]).read_text().strip()
+        return place[1] + content + place[3]
+
+    return TABLES.sub(written, text)
 
 
 def figures() -> None:
@@ -250,8 +282,8 @@ def _published(name: str, evaluation: dict) -> tuple[str, str]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--pages"]:
-        path = ROOT / "README.md"
-        path.write_text(readme(path.read_text()))
+        for path in PAGES:
+            path.write_text(with_tables(path.read_text()))
         (ROOT / "docs" / "results.md").write_text(page())
         figures()
     else:

@@ -318,6 +318,16 @@ def test_imaml_has_its_closed_form_on_a_quadratic():
     np.testing.assert_allclose(learner.gradient(START, TASK, KEY, ()).gradient, expected, rtol=1e-8)
 
 
+def test_imaml_that_is_pulled_once_has_its_closed_form_on_a_quadratic():
+    steps, strength, damping = 4, 0.7, 3.0
+    learner = mj.imaml(quadratic, sgd(steps), strength=strength, damping=damping, pull_once=True)
+    adapted = SUPPORT + np.linalg.matrix_power(np.eye(2) - RATE * A, steps) @ (START - SUPPORT)
+    np.testing.assert_allclose(learner.adapt(START, SUPPORT, KEY).params, adapted, rtol=1e-8)
+    pulled = START + (1 - RATE * strength) * (adapted - START)
+    expected = np.linalg.solve(np.eye(2) + A / (strength + damping), A @ (pulled - QUERY))
+    np.testing.assert_allclose(learner.gradient(START, TASK, KEY, ()).gradient, expected, rtol=1e-8)
+
+
 def test_imaml_tends_to_the_exact_gradient_as_the_inner_problem_converges():
     """The exact one differentiates through a long proximal inner loop."""
     params, task, strength = network(), regression(), 2.0

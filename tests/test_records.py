@@ -1,16 +1,23 @@
 """The pages of results say what the records say."""
 
+import pytest
+
 from benchmarks import record
 
-README = record.ROOT / "README.md"
+
+@pytest.mark.parametrize("page", record.PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_those_of_the_records(page):
+    assert record.with_tables(page.read_text()) == page.read_text(), "run python -m benchmarks.record --pages"
 
 
-def test_the_readmes_table_is_that_of_the_records():
-    assert record.readme(README.read_text()) == README.read_text(), "run python benchmarks/record.py --pages"
+def test_every_place_for_a_table_is_found():
+    for page, tables in zip(record.PAGES, (2, 4), strict=True):
+        assert page.read_text().count("written by benchmarks/record.py -->") == tables
+        assert len(record.TABLES.findall(page.read_text())) == tables
 
 
 def test_the_page_of_results_is_that_of_the_records():
-    assert record.page() == (record.ROOT / "docs" / "results.md").read_text(), "run python benchmarks/record.py --pages"
+    assert record.page() == (record.ROOT / "docs" / "results.md").read_text(), "run python -m benchmarks.record --pages"
 
 
 def test_every_record_has_a_config_of_the_same_settings():

@@ -14,7 +14,13 @@ from metajax.types import LossFn
 
 
 def imaml(
-    loss_fn: LossFn, inner: InnerLoop, *, strength: float = 2.0, cg_steps: int = 5, damping: float = 0.0
+    loss_fn: LossFn,
+    inner: InnerLoop,
+    *,
+    strength: float = 2.0,
+    cg_steps: int = 5,
+    damping: float = 0.0,
+    pull_once: bool = False,
 ) -> MetaLearner:
     r"""Implicit MAML: what the inner loop does on the way is neither stored nor differentiated.
 
@@ -30,6 +36,8 @@ def imaml(
         cg_steps: Steps of conjugate gradients.
         damping: Added to :math:`\lambda` where the Hessian is divided by it: keeps the system positive where the
             Hessian is not.
+        pull_once: Adapt to the support loss alone, and in training take one inner step on the pull after that, as the
+            authors' code does (which solves for damping = 22, up to a factor).
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt get the implicit
@@ -60,17 +68,24 @@ def imaml(
     def init(params):
         return params, ()
 
+    def pull(params, meta_params):
+        away = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), params, meta_params)
+        return strength / 2 * sum(jax.tree.leaves(away))
+
     def adapt(meta_params, support, rng, *, state=(), **options):
         def proximal(params, data, rng):
             loss, metrics = loss_fn(params, data, rng)
-            away = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), params, meta_params)
-            return loss + strength / 2 * sum(jax.tree.leaves(away)), metrics
+            return loss + pull(params, meta_params), metrics
 
-        return inner.run(proximal, meta_params, support, rng, **options)
+        return inner.run(loss_fn if pull_once else proximal, meta_params, support, rng, **options)
 
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
-        adapted = adapt(meta_params, task.support, support_key, first_order=True).params
+        adapted, inner_state, _ = adapt(meta_params, task.support, support_key, first_order=True)
+        if pull_once:
+            only_pull = lambda params, data, rng: (pull(params, meta_params), {})  # noqa: E731
+            options = {"opt_state": inner_state, "first_order": True, "steps": 1}
+            adapted = inner.run(only_pull, adapted, task.support, support_key, **options).params
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapted, task.query, query_key)
         support_gradient = jax.grad(lambda params: loss_fn(params, task.support, support_key)[0])
         by_fast, by_slow = inner.split(grads)
@@ -100,7 +115,9 @@ class IMAML:
     """Steps of conjugate gradients."""
     damping: float = 0.0
     """Added to λ where the Hessian is divided by it."""
+    pull_once: bool = False
+    """Adapt without the pull, and take one step on it at the end, as the authors' code does."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
-        return imaml(given.loss_fn, given.inner, strength=self.strength, cg_steps=self.cg_steps, damping=self.damping)
+        return imaml(given.loss_fn, given.inner, **dataclasses.asdict(self))
