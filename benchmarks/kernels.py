@@ -29,7 +29,9 @@ from metajax.cli.device import choose_mesh, prepare_devices
 
 KINDS = ("products", "moves", "arithmetic")
 _PRODUCTS = ("dot", "convolution", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton")
-_MOVES = {"copy", "bitcast", "transpose", "pad", "slice", "concatenate", "broadcast", "reverse", "fusion", "reshape"}
+_MOVES = {"copy", "bitcast", "transpose", "pad", "slice", "concatenate", "broadcast", "reverse", "reshape", "gather"}
+_SILENT = {"fusion", "wrapped", "loop", "input", "dynamic", "update"}
+"""Parts of a name that do not say what is computed."""
 _HOLDERS = {"while", "call", "conditional", "async-start", "async-done"}
 
 
@@ -70,8 +72,8 @@ def measure(name: str, calls: int) -> dict[str, Any]:
             wall = time.perf_counter() - begun
         (trace,) = Path(folder).rglob("*.xplane.pb")
         seconds, kernels = by_kind(_events(trace))
-    # A device that has the machine alone computes on all of its cores; several have a core each.
-    cores = (os.cpu_count() or 1) if mesh.devices.flat[0].platform == "cpu" and workload.model != "mlp" else mesh.size
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" and workload.model != "mlp"
+    cores = len(os.sched_getaffinity(0)) if alone else mesh.size  # one device has all cores, several have one each
     done = calls * steps
     return {
         **{kind: seconds[kind] / done for kind in KINDS},
@@ -90,7 +92,7 @@ def _events(trace: Path) -> Iterator[list[Event]]:
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             events = [e for e in line.events if any(key == "hlo_op" for key, _ in e.stats)]
-            yield [(e.name, e.start_ns, e.duration_ns) for e in events if kind_of(e.name)]
+            yield [(e.name, e.start_ns, e.duration_ns) for e in events]
 
 
 def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
@@ -122,15 +124,18 @@ def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
 def kind_of(name: str) -> str | None:
     """Kind of a kernel, from the compiler's name for it; None for what only holds others.
 
-    >>> [kind_of(name) for name in ("ynn_fusion.7", "pad_slice_fusion", "add_select_fusion.2", "while.1")]
+    >>> [kind_of(name) for name in ("ynn_fusion.7", "wrapped_transpose", "add_select_fusion.2", "while.1.clone")]
     ['products', 'moves', 'arithmetic', None]
+    >>> kind_of("fusion.3")  # which may be anything
+    'arithmetic'
     """
-    name = re.sub(r"[.\d]+$", "", name)
+    name = re.sub(r"(\.clone|\.\d+)*$", "", name)
     if name in _HOLDERS or name.startswith("end: "):
         return None
     if any(part in name for part in _PRODUCTS):
         return "products"
-    return "moves" if set(re.split(r"[_-]", name)) <= _MOVES else "arithmetic"
+    said = set(re.split(r"[_-]", name)) - _SILENT
+    return "moves" if said and said <= _MOVES else "arithmetic"
 
 
 def table(report: dict[str, Any]) -> str:

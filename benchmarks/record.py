@@ -172,15 +172,15 @@ def speed_table() -> str:
     """Tasks per second, and how many times that is of peers', from the throughput measured on a CPU."""
     results = json.loads((RESULTS / "throughput-cpu.json").read_text())["results"]
     lines = [
-        "| workload | metajax, tasks/s | of the fastest PyTorch peer | of a torch loop | of torch.func |",
+        "| workload | metajax, tasks/s | times the fastest PyTorch peer | times a torch loop | times torch.func |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, row in results.items():
         seconds = {peer: row.get(peer, {}).get("seconds") for peer in PEERS}
         seconds = {peer: value for peer, value in seconds.items() if value}
-        if not seconds:
-            continue
         ours = row["metajax"]
+        if not seconds or "seconds" not in ours:
+            continue
         ratios = {peer: f"{value / ours['seconds']:.1f}×" for peer, value in seconds.items()}
         fastest = min(seconds, key=lambda peer: seconds[peer])
         cells = [f"{ratios[fastest]} ({fastest})", *(ratios.get(peer, "–") for peer in ("torch loop", "torch.func"))]
@@ -196,10 +196,17 @@ def with_tables(text: str) -> str:
             names = [name for name in records() if not name.startswith(FAMILY)]
             content = table(names, "configs")
         else:
-            content = speed_table() if place[2] == "speed" else (RESULTS / place[2]).read_text().strip()
+            content = speed_table() if place[2] == "speed" else _measured(place[2])
         return place[1] + content + place[3]
 
     return TABLES.sub(written, text)
+
+
+def _measured(name: str) -> str:
+    path = RESULTS / name
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: python -m benchmarks.{name.split('-')[0]} writes it")
+    return path.read_text().strip()
 
 
 def figures() -> None:

@@ -16,6 +16,6 @@ config = Experiment(
     learner=PrototypicalNetwork(),
     inner=Inner(learning_rate=0.1, steps=0),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
-    training=TrainingSettings(steps=40_000, tasks_per_step=4, steps_per_call=100, checkpoint_every=4_000),
+    training=TrainingSettings(steps=25_000, tasks_per_step=4, steps_per_call=100, checkpoint_every=2_500),
     evaluation=EvaluationSettings(steps=0),
 )

@@ -72,7 +72,7 @@ def host_episodes(
         if images is None:
             raise ValueError(
                 "tasks of a host bank need their images: give the training step what `feed` fetched for it; evaluate "
-                "on tasks of a bank on the device"
+                "on tasks of `episodes`"
             )
         return draw(rng).of(images)
 

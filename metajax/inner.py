@@ -100,8 +100,8 @@ def inner_loop(
         optimizer: Any optax transformation: SGD, momentum, Adam, a chain, with schedules. To differentiate
             twice through Adam give it a small `eps_root`: the derivative of a square root at 0 is infinite.
         steps: Gradient steps; may be overridden at each call.
-        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool` or a pytree of bools; all of them
-            by default. The others stay as they are in the inner loop, and are still meta-learned.
+        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool`, from `named` say, or a pytree of bools; all
+            of them by default. The others stay as they are in the inner loop, and are still meta-learned.
         batch_size: Examples of the support set in each step, drawn without replacement until the set is used
             up, then shuffled anew; the whole set by default.
         first_order: Treat the inner gradient as a constant of the outer differentiation (first-order MAML). It is
@@ -139,10 +139,8 @@ def inner_loop(
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
 
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
-        try:
-            return split(params, (lambda path, leaf: True) if adapts is None else adapts)
-        except ValueError as error:
-            raise ValueError(f"what adapts in the inner loop: {error}") from error
+        every = lambda path, leaf: True  # noqa: E731
+        return split(params, every if adapts is None else adapts, "what adapts in the inner loop")
 
     def is_mixed(fast: PyTree, first_order: bool) -> bool:
         large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE

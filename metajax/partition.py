@@ -24,16 +24,22 @@ class Named:
         """Whether a leaf is chosen."""
         return self.others != any(_holds(path, name) for name in self.names)
 
-    def check(self, paths: list[str]) -> None:
-        """Raise a `ValueError` unless some path holds each name."""
+    def check(self, paths: list[str], setting: str) -> None:
+        """Raise a `ValueError` that names the setting unless some path holds each name."""
         for name in self.names:
             if not any(_holds(path, name) for path in paths):
                 parts = sorted({part for path in paths for part in path.split("/") if part})
-                raise ValueError(f"no parameter path has a part {name!r}; there are {', '.join(parts) or 'no names'}")
+                held = ", ".join(parts) or "no names"
+                raise ValueError(f"{setting}: no parameter path has a part {name!r}; there are {held}")
 
 
 def _holds(path: str, name: str) -> bool:
     return f"/{name}/" in f"/{path}/"
+
+
+def _refuse_string(chooses: Any) -> None:
+    if isinstance(chooses, str):
+        raise ValueError(f"a choice of parameters is a function or a pytree of bools: say metajax.named({chooses!r})")
 
 
 def named(*names: str) -> Named:
@@ -52,6 +58,7 @@ def opposite(chooses: Chooses) -> Chooses:
     >>> opposite(named("head"))("head/bias", None)
     False
     """
+    _refuse_string(chooses)
     if isinstance(chooses, Named):
         return dataclasses.replace(chooses, others=not chooses.others)
     if callable(chooses):
@@ -79,8 +86,13 @@ def names(params: Params) -> list[str]:
     return jax.tree.leaves(map_with_names(lambda path, leaf: path, params))
 
 
-def split(params: Params, chooses: Chooses) -> tuple[PyTree, PyTree]:
+def split(params: Params, chooses: Chooses, setting: str = "the choice of parameters") -> tuple[PyTree, PyTree]:
     """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
+
+    Args:
+        params: Parameters.
+        chooses: The choice.
+        setting: What an error calls it.
 
     Raises:
         ValueError: If a name fits nothing, or the choice is a string.
@@ -88,11 +100,10 @@ def split(params: Params, chooses: Chooses) -> tuple[PyTree, PyTree]:
     >>> split({"head": 1, "body": 2}, named("head"))
     ({'body': None, 'head': 1}, {'body': 2, 'head': None})
     """
-    if isinstance(chooses, str):
-        raise ValueError(f"a choice of parameters is a function or a pytree of bools: say metajax.named({chooses!r})")
+    _refuse_string(chooses)
     if isinstance(chooses, Named):
         here = jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None)  # what is not here has a name
-        chooses.check(names(here))
+        chooses.check(names(here), setting)
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
     chosen = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, mask)

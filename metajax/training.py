@@ -145,10 +145,11 @@ def make_train_step(
         # All keys at once: a tiny model would notice the time that they take one by one.
         keys = jax.vmap(step_keys, (None, 0, None))(state.key, first + jnp.arange(steps_per_call), tasks_per_step)
         halves = jax.vmap(jax.vmap(jax.random.split))(keys)
-        given = ((halves[..., 0], halves[..., 1]), fed)
+        task_keys, learn_keys = halves[:, :, 0], halves[:, :, 1]
+        by_step = ((task_keys, learn_keys), fed)
 
         def step(state, _):  # a step that failed stays where it is, and so must what it is given
-            return meta_step(state, sampler, *jax.tree.map(lambda leaf: leaf[state.step - first], given))
+            return meta_step(state, sampler, *jax.tree.map(lambda leaf: leaf[state.step - first], by_step))
 
         return jax.lax.scan(step, state, length=steps_per_call)
 

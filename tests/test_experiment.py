@@ -97,6 +97,15 @@ def test_more_ways_in_training_than_in_test():
     assert np.all(np.asarray(gradient["head"]["bias"][:2]) != 0)
 
 
+def test_minibatches_do_not_go_with_more_ways_in_training_than_in_test():
+    """A minibatch without a task's last class would look like a task of fewer."""
+    task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
+    experiment = configs.load("glyphs_maml_5w1s")
+    inner = dataclasses.replace(experiment.inner, batch_size=2)
+    with pytest.raises(UserError, match=r"batch_size .* must be None where tasks have different ways"):
+        build(dataclasses.replace(experiment, task=task, inner=inner))
+
+
 def test_sinusoids_have_no_ways():
     with pytest.raises(UserError, match="no ways"):
         Sinusoid(train=Shots(ways=5))

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
+from metajax.training import step_keys
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -157,3 +158,26 @@ def test_meta_training_learns_sinusoids():
 def test_counts_below_one_are_named(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         setting(**{name: 0})
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_a_task_is_drawn_from_the_first_half_of_its_steps_key(make_key):
+    """With keys of either kind, and whatever the number of steps in a call."""
+    key = make_key(3)
+    learner = mj.MetaLearner(
+        init=lambda params: (params, ()),
+        adapt=None,
+        gradient=lambda params, task, rng, state: mj.Estimate(params * 0, {"drawn": task.support, "rng": bits(rng)}, ()),
+    )
+    train = mj.make_train_step(
+        learner, optax.sgd(1.0), lambda rng: mj.Task(bits(rng), 0.0), tasks_per_step=2, steps_per_call=3
+    )
+    _, metrics = train(mj.init_train_state(learner, optax.sgd(1.0), jnp.float32(0.0), seed=key))
+    for step in range(3):
+        halves = jax.vmap(jax.random.split)(step_keys(key, step, 2))
+        assert np.isclose(metrics["drawn"][step], np.mean([bits(each[0]) for each in halves]), rtol=1e-6)
+        assert np.isclose(metrics["rng"][step], np.mean([bits(each[1]) for each in halves]), rtol=1e-6)
+
+
+def bits(key):
+    return jax.random.uniform(key)

@@ -1,5 +1,7 @@
 """An experiment as plain, typed values: what a config file holds and the command line overrides."""
 
+from pathlib import Path
+
 from metajax.experiment.build import Parts, build
 from metajax.experiment.domains import Domains, Source
 from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
@@ -51,6 +53,7 @@ __all__ = [
     "Omniglot",
     "Outer",
     "Parts",
+    "Path",
     "Preconditioned",
     "ProtoMAML",
     "PrototypicalNetwork",

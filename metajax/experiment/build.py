@@ -46,7 +46,9 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
     if getattr(support, "mask", None) is not None:
-        _check_padded(experiment, module)
+        _check_padded(module)
+    if tasks.varied_ways:
+        _check_whole_support(experiment)
     apply, params = functional(module)
     _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
     _check_frozen(experiment.inner.frozen, params)
@@ -96,17 +98,21 @@ def _check_evaluation(experiment: Experiment, tasks: Tasks) -> None:
         )
 
 
-def _check_padded(experiment: Experiment, module: nnx.Module) -> None:
+def _check_padded(module: nnx.Module) -> None:
     """What would see the padding of tasks of varying size."""
     if any(isinstance(part, BatchNorm | nnx.BatchNorm) for _, part in nnx.iter_modules(module)):
         raise UserError(
             "model: batch normalisation would count the padding of tasks of varying size: choose --model.norm group, "
             "which normalises each example alone"
         )
+
+
+def _check_whole_support(experiment: Experiment) -> None:
+    """What would hide a class of a task, or be drawn from its padding."""
     if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
         raise UserError(
-            "inner.batch_size and evaluation.batch_size must be None for tasks of varying size: minibatches would be "
-            "drawn from their padding too"
+            "inner.batch_size and evaluation.batch_size must be None where tasks have different ways: a minibatch does "
+            "not show how many its task has"
         )
 
 
@@ -117,6 +123,6 @@ def _check_batch_size(field: str, batch_size: int | None, examples: int) -> None
 
 def _check_frozen(frozen: tuple[str, ...], params: Params) -> None:
     try:
-        named(*frozen).check(names(params))
+        named(*frozen).check(names(params), "inner.frozen")
     except ValueError as error:
-        raise UserError(f"inner.frozen: {error}") from error
+        raise UserError(str(error)) from error

@@ -18,16 +18,21 @@ def types_are_right(spec: Any, owner: str = "") -> None:
         if isinstance(value, type):  # which has all that a protocol asks for
             raise UserError(f"{path} must be settings, {value.__name__}(...), got the class {value.__name__}")
         try:
-            typeguard.check_type(value, hint)
+            typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{path} must be {_described(hint)}, got {value!r}") from error
-        if dataclasses.is_dataclass(value):
-            types_are_right(value, f"{path}.")
+        parts = {f"{path}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {path: value}
+        for name, part in parts.items():
+            if dataclasses.is_dataclass(part):
+                types_are_right(part, f"{name}.")
 
 
 def _described(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(repr(each) for each in typing.get_args(hint))
+    if getattr(hint, "_is_protocol", False):
+        about, _, _ = hint.__doc__.partition(";")
+        return about[0].lower() + about[1:]
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -51,8 +56,9 @@ def in_range(owner: str, low: float, high: float, **fields: float) -> None:
     """Raise unless each field is at least `low` and at most `high`."""
     for name, value in fields.items():
         _number(owner, name, value)
-        if not low <= value <= high:
-            raise UserError(f"{owner}.{name} must be from {low:g} to {high:g}, got {value:g}")
+        if value is None or not low <= value <= high:
+            got = "None" if value is None else f"{value:g}"
+            raise UserError(f"{owner}.{name} must be from {low:g} to {high:g}, got {got}")
 
 
 def _number(owner: str, name: str, value: Any) -> None:

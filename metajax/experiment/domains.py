@@ -71,7 +71,7 @@ class Domains:
         if "train" not in samplers:
             raise UserError("task.sources: none is trained on: set train=True for one that has a training split")
         loss = partial(classification_loss, varied_ways=True)
-        return Tasks(samplers, self.max_ways, loss, domains=domains)
+        return Tasks(samplers, self.max_ways, loss, domains=domains, varied_ways=True)
 
 
 def _banks(source: Source, data_dir: Path | None) -> dict[str, tasks.Domain]:

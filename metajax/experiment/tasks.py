@@ -23,6 +23,7 @@ class Tasks(NamedTuple):
         class_names: Names of the classes of each split; empty where there are none.
         banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
         domains: For each split the samplers of its domains by name, where tasks come from several.
+        varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then leaves out the rest.
     """
 
     samplers: dict[str, TaskSampler]
@@ -31,6 +32,7 @@ class Tasks(NamedTuple):
     class_names: dict[str, list[str]] = {}  # noqa: RUF012
     banks: dict[str, tasks.Domain] = {}  # noqa: RUF012
     domains: dict[str, dict[str, TaskSampler]] = {}  # noqa: RUF012
+    varied_ways: bool = False
 
 
 @runtime_checkable
@@ -51,7 +53,8 @@ class Shots:
     queries: int = 15
     """Query examples (of each class)."""
     ways: int | None = None
-    """Classes, where not the task's: prototypes are learned better from more classes than they are tested with."""
+    """Classes of a task in this split, by default `task.ways`: prototypes are learned better from more classes than
+    they are tested with."""
 
     def __post_init__(self):
         at_least("task.train and task.test", 1, shots=self.shots, queries=self.queries)
@@ -110,7 +113,7 @@ class Glyphs:
 
         test = sampler(self.test)
         samplers = {"train": sampler(self.train), "validation": test, "test": test}
-        return Tasks(samplers, *_ways_and_loss(self.ways, self.train, self.test))
+        return _with_ways(Tasks(samplers, self.ways, classification_loss), self.train, self.test)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,10 +283,13 @@ def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, optio
 
     samplers = {split: sampler(split, bank) for split, bank in dataset.splits.items()}
     banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-    return Tasks(samplers, *_ways_and_loss(ways, train, test), dataset.class_names, banks)
+    return _with_ways(Tasks(samplers, ways, classification_loss, dataset.class_names, banks), train, test)
 
 
-def _ways_and_loss(ways: int, train: Shots, test: Shots) -> tuple[int, Callable[[ApplyFn], LossFn]]:
-    """Outputs of the model, and a loss that leaves out those that a task has no class for."""
-    both = {train.ways or ways, test.ways or ways}
-    return max(both), partial(classification_loss, varied_ways=len(both) > 1)
+def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
+    """Tasks whose training and test have the ways of their own that they ask for."""
+    ways = {train.ways or tasks.outputs, test.ways or tasks.outputs}
+    varied = len(ways) > 1
+    return tasks._replace(
+        outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied
+    )

@@ -20,12 +20,12 @@ def only(adapts: Chooses) -> Part:
     Returns:
         A part for `maml`, of the name `only`, that meta-learns nothing more.
 
-    >>> only(lambda path, leaf: "head" in path).name
+    >>> only(named("head")).name
     'only'
     """
 
     def change(learned, adaptation, support):
-        fast, slow = split(adaptation.params, adapts)
+        fast, slow = split(adaptation.params, adapts, "what only adapts")
         return adaptation._replace(params=fast, view=lambda fast, step: adaptation.view(merge(fast, slow), step))
 
     return Part("only", change)

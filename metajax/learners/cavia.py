@@ -34,7 +34,7 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         raise ValueError(f"the size of a context must be at least 1, got {size}")
 
     def init(params):
-        leaves, structure = jax.tree.flatten(split(params, shifts)[0])
+        leaves, structure = jax.tree.flatten(split(params, shifts, "shifts")[0])
         if not leaves:
             raise ValueError("a context needs leaves to shift, but none is chosen")
         keys = jax.random.split(rng, len(leaves))

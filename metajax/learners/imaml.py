@@ -37,7 +37,8 @@ def imaml(
         damping: Added to :math:`\lambda` where the Hessian is divided by it: keeps the system positive where the
             Hessian is not.
         pull_once: Adapt to the support loss alone, and in training take one inner step on the pull after that, as the
-            authors' code does (which solves for damping = 22, up to a factor).
+            authors' code does; it solves the system of a damping of λ + 20, its gradient half as large. What is reached is
+            then no minimum, and the gradient a heuristic.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt get the implicit

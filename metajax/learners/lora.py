@@ -34,7 +34,7 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
         raise ValueError(f"the rank must be at least 1, got {rank}")
 
     def init(params):
-        leaves, structure = jax.tree.flatten(split(params, adapts)[0])
+        leaves, structure = jax.tree.flatten(split(params, adapts, "adapts")[0])
         if not leaves or any(jnp.ndim(leaf) < 2 for leaf in leaves):
             raise ValueError("low-rank adaptation needs weights of two axes or more, and at least one")
         pairs = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,11 @@ from metajax.learners.maml import maml
 from metajax.partition import Chooses, merge, named, opposite, scaled, split
 from metajax.types import LossFn
 
-_NORMS = named("norms")
+
+
+def _norms(path: str, leaf: Any) -> bool:
+    """Normalisation, where there is any."""
+    return named("norms")(path, leaf)
 
 
 def rates_per_layer_and_step(steps: int) -> Part:
@@ -55,7 +60,7 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
     """
 
     def init(params):
-        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses)[0])
+        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses, "per_step")[0])
 
     def change(values, adaptation, support):
         fast, _ = split(adaptation.params, opposite(chooses))
@@ -101,7 +106,7 @@ def maml_plus_plus(
     loss_fn: LossFn,
     inner: InnerLoop,
     *parts: Part,
-    per_step: Chooses = _NORMS,
+    per_step: Chooses = _norms,
     anneal_loss: int = 5_000,
     second_order_from: int = 0,
 ) -> MetaLearner:
@@ -149,8 +154,8 @@ def maml_plus_plus(
 class MAMLPlusPlus:
     """MAML++ as settings."""
 
-    per_step: tuple[str, ...] = ("norms",)
-    """Names of parameters with a value for each inner step, which do not adapt."""
+    per_step: tuple[str, ...] | None = None
+    """Names of parameters with a value for each inner step, which do not adapt; by default "norms", where there are."""
     anneal_loss: int = 5_000
     """Meta-steps over which the multi-step loss moves to the last step."""
     second_order_from: int = 0
@@ -161,7 +166,7 @@ class MAMLPlusPlus:
         return maml_plus_plus(
             given.loss_fn,
             given.inner,
-            per_step=named(*self.per_step),
+            per_step=_norms if self.per_step is None else named(*self.per_step),
             anneal_loss=self.anneal_loss,
             second_order_from=self.second_order_from,
         )

@@ -87,7 +87,8 @@ _convolution = Primitive("convolution")
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
     if role != "kernel" and (geometry.rounded or min(geometry.height, geometry.width) <= geometry.size):
-        # The compiler would exchange a kernel and images no larger than it, and leave its fast path.
+        # Native convolutions in bfloat16 are slow on a CPU, matrix products are not. The compiler would also exchange a
+        # kernel and images no larger than it, and leave its fast path.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
         if a.shape[-1] == 3:  # three channels fit no vector
@@ -145,11 +146,11 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
-    seen, taught = windows(_operand(images, geometry), geometry), _operand(output, geometry)
-    if seen.shape[-1] < output.shape[-1]:
-        product = jnp.einsum("bhwk,bhwo->ko", seen, taught, preferred_element_type=images.dtype)
+    patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
+    if patches.shape[-1] < output.shape[-1]:
+        product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=images.dtype)
     else:
-        product = jnp.einsum("bhwo,bhwk->ok", taught, seen, preferred_element_type=images.dtype)
+        product = jnp.einsum("bhwo,bhwk->ok", cotangent, patches, preferred_element_type=images.dtype)
         product = lax.optimization_barrier(product).T
     return product.reshape(geometry.size, geometry.size, images.shape[-1], output.shape[-1])
 
