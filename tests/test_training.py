@@ -167,7 +167,9 @@ def test_a_task_is_drawn_from_the_first_half_of_its_steps_key(make_key):
     learner = mj.MetaLearner(
         init=lambda params: (params, ()),
         adapt=None,
-        gradient=lambda params, task, rng, state: mj.Estimate(params * 0, {"drawn": task.support, "rng": bits(rng)}, ()),
+        gradient=lambda params, task, rng, state: mj.Estimate(
+            params * 0, {"drawn": task.support, "rng": bits(rng)}, ()
+        ),
     )
     train = mj.make_train_step(
         learner, optax.sgd(1.0), lambda rng: mj.Task(bits(rng), 0.0), tasks_per_step=2, steps_per_call=3

@@ -181,7 +181,7 @@ class Execution:
     """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
     """Of the operands of products, summed in float32. The default is the device's own: on a CPU float32, where bfloat16
-    is slower and rounds only the operands of convolutions."""
+    rounds those of convolutions only, and is faster where the CPU has instructions for it."""
 
     def __post_init__(self):
         at_least("execution", 1, chunk_size=self.chunk_size)

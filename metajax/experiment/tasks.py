@@ -290,6 +290,4 @@ def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
     """Tasks whose training and test have the ways of their own that they ask for."""
     ways = {train.ways or tasks.outputs, test.ways or tasks.outputs}
     varied = len(ways) > 1
-    return tasks._replace(
-        outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied
-    )
+    return tasks._replace(outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied)

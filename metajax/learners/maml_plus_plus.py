@@ -14,7 +14,6 @@ from metajax.partition import Chooses, merge, named, opposite, scaled, split
 from metajax.types import LossFn
 
 
-
 def _norms(path: str, leaf: Any) -> bool:
     """Normalisation, where there is any."""
     return named("norms")(path, leaf)
@@ -60,7 +59,9 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
     """
 
     def init(params):
-        return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses, "per_step")[0])
+        return jax.tree.map(
+            lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses, "per_step")[0]
+        )
 
     def change(values, adaptation, support):
         fast, _ = split(adaptation.params, opposite(chooses))
