@@ -100,8 +100,8 @@ def inner_loop(
         optimizer: Any optax transformation: SGD, momentum, Adam, a chain, with schedules. To differentiate
             twice through Adam give it a small `eps_root`: the derivative of a square root at 0 is infinite.
         steps: Gradient steps; may be overridden at each call.
-        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool`, from `named` say, or a pytree of bools; all
-            of them by default. The others stay as they are in the inner loop, and are still meta-learned.
+        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool`, from `named` say, or a pytree of bools;
+            all of them by default. The others stay as they are in the inner loop, and are still meta-learned.
         batch_size: Examples of the support set in each step, drawn without replacement until the set is used
             up, then shuffled anew; the whole set by default.
         first_order: Treat the inner gradient as a constant of the outer differentiation (first-order MAML). It is

@@ -44,13 +44,12 @@ class Protocol:
         return dataclasses.replace(experiment, task=task, evaluation=evaluation)
 
 
+_REPTILE = "Nichol et al., arXiv 1803.02999"
 PROTOCOLS = {
     "maml": Protocol("Finn et al., arXiv 1703.03400, and its code", 600, 10, None, None, True),
-    "reptile": Protocol("Nichol et al., arXiv 1803.02999", 10_000, 50, 1, 5, False),
-    "reptile_20_way": Protocol("Nichol et al., arXiv 1803.02999, Omniglot 20-way", 10_000, 50, 1, 10, False),
-    "reptile_mini_imagenet_5_shot": Protocol(
-        "Nichol et al., arXiv 1803.02999, mini-ImageNet 5-shot", 10_000, 50, 1, 15, False
-    ),
+    "reptile": Protocol(_REPTILE, 10_000, 50, 1, 5, False),
+    "reptile_20_way": Protocol(f"{_REPTILE}, Omniglot 20-way", 10_000, 50, 1, 10, False),
+    "reptile_mini_imagenet_5_shot": Protocol(f"{_REPTILE}, mini-ImageNet 5-shot", 10_000, 50, 1, 15, False),
     "metajax": Protocol("our own: 15 queries a class", 600, 10, 15, None, False),
 }
 """By name; a support set smaller than the batch size of an inner step is an error that says so."""

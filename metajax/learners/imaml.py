@@ -37,8 +37,8 @@ def imaml(
         damping: Added to :math:`\lambda` where the Hessian is divided by it: keeps the system positive where the
             Hessian is not.
         pull_once: Adapt to the support loss alone, and in training take one inner step on the pull after that, as the
-            authors' code does; it solves the system of a damping of λ + 20, its gradient half as large. What is reached is
-            then no minimum, and the gradient a heuristic.
+            authors' code does; it solves the system of a damping of λ + 20, its gradient half as large. What is reached
+            is then no minimum, and the gradient a heuristic.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt get the implicit
@@ -70,8 +70,7 @@ def imaml(
         return params, ()
 
     def pull(params, meta_params):
-        away = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), params, meta_params)
-        return strength / 2 * sum(jax.tree.leaves(away))
+        return strength / 2 * optax.tree.norm(optax.tree.sub(params, meta_params), squared=True)
 
     def adapt(meta_params, support, rng, *, state=(), **options):
         def proximal(params, data, rng):
