@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from metajax.parallel import map_tasks, split_over_tasks
+from metajax.parallel import map_tasks, split_over_tasks, step_keys
 from metajax.tasks.episodes import Transform, check, draw_episode
-from metajax.training import TrainState, step_keys
+from metajax.training import TrainState
 from metajax.types import ClassBank, Task
 
 
@@ -129,8 +129,8 @@ def feed(
 
     @jax.jit
     def rows_of(key, step):
-        keys = step_keys(jax.random.wrap_key_data(key, impl=implementation), step, tasks_per_step)
-        return map_tasks(lambda _, key: tasks.rows(jax.random.split(key)[0]), None, keys)
+        keys, _ = step_keys(jax.random.wrap_key_data(key, impl=implementation), step, 1, tasks_per_step)
+        return map_tasks(lambda _, key: tasks.rows(key), None, keys[0])
 
     def fetch(step: int) -> jax.Array:
         with jax.default_device(host):  # the accelerator is busy training

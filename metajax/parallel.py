@@ -73,6 +73,16 @@ def task_keys(rng: jax.Array, num_tasks: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_tasks))
 
 
+def step_keys(rng: jax.Array, first: int | jax.Array, steps: int, num_tasks: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of each task of meta-steps from `first` on, `key[steps, num_tasks]`: to draw it, and to learn from it."""
+
+    def of_step(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        halves = jax.vmap(jax.random.split)(task_keys(jax.random.fold_in(rng, step), num_tasks))
+        return halves[:, 0], halves[:, 1]
+
+    return jax.vmap(of_step)(first + jnp.arange(steps))
+
+
 def average_tasks(
     fn: Callable[[Any, Any], Out],
     shared: PyTree,

@@ -15,7 +15,7 @@ from metajax.parallel import (
     replicate,
     replicated,
     split_over_tasks,
-    task_keys,
+    step_keys,
 )
 from metajax.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
@@ -143,10 +143,7 @@ def make_train_step(
     def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
         first = state.step
         # All keys at once: a tiny model would notice the time that they take one by one.
-        keys = jax.vmap(step_keys, (None, 0, None))(state.key, first + jnp.arange(steps_per_call), tasks_per_step)
-        halves = jax.vmap(jax.vmap(jax.random.split))(keys)
-        task_keys, learn_keys = halves[:, :, 0], halves[:, :, 1]
-        by_step = ((task_keys, learn_keys), fed)
+        by_step = (step_keys(state.key, first, steps_per_call, tasks_per_step), fed)
 
         def step(state, _):  # a step that failed stays where it is, and so must what it is given
             return meta_step(state, sampler, *jax.tree.map(lambda leaf: leaf[state.step - first], by_step))
@@ -159,11 +156,6 @@ def make_train_step(
     held = replicate(as_partial(sampler), mesh)
     # A state that is not yet where the compiled step keeps it would make a second program.
     return lambda state, fed=None, /: compiled(replicate(state, mesh), held, fed)
-
-
-def step_keys(key: jax.Array, step: int | jax.Array, tasks_per_step: int) -> jax.Array:
-    """A key for each task of a meta-step, `key[tasks_per_step]`; the first half of its split draws the task."""
-    return task_keys(jax.random.fold_in(key, step), tasks_per_step)
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

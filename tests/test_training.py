@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 import metajax as mj
-from metajax.training import step_keys
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -176,7 +175,7 @@ def test_a_task_is_drawn_from_the_first_half_of_its_steps_key(make_key):
     )
     _, metrics = train(mj.init_train_state(learner, optax.sgd(1.0), jnp.float32(0.0), seed=key))
     for step in range(3):
-        halves = jax.vmap(jax.random.split)(step_keys(key, step, 2))
+        halves = jax.vmap(jax.random.split)(mj.task_keys(jax.random.fold_in(key, step), 2))
         assert np.isclose(metrics["drawn"][step], np.mean([bits(each[0]) for each in halves]), rtol=1e-6)
         assert np.isclose(metrics["rng"][step], np.mean([bits(each[1]) for each in halves]), rtol=1e-6)
 
