@@ -138,11 +138,12 @@ def page() -> str:
     others = [name for name in records() if not name.startswith(FAMILY)]
     return f"""# Results
 
-Written by `python -m benchmarks.record --pages` from the [records](../benchmarks/results) of runs; nothing here is
-typed by hand. Scores are means over test tasks ± 95 % intervals (1.96·σ/√n over tasks of one trained model; the spread
-over seeds is another thing). *Transductive* means that the queries of a task are normalised together, as in most
-published numbers; *each query alone* means with the support set only. The difference is to the published transductive
-score. Times are those of training alone, beside other work on a shared two-core machine.
+Written by `python -m benchmarks.record --pages` from the [records](../benchmarks/results) of runs; no number here is
+typed by hand. A name longer than its config's says what was set otherwise. Scores are means over test tasks ± 95 %
+intervals (1.96·σ/√n over tasks of one trained model; the spread over seeds is another thing). *Transductive* means that
+the queries of a task are normalised together, as in most published numbers; *each query alone* means with the support
+set only. The difference is to the published transductive score. Times are those of training alone, beside other work on
+a shared two-core machine.
 
 ## Every run
 
@@ -151,8 +152,8 @@ score. Times are those of training alone, beside other work on a shared two-core
 ## The family in one shared setting
 
 Real Omniglot, 5-way 1-shot, random-character split, the same model, outer optimiser, number of meta-steps and tasks for
-all; each config says what its learner does otherwise. An interval on a difference that holds 0 says that the two cannot
-be told apart.
+all; inner rates, inner steps and what adapts are each learner's own, said in its config. An interval on a difference
+that holds 0 says that the two cannot be told apart.
 
 {family_table()}
 

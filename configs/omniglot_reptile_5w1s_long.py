@@ -5,7 +5,7 @@
 
 As `omniglot_reptile_5w1s`, over the paper's 100,000 meta-steps.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 1 queries a class, after 50 inner steps: 98.17 ± 0.48
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 1 query a class, after 50 inner steps: 98.17 ± 0.48
 % transductive, 96.03 ± 0.68 % each query alone; 53.3 minutes of training beside other work.
 """
 

@@ -6,6 +6,7 @@ adapt, first order, minibatches, how it is differentiated and what is stored for
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ import optax
 from jax import core, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from metajax.partition import Chooses, merge, names, split
+from metajax.partition import Chooses, all_names, merge, split
 from metajax.types import LossFn, Params, PyTree
 
 _UNROLLED = 5
@@ -119,6 +120,7 @@ def inner_loop(
         An `InnerLoop`.
 
     Raises:
+        TypeError: If `optimizer` is none.
         ValueError: If `steps` is negative, or `remat` meets `unroll=True`; the loop's `run` raises it if its batch
             size is not between 1 and the number of examples, or if no parameter would adapt.
 
@@ -132,8 +134,10 @@ def inner_loop(
     >>> float(inner.run(loss, jax.numpy.float32(1.0), 0.0, jax.random.key(0)).params)
     0.25
     """
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}")
+    if not hasattr(optimizer, "update"):
+        raise TypeError(f"the inner optimiser must be one of optax's, optax.sgd(0.1) say, got {optimizer!r}")
+    if not isinstance(steps, numbers.Integral) or steps < 0:
+        raise ValueError(f"steps must be a whole number, at least 0, got {steps!r}")
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
@@ -168,7 +172,7 @@ def inner_loop(
         first_order = made_with["first_order"] if first_order is None else first_order
         fast, slow = split_adapting(params)
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
-            raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(names(params)) or 'none'}")
+            raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
         gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
         loss_key, batch_key = jax.random.split(rng)

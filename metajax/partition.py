@@ -45,10 +45,15 @@ def _refuse_string(chooses: Any) -> None:
 def named(*names: str) -> Named:
     """Choose the leaves whose path holds one of `names`, whole: `"norms"`, `"layers/0"`, `"bias"`.
 
+    Raises:
+        TypeError: If a name is no string.
+
     >>> chosen = named("layers/0", "bias")
     >>> [chosen(path, None) for path in ("layers/0/kernel", "layers/01/kernel", "layers/1/bias")]
     [True, False, True]
     """
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"named takes names, one after the other, got {', '.join(map(repr, names))}")
     return Named(names)
 
 
@@ -86,6 +91,15 @@ def names(params: Params) -> list[str]:
     return jax.tree.leaves(map_with_names(lambda path, leaf: path, params))
 
 
+def all_names(params: PyTree) -> list[str]:
+    """The path of every leaf, and of every leaf that was split off.
+
+    >>> all_names({"head": 0.0, "body": None})
+    ['body', 'head']
+    """
+    return names(jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None))
+
+
 def split(params: Params, chooses: Chooses, setting: str = "the choice of parameters") -> tuple[PyTree, PyTree]:
     """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
 
@@ -102,8 +116,7 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     """
     _refuse_string(chooses)
     if isinstance(chooses, Named):
-        here = jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None)  # what is not here has a name
-        chooses.check(names(here), setting)
+        chooses.check(all_names(params), setting)
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
     chosen = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, mask)

@@ -117,7 +117,7 @@ def test_the_command_line_overrides_them(experiment):
     ("changes", "message"),
     [
         ({"model": Conv4(channels=4)}, "batch normalisation would count the padding .* --model.norm group"),
-        ({"inner": Inner(learning_rate=0.1, batch_size=2)}, "must be None where tasks have different ways"),
+        ({"inner": Inner(learning_rate=0.1, batch_size=2)}, "must be None where ways differ"),
     ],
 )
 def test_what_would_see_the_padding_is_refused(experiment, tmp_path, changes, message):

@@ -102,7 +102,7 @@ def test_minibatches_do_not_go_with_more_ways_in_training_than_in_test():
     task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
     experiment = configs.load("glyphs_maml_5w1s")
     inner = dataclasses.replace(experiment.inner, batch_size=2)
-    with pytest.raises(UserError, match=r"batch_size .* must be None where tasks have different ways"):
+    with pytest.raises(UserError, match=r"batch_size .* must be None where ways differ"):
         build(dataclasses.replace(experiment, task=task, inner=inner))
 
 

@@ -270,3 +270,15 @@ def test_what_was_split_off_before_still_has_its_name():
     chosen, rest = inner.split({"head": 1.0, "body": None})
     assert chosen == {"head": 1.0, "body": None}
     assert rest == {"head": None, "body": None}
+
+
+def test_what_is_no_inner_loop_is_refused_where_it_is_made():
+    with pytest.raises(TypeError, match=r"one of optax's, optax.sgd\(0.1\) say, got 0.01"):
+        mj.inner_loop(0.01, 1)
+    with pytest.raises(ValueError, match="a whole number, at least 0, got '3'"):
+        mj.inner_loop(optax.sgd(0.1), "3")
+    with pytest.raises(TypeError, match="one after the other"):
+        mj.named(["head"])
+    nothing = mj.inner_loop(optax.sgd(0.1), 1, adapts=mj.opposite(mj.named("head", "body")))
+    with pytest.raises(ValueError, match="none is chosen of body, head"):
+        nothing.run(lambda params, data, rng: (0.0, {}), {"head": 1.0, "body": 2.0}, None, jax.random.key(0))

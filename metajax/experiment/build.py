@@ -111,8 +111,8 @@ def _check_whole_support(experiment: Experiment) -> None:
     """What would hide a class of a task, or be drawn from its padding."""
     if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
         raise UserError(
-            "inner.batch_size and evaluation.batch_size must be None where tasks have different ways: a minibatch does "
-            "not show how many its task has"
+            "inner.batch_size and evaluation.batch_size must be None where ways differ, between training and test or "
+            "from task to task: a minibatch does not show how many its task has"
         )
 
 

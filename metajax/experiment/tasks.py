@@ -53,8 +53,8 @@ class Shots:
     queries: int = 15
     """Query examples (of each class)."""
     ways: int | None = None
-    """Classes of a task in this split, by default `task.ways`: prototypes are learned better from more classes than
-    they are tested with."""
+    """Classes of a task in this split, by default `task.ways`. Prototypes are learned better from more classes than
+    they are tested with; a learned head has an output for each, and those that a task has no class for do not count."""
 
     def __post_init__(self):
         at_least("task.train and task.test", 1, shots=self.shots, queries=self.queries)

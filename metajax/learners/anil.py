@@ -25,7 +25,7 @@ def only(adapts: Chooses) -> Part:
     """
 
     def change(learned, adaptation, support):
-        fast, slow = split(adaptation.params, adapts, "what only adapts")
+        fast, slow = split(adaptation.params, adapts, "what adapts")
         return adaptation._replace(params=fast, view=lambda fast, step: adaptation.view(merge(fast, slow), step))
 
     return Part("only", change)
