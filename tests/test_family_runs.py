@@ -81,12 +81,12 @@ def test_settings_that_a_learner_refuses_are_one_line():
         ex.build(small(ex.IMAML(strength=-1.0)))
     with pytest.raises(mj.UserError, match="learner: there is no linear layer 'top'"):
         ex.build(small(ex.ProtoMAML(head="top")))
-    with pytest.raises(mj.UserError, match="learner: no parameter path has a part 'nothing'"):
+    with pytest.raises(mj.UserError, match="learner: shifts: no parameter path has a part 'nothing'"):
         ex.build(small(ex.CAVIA(shifts=("nothing",))))
 
 
 def test_a_head_that_does_not_exist_cannot_adapt():
-    with pytest.raises(mj.UserError, match="learner: no parameter path has a part 'top'"):
+    with pytest.raises(mj.UserError, match="learner: what adapts: no parameter path has a part 'top'"):
         ex.build(small(ex.ANIL(head="top")))
 
 
