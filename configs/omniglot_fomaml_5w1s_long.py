@@ -6,7 +6,8 @@
 A recipe of our own: 5 queries a class and 3 inner steps in training, where `omniglot_fomaml_5w1s` has the paper's 1 and
 1; 18,000 meta-steps of 16 tasks see a seventh of the tasks of the paper's 60,000 of 32.
 
-Not measured here: it takes about half an hour on two cores.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 98.25 ± 0.20
+% transductive, 96.91 ± 0.32 % each query alone; 13.2 minutes of training beside other work.
 """
 
 from metajax.experiment import *
