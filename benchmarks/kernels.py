@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from benchmarks.throughput import environment
-from metajax.benchmark import WORKLOADS, standard, training_call
+from metajax.benchmark import WORKLOADS, choose, standard, training_call
 from metajax.cli.device import choose_mesh, prepare_devices
 
 KINDS = ("products", "moves", "arithmetic")
@@ -38,11 +38,13 @@ _HOLDERS = {"while", "call", "conditional", "async-start", "async-done"}
 def main() -> None:
     """Trace, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", metavar="TEXT", help="workloads whose name contains one of these")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
+    )
     parser.add_argument("--calls", type=int, default=3, help="traced calls of a few meta-steps each")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
+    names = list(choose(*options.only))
     if not names:
         parser.error(f"no workload's name contains {' or '.join(options.only)}")
     prepare_devices(None)

@@ -42,6 +42,8 @@ def record(workdir: Path) -> Path:
     evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(workdir.glob("evaluation*.json"))}
     path = RESULTS / f"{workdir.name}.json"
     path.parent.mkdir(exist_ok=True)
+    if "evaluation" not in evaluations:
+        raise SystemExit(f"{workdir} has no evaluation.json: its training is not done")
     official = evaluations["evaluation"]
     for name in ("steps", "num_tasks"):
         measured = official["inner_steps" if name == "steps" else name]

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import PEERS, Unsupported
-from metajax.benchmark.workloads import WORKLOADS, Workload, make_tasks
+from metajax.benchmark.workloads import WORKLOADS, Workload, choose, make_tasks
 
 OURS = ("metajax", "metajax, one device", "metajax, bfloat16")
 BFLOAT16 = OURS[2]
@@ -44,7 +44,9 @@ def main() -> None:
     """Measure, print and write the table."""
     everyone = [*OURS, *JAX, *PEERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", metavar="TEXT", help="workloads whose name contains one of these")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
+    )
     parser.add_argument("--implementations", nargs="*", default=everyone, choices=everyone, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
@@ -54,7 +56,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(_child(*options.child, seconds=options.seconds)))
         return
-    names = [n for n, w in WORKLOADS.items() if (any(t in n for t in options.only) if options.only else not w.slow)]
+    names = list(choose(*options.only))
     if not names:
         parser.error(f"no workload's name contains {' or '.join(options.only)}")
     about = environment()

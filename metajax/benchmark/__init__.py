@@ -2,13 +2,14 @@
 
 from metajax.benchmark.measure import Timing, matrix_flops, matrix_rate, peak_bytes, time_calls
 from metajax.benchmark.standard import Standard, meta_gradient, standard, task_flops, training_call, training_calls
-from metajax.benchmark.workloads import WORKLOADS, Workload, make_tasks
+from metajax.benchmark.workloads import WORKLOADS, Workload, choose, make_tasks
 
 __all__ = [
     "WORKLOADS",
     "Standard",
     "Timing",
     "Workload",
+    "choose",
     "make_tasks",
     "matrix_flops",
     "matrix_rate",

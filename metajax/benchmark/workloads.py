@@ -78,6 +78,22 @@ WORKLOADS = {
 """By name; 84×84 workloads are on noise of mini-ImageNet's size, the others on noise of Omniglot's."""
 
 
+def choose(*texts: str) -> dict[str, Workload]:
+    """The workloads whose name is, or else contains, one of `texts`; without any, all but the slow.
+
+    >>> list(choose("sinusoid")), len(choose("Omniglot 5w1s, 15 queries, 5 steps"))
+    (['sinusoid, 1 step', 'sinusoid, 5 steps'], 1)
+    """
+
+    def chosen(name: str, workload: Workload) -> bool:
+        if not texts:
+            return not workload.slow
+        # a whole name may be the beginning of others
+        return any(name == text if text in WORKLOADS else text in name for text in texts)
+
+    return {name: workload for name, workload in WORKLOADS.items() if chosen(name, workload)}
+
+
 def make_tasks(workload: Workload, seed: int = 0) -> dict[str, np.ndarray]:
     """Tasks of one meta-step: `{support,query}_{x,y}`, each with a leading axis of tasks, then of examples.
 

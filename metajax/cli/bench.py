@@ -13,6 +13,7 @@ import metajax
 from metajax import workdir
 from metajax.benchmark import (
     WORKLOADS,
+    choose,
     matrix_rate,
     peak_bytes,
     standard,
@@ -82,11 +83,9 @@ def _bench_standard(args: Sequence[str]) -> None:
     options = parse(Options, args, prog="metajax bench")
     if options.data_dir is not None:
         raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
-    chosen = {name: w for name, w in WORKLOADS.items() if options.only in name and (options.only or not w.slow)}
+    chosen = choose(*filter(None, [options.only]))
     if not chosen:
         raise UserError(f"no workload's name contains {options.only!r}: choose from {'; '.join(WORKLOADS)}")
-    if options.only in chosen:  # a whole name, which may be the beginning of others
-        chosen = {options.only: chosen[options.only]}
     rows = {}
     for name, workload in chosen.items():
         parts, plain = standard(workload), standard(workload, mixed_mode=False).learner
