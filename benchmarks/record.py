@@ -92,10 +92,17 @@ def table(names: Iterable[str], folder: str) -> str:
             str(evaluation["num_tasks"]),
             f"{training['steps']:,} × {training['tasks_per_step']}",
             f"{kept['training_seconds'] / 60:.1f} min, {environment['devices']} CPU device"
-            f"{'s' if environment['devices'] > 1 else ''}",
+            f"{'s' if environment['devices'] > 1 else ''}"
+            f"{', bfloat16' if _rounds(kept) else ''}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _rounds(kept: dict) -> bool:
+    """Whether operands were rounded to bfloat16, as asked for or by default on the device."""
+    asked = kept["config"].get("execution", {}).get("precision")
+    return "bfloat16" in (asked, kept["environment"].get("precision"))
 
 
 def family_table() -> str:

@@ -212,7 +212,7 @@ def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[
     from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, time_calls, training_call
     from metajax.cli.device import use_precision
 
-    use_precision("bfloat16" if implementation == BFLOAT16 else "default")
+    use_precision("bfloat16" if implementation == BFLOAT16 else "float32")
     mesh, _ = _our_mesh(implementation, workload)
     steps = 100 if workload.model == "mlp" else 1 if workload.slow else 5
     timing = time_calls(training_call(workload, mesh, steps), seconds=seconds)

@@ -125,6 +125,7 @@ def environment(devices: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
         "devices": devices,
+        "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
@@ -147,6 +148,8 @@ def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[s
         changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
         if int(began["devices"]) != devices:
             changes.append(f"the run began on {began['devices']} devices and goes on on {devices}")
+        if began["precision"] != now["precision"]:
+            changes.append(f"the run began with products in {began['precision']} and goes on in {now['precision']}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
     stored = load_experiment(workdir)

@@ -24,6 +24,13 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _own_precision():
+    """The command line sets the precision of products for its process; each test starts without."""
+    yield
+    jax.config.update("jax_default_matmul_precision", None)
+
+
+@pytest.fixture(autouse=True)
 def _own_logging():
     """The command line sends the library's warnings to a handler of its own; each test starts without it."""
     yield

@@ -1,5 +1,7 @@
 """Layers against independent computations, and the adapter on every kind of module."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_in_bfloat16_a_convolution_rounds_operands_and_nothing_else(kernel, batc
         return jax.lax.conv_general_dilated(x, w, (2, 2), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     rng = np.random.default_rng(0)
-    shapes = [(2, 8, 8, 3), (kernel, kernel, 3, 4), (2, 4, 4, 4)]
+    shapes = [(2, 8, 8, 16), (kernel, kernel, 16, 4), (2, 4, 4, 4)]
     shapes = [s if axis is None else (3, *s) for s, axis in zip(shapes, (*(batched or (None, None)), 0), strict=True)]
     if batched is None:
         shapes[2] = shapes[2][1:]
@@ -113,6 +115,25 @@ def test_in_bfloat16_a_convolution_rounds_operands_and_nothing_else(kernel, batc
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         assert np.abs(np.asarray(a) - exact).max() > 1e-3
+
+
+def test_in_bfloat16_images_of_few_channels_keep_their_precision(key):
+    x, w = jax.random.normal(key, (2, 8, 8, 3)), jax.random.normal(key, (3, 3, 3, 4))
+    exact = convolve(x, w, stride=2, padding=1)
+    with jax.default_matmul_precision("bfloat16"):
+        np.testing.assert_array_equal(convolve(x, w, stride=2, padding=1), exact)
+
+
+def test_in_bfloat16_a_native_convolution_stays_exact_and_kernels_of_tasks_are_rounded(key):
+    x, w = jax.random.normal(key, (3, 2, 8, 8, 16)), jax.random.normal(key, (3, 3, 3, 16, 4))
+    exact = jax.vmap(functools.partial(convolve, padding=1))(x, w)
+    with jax.default_matmul_precision("bfloat16"):
+        alone = jnp.stack([convolve(a, b, padding=1) for a, b in zip(x, w, strict=True)])
+        together = jax.vmap(functools.partial(convolve, padding=1))(x, w)
+    scale = float(jnp.abs(exact).max())
+    np.testing.assert_allclose(alone, exact, rtol=1e-4, atol=1e-4 * scale)
+    np.testing.assert_allclose(together, exact, atol=2**-7 * scale)
+    assert float(jnp.abs(together - exact).max()) > 1e-4 * scale
 
 
 def test_pooling_before_normalisation_is_pooling_after(key):

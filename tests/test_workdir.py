@@ -113,12 +113,15 @@ def test_changes_of_versions_and_devices_are_told(tmp_path):
     environment = json.loads(path.read_text())
     environment["versions"]["jax"] = "0.1.2"
     environment["device"] = "tpu: v5"
+    environment["precision"] = "tensorfloat32"
     path.write_text(json.dumps(environment))
     now = dataclasses.replace(experiment, execution=dataclasses.replace(experiment.execution, chunk_size=2))
-    version, device, count, chunk = workdir.changes_since(tmp_path / "run", now, 2)
+    with jax.default_matmul_precision("bfloat16"):
+        version, device, count, precision, chunk = workdir.changes_since(tmp_path / "run", now, 2)
     assert version == f"jax 0.1.2 is now {jax.__version__}"
     assert device.startswith("tpu: v5 is now cpu")
     assert count == "the run began on 1 devices and goes on on 2"
+    assert precision == "the run began with products in tensorfloat32 and goes on in bfloat16"
     assert chunk == "execution.chunk_size is None in the run and 2 now"
     assert workdir.differences(experiment, now, tmp_path) == [], "nothing that a resume should refuse"
 

@@ -63,14 +63,18 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def matrix_rate(devices: Sequence[Any], *, size: int = 1536, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of `float32` products of square matrices, one on each device at a time.
+    """Floating-point operations a second of products of square matrices, one on each device at a time.
 
-    What no model can exceed. On an accelerator the default precision of a product holds, as it does for models.
+    What no model can exceed: of `float32` operands in the default precision of a product, as it holds for models; of
+    `bfloat16` operands where that rounds to them.
     """
+    rounds = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore[reportAttributeAccessIssue]
     mesh = Mesh(np.array(devices), (AXIS,))
     split = NamedSharding(mesh, PartitionSpec(AXIS))
-    many = jax.device_put(jnp.ones((len(devices), size, size), jnp.float32), split)
-    product = jax.jit(lambda a: jnp.einsum("dij,djk->dik", a, a) / size, out_shardings=split)
+    many = jax.device_put(jnp.ones((len(devices), size, size), jnp.bfloat16 if rounds else jnp.float32), split)
+    product = jax.jit(
+        lambda a: jnp.einsum("dij,djk->dik", a, a, preferred_element_type=jnp.float32) / size, out_shardings=split
+    )
     timing = time_calls(lambda: product(many).block_until_ready(), seconds=seconds)
     return len(devices) * 2 * size**3 / timing.seconds
 

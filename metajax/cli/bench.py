@@ -80,6 +80,7 @@ def run(args: Sequence[str]) -> None:
 
 def _bench_standard(args: Sequence[str]) -> None:
     prepare_devices(None)
+    use_precision("default")
     options = parse(Options, args, prog="metajax bench")
     if options.data_dir is not None:
         raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
@@ -160,5 +161,9 @@ def _line(row: dict[str, Any]) -> str:
 
 def _write(options: Options, rows: dict[str, Any]) -> None:
     if options.output is not None:
-        versions = {"metajax": metajax.__version__, "jax": jax.__version__}
-        workdir.write_json(options.output, {"device": device_name(), "versions": versions, "results": rows})
+        about = {
+            "device": device_name(),
+            "versions": {"metajax": metajax.__version__, "jax": jax.__version__},
+            "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+        }
+        workdir.write_json(options.output, {**about, "results": rows})

@@ -180,8 +180,8 @@ class Execution:
     remat: bool = False
     """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
-    """Of the operands of products, summed in float32. The default is the device's own: on a CPU float32, where bfloat16
-    rounds those of convolutions only, and is faster where the CPU has instructions for it."""
+    """Of the operands of products, summed in float32. The default is what is fast on the device and as accurate: on a
+    CPU with matrix units (AMX) bfloat16, which there rounds operands of convolutions only; on other CPUs float32."""
 
     def __post_init__(self):
         at_least("execution", 1, chunk_size=self.chunk_size)

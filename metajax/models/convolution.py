@@ -20,6 +20,8 @@ from jax.interpreters import ad, batching, mlir
 Role = Literal["output", "images", "kernel"]
 _BLOCK_BYTES = 6_000_000
 """Windows in use at once: what a core's share of the last cache holds."""
+_LEAST_ROUNDED = 16
+"""Channels of images below which products are too small to gain from rounded operands."""
 
 
 class Geometry(NamedTuple):
@@ -31,7 +33,7 @@ class Geometry(NamedTuple):
         size: Side of the kernel.
         stride: Step between outputs.
         padding: Zeros on each side.
-        rounded: Whether operands are rounded to bfloat16; sums are kept in their own type.
+        rounded: Whether operands of matrix products are rounded to bfloat16; sums are kept in their own type.
     """
 
     height: int
@@ -45,8 +47,9 @@ class Geometry(NamedTuple):
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
     """A 2-D convolution with a square kernel.
 
-    Under `jax.default_matmul_precision("bfloat16")` its operands, and those of its derivatives, are rounded to bfloat16
-    and summed in their own type, on every device.
+    Under `jax.default_matmul_precision("bfloat16")` the operands of its matrix products, and of its derivatives', are
+    rounded to bfloat16 and summed in their own type, on every device, if images have 16 channels or more; what runs as
+    a native convolution is left to the compiler.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -64,7 +67,8 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
     (1, 2, 2, 5)
     """
-    rounded = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore[reportAttributeAccessIssue]
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    rounded = precision == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
     if not (square and channels and min(_output_sides(geometry)) >= 1):
@@ -86,9 +90,10 @@ _convolution = Primitive("convolution")
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
-    if role != "kernel" and (geometry.rounded or min(geometry.height, geometry.width) <= geometry.size):
-        # Native convolutions in bfloat16 are slow on a CPU, matrix products are not. The compiler would also exchange a
-        # kernel and images no larger than it, and leave its fast path.
+    small = min(geometry.height, geometry.width) <= geometry.size
+    if role != "kernel" and (small or (geometry.rounded and geometry.stride > 1)):
+        # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
+        # are faster than a native convolution in float32 where windows overlap little; in bfloat16 it is slow on a CPU.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
         if a.shape[-1] == 3:  # three channels fit no vector
@@ -117,8 +122,8 @@ def _images(output: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
     """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
     examples, channels = images.shape[0], images.shape[-1]
-    window = geometry.size**2 * channels
-    most = max(_BLOCK_BYTES // (math.prod(output.shape[1:3]) * window * images.dtype.itemsize), 1)
+    window = geometry.size**2 * channels * (2 if geometry.rounded else images.dtype.itemsize)
+    most = max(_BLOCK_BYTES // (math.prod(output.shape[1:3]) * window), 1)
     block = max(n for n in range(1, examples + 1) if examples % n == 0 and n <= most)
 
     def add(total, block):
@@ -161,6 +166,9 @@ def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
     """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
+    if images.dtype == jnp.bfloat16:  # as integers: compilers for a CPU move them as float32, converted back and forth
+        moved = windows(lax.bitcast_convert_type(images, jnp.uint16), geometry)
+        return lax.bitcast_convert_type(moved, jnp.bfloat16)
     size, stride, padding = geometry.size, geometry.stride, geometry.padding
     x = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = _output_sides(geometry)

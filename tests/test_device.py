@@ -1,0 +1,25 @@
+"""What the command line chooses by device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.cli import device
+from metajax.models.convolution import convolve
+
+
+@pytest.mark.parametrize(("units", "asked", "rounds"), [
+    (True, "default", True),
+    (False, "default", False),
+    (True, "float32", False),
+    (False, "bfloat16", True),
+])  # fmt: skip
+def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_it_has_matrix_units(key, monkeypatch, units, asked, rounds):
+    monkeypatch.setattr(device, "_has_matrix_units", lambda: units)
+    x, kernel = jax.random.normal(key, (2, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 16))
+    exact = convolve(x, kernel, stride=2)
+    device.use_precision(asked)
+    assert bool(jnp.any(convolve(x, kernel, stride=2) != exact)) == rounds
+    product = jax.jit(jnp.matmul)(x, kernel[0, 0])
+    np.testing.assert_allclose(product, np.matmul(x, kernel[0, 0]), atol=1e-5)  # convolutions only
