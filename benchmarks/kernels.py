@@ -3,10 +3,11 @@
     python -m benchmarks.kernels                     # all workloads but the slow
     python -m benchmarks.kernels --only Omniglot
 
-Training is traced by JAX's profiler, after a warm-up. *Products* are matrix products and convolutions; *moves* are
-kernels that only copy: windows of images, transposes, padding; *arithmetic* is the rest: activations, statistics,
-updates, random numbers. *Between kernels* is what is left of the wall time of all cores: launching kernels, and cores
-that wait for each other. Shares are of the same total, and tracing makes what lies between kernels longer. Writes
+Training is traced by JAX's profiler, after a warm-up; of models that convolve in float32, and with operands rounded to
+bfloat16. *Products* are matrix products and convolutions; *moves* are kernels that only copy: windows of images,
+transposes, padding; *arithmetic* is the rest: activations, statistics, updates, random numbers. *Between kernels* is
+what is left of the wall time of all cores: launching kernels, and cores that wait for each other. Shares are of the
+same total, and tracing makes what lies between kernels longer. Writes
 `kernels-DEVICE.{md,json}` to `--output` (`benchmarks/results`).
 """
 
@@ -23,9 +24,9 @@ from typing import Any
 
 import jax
 
-from benchmarks.throughput import environment
+from benchmarks.throughput import ROUNDED, environment
 from metajax.benchmark import WORKLOADS, choose, standard, training_call
-from metajax.cli.device import choose_mesh, prepare_devices
+from metajax.cli.device import choose_mesh, prepare_devices, use_precision
 
 KINDS = ("products", "moves", "arithmetic")
 _PRODUCTS = ("dot", "convolution", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton")
@@ -50,7 +51,10 @@ def main() -> None:
     prepare_devices(None)
     report = {"environment": environment(), "results": {}}
     for name in names:
-        report["results"][name] = measure(name, options.calls)
+        convolves = WORKLOADS[name].model != "mlp"
+        for precision, suffix in [("float32", ""), ("bfloat16", ROUNDED)][: 1 + convolves]:
+            use_precision(precision)
+            report["results"][f"{name}{suffix}"] = measure(name, options.calls)
     text = table(report)
     print(text)
     stem = options.output / f"kernels-{report['environment']['platform']}"

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.peers import PEERS
+from benchmarks.throughput import ROUNDED
 from metajax.benchmark.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<
 """Places of a page for a table: `results`, `speed`, or a file below `benchmarks/results`."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 FAMILY = "omniglot_family_"
+_FAMILIAR = ("torch loop", "torch.func")
 
 
 def record(workdir: Path) -> Path:
@@ -179,23 +181,34 @@ Mean squared error on 5-shot sinusoids. The oracle knows amplitude and phase and
 
 
 def speed_table() -> str:
-    """Tasks per second, and how many times that is of peers', from the throughput measured on a CPU."""
-    results = json.loads((RESULTS / "throughput-cpu.json").read_text())["results"]
+    """Tasks per second, and how many times that is of peers', as measured on a CPU with matrix units."""
+    results = json.loads((RESULTS / "throughput-cpu-amx.json").read_text())["results"]
     lines = [
-        "| workload | metajax, tasks/s | times the fastest PyTorch peer | times a torch loop | times torch.func |",
-        "| --- | --- | --- | --- | --- |",
+        "| workload | metajax, tasks/s | times the fastest PyTorch peer | times a torch loop | times torch.func "
+        "| bfloat16, tasks/s | times the fastest PyTorch peer |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in results.items():
-        seconds = {peer: row.get(peer, {}).get("seconds") for peer in PEERS}
-        seconds = {peer: value for peer, value in seconds.items() if value}
-        ours = row["metajax"]
-        if not seconds or "seconds" not in ours:
+        seconds = {who: measured["seconds"] for who, measured in row.items() if "seconds" in measured}
+        peers = {who: value for who, value in seconds.items() if who.removesuffix(ROUNDED) in PEERS}
+        exact = {who: value for who, value in peers.items() if who in PEERS}
+        if not exact or "metajax" not in seconds:
             continue
-        ratios = {peer: f"{value / ours['seconds']:.1f}×" for peer, value in seconds.items()}
-        fastest = min(seconds, key=lambda peer: seconds[peer])
-        cells = [f"{ratios[fastest]} ({fastest})", *(ratios.get(peer, "–") for peer in ("torch loop", "torch.func"))]
-        lines.append(f"| {name} | {WORKLOADS[name].tasks / ours['seconds']:,.1f} | {' | '.join(cells)} |")
+        cells = [_rate(name, seconds["metajax"]), _lead(seconds["metajax"], exact)]
+        cells += [f"{exact[peer] / seconds['metajax']:.1f}×" if peer in exact else "–" for peer in _FAMILIAR]
+        rounded = seconds.get(f"metajax{ROUNDED}")
+        cells += [_rate(name, rounded), _lead(rounded, peers)] if rounded else ["–", "–"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _rate(workload: str, seconds: float) -> str:
+    return f"{WORKLOADS[workload].tasks / seconds:,.1f}"
+
+
+def _lead(seconds: float, others: dict[str, float]) -> str:
+    fastest = min(others, key=lambda who: others[who])
+    return f"{others[fastest] / seconds:.1f}× ({fastest})"
 
 
 def with_tables(text: str) -> str:

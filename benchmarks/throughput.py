@@ -5,12 +5,13 @@
 
 Each implementation runs in a process of its own, one after the other, on the same initial values and tasks. It is
 timed in float32, after its meta-gradient of the first tasks was compared with metajax's in float64, in a process
-before. Peers get their tasks ready-made; metajax is timed as it trains, drawing them inside; once more with the
-operands of convolutions rounded to bfloat16, which is not checked, since it is not the same. Writes
-`throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
+before. Peers get their tasks ready-made; metajax is timed as it trains, drawing them inside. `NAME, bfloat16` is NAME
+once more, with operands rounded to bfloat16 (in metajax those of convolutions, in PyTorch under its autocast); it is
+not checked, since it is not the same. Writes `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -31,10 +32,11 @@ import numpy as np
 from benchmarks.peers import PEERS, Unsupported
 from metajax.benchmark.workloads import WORKLOADS, Workload, choose, make_tasks
 
-OURS = ("metajax", "metajax, one device", "metajax, bfloat16")
-BFLOAT16 = OURS[2]
+ROUNDED = ", bfloat16"
+OURS = ("metajax", "metajax, one device", f"metajax{ROUNDED}")
 Arrays = dict[str, np.ndarray]
 JAX = {"JAX, vmap and lax.conv": "jax_obvious"}
+EVERYONE = (*OURS, *JAX, *PEERS, *(f"{peer}{ROUNDED}" for peer in PEERS))
 TOLERANCE = 1e-6
 """Largest relative difference between meta-gradients in float64. In float32 equal implementations can be percents
 apart: statistics of small batches, step after step, amplify its rounding."""
@@ -42,12 +44,11 @@ apart: statistics of small batches, step after step, amplify its rounding."""
 
 def main() -> None:
     """Measure, print and write the table."""
-    everyone = [*OURS, *JAX, *PEERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
     )
-    parser.add_argument("--implementations", nargs="*", default=everyone, choices=everyone, metavar="NAME")
+    parser.add_argument("--implementations", nargs="*", default=EVERYONE, choices=EVERYONE, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
@@ -98,7 +99,7 @@ def _workload(name: str, implementations: list[str], seconds: float, patience: f
 
 
 def _checked_and_timed(implementation: str, folder: Path, run: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
-    if implementation == BFLOAT16:
+    if implementation.endswith(ROUNDED):
         return run("time", implementation)
     failed = {} if implementation == OURS[0] else run("check", implementation)
     if failed:
@@ -175,12 +176,19 @@ def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays
         return _time_ours(implementation, workload, seconds)
     from metajax.benchmark.measure import peak_bytes, time_calls
 
-    step, _ = _peer(implementation).prepare(workload, params, tasks)
-    return {**time_calls(step, seconds=seconds)._asdict(), "peak_bytes": peak_bytes([])}
+    with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
+        step, _ = _peer(implementation.removesuffix(ROUNDED)).prepare(workload, params, tasks)
+        return {**time_calls(step, seconds=seconds)._asdict(), "peak_bytes": peak_bytes([])}
 
 
 def _peer(implementation: str) -> types.ModuleType:
     return importlib.import_module(f"benchmarks.peers.{(PEERS | JAX)[implementation]}")
+
+
+def _autocast() -> contextlib.AbstractContextManager:
+    import torch
+
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
 
 
 def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:
@@ -212,7 +220,7 @@ def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[
     from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, time_calls, training_call
     from metajax.cli.device import use_precision
 
-    use_precision("bfloat16" if implementation == BFLOAT16 else "float32")
+    use_precision("bfloat16" if implementation.endswith(ROUNDED) else "float32")
     mesh, _ = _our_mesh(implementation, workload)
     steps = 100 if workload.model == "mlp" else 1 if workload.slow else 5
     timing = time_calls(training_call(workload, mesh, steps), seconds=seconds)
@@ -239,10 +247,13 @@ def _difference(folder: Path, implementation: str) -> float:
 
 def environment() -> dict[str, Any]:
     """Versions and device."""
+    from metajax.cli.device import has_matrix_units
+
     code = "import jax; d = jax.devices(); print(d[0].platform, '|', d[0].device_kind)"
     platform_name, kind = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split("|")
+    on_cpu = platform_name.strip() == "cpu"
     wanted = ("metajax", "jax", "jaxlib", "flax", "optax", "torch", "higher", "learn2learn", "parallel-metalearn")
     versions = {}
     for name in wanted:
@@ -251,8 +262,8 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "platform": platform_name.strip(),
-        "device": _cpu() if platform_name.strip() == "cpu" else kind.strip(),
+        "platform": "cpu-amx" if on_cpu and has_matrix_units() else platform_name.strip(),
+        "device": _cpu() if on_cpu else kind.strip(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
@@ -272,7 +283,7 @@ def table(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
         f"{about['device']}, {about['cores']} cores, Python {about['python']}, {versions}. Tasks per second of whole "
-        "meta-steps, medians; × is how many times faster metajax is.",
+        "meta-steps, medians; × is how many times faster metajax is, in bfloat16 where the other is.",
         "",
         f"| workload | {' | '.join(columns)} | of the matrix rate |",
         f"| --- |{' --- |' * (len(columns) + 1)}",
@@ -282,9 +293,9 @@ def table(report: dict[str, Any]) -> str:
         cells = []
         for column in columns:
             seconds = row.get(column, {}).get("seconds")
-            ratio = (
-                f" ({seconds / ours['seconds']:.1f}×)" if seconds and "seconds" in ours and column != "metajax" else ""
-            )
+            like = "metajax" if column in OURS or not column.endswith(ROUNDED) else f"metajax{ROUNDED}"
+            base = row.get(like, {}).get("seconds")
+            ratio = f" ({seconds / base:.1f}×)" if seconds and base and column != "metajax" else ""
             cells.append(f"{tasks / seconds:,.1f}{ratio}" if seconds else "–")
         share = f"{100 * ours['gflops'] / ours['matrix_gflops']:.0f} %" if "gflops" in ours else "–"
         lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
@@ -293,7 +304,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _columns(results: dict[str, Any]) -> list[str]:
-    return [name for name in (*OURS, *JAX, *PEERS) if any(name in row for row in results.values())]
+    return [name for name in EVERYONE if any("seconds" in row.get(name, {}) for row in results.values())]
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metajax as mj
-from metajax.models import BatchNorm, Conv, GroupNorm, max_pool
+from metajax.models import BatchNorm, Conv, GroupNorm, layers, max_pool
 from metajax.models.convolution import convolve
+from metajax.models.layers import convolve_and_pool
 
 
 @settings(deadline=None, max_examples=12)
@@ -144,6 +145,32 @@ def test_pooling_before_normalisation_is_pooling_after(key):
     for conv, norm in zip(model.convs, model.norms, strict=True):
         out = linen.max_pool(nnx.relu(norm(conv(out))), (2, 2), (2, 2))
     np.testing.assert_allclose(model(x), model.head(out.reshape(6, -1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own_kernels", [False, True])
+def test_blocks_of_examples_change_nothing(monkeypatch, own_kernels):
+    """The value, its gradient and that gradient's derivative, for one kernel or one for each of two tasks."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        kernels, along = rng.normal(size=(2, 2, 3, 3, 3, 4))
+        images = rng.normal(size=(2, 6, 9, 8, 3))
+
+        def energy(kernel, x):
+            conv = Conv(3, 4, rngs=nnx.Rngs(0))
+            conv.kernel = nnx.Param(kernel)
+            pooled, (mean, mean_square) = convolve_and_pool(conv, x)
+            return jnp.sin(pooled).sum() * jnp.sin(mean).sum() + jnp.cos(mean_square).sum()
+
+        def derivatives(kernel, along, x):
+            gradient = jax.grad(energy, argnums=(0, 1))
+            return gradient(kernel, x), jax.jvp(lambda kernel: gradient(kernel, x), (kernel,), (along,))[1]
+
+        run = jax.vmap(derivatives) if own_kernels else lambda *arrays: derivatives(*(a[0] for a in arrays))
+        whole = run(kernels, along, images)
+        monkeypatch.setattr(layers, "_BLOCK_BYTES", 2 * 9 * 8 * 4 * 8)
+        assert "while" in jax.jit(run).lower(kernels, along, images).as_text(), "blocks one after the other"
+        for a, b in zip(jax.tree.leaves(run(kernels, along, images)), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_batch_norm_uses_the_batch_at_hand():

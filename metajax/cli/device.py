@@ -103,11 +103,11 @@ def device_name() -> str:
 def use_precision(precision: str) -> None:
     """Set the precision of products' operands; the default is bfloat16 on a CPU with matrix units, else JAX's own."""
     if precision == "default":
-        precision = "bfloat16" if jax.default_backend() == "cpu" and _has_matrix_units() else ""
+        precision = "bfloat16" if jax.default_backend() == "cpu" and has_matrix_units() else ""
     jax.config.update("jax_default_matmul_precision", precision or None)
 
 
-def _has_matrix_units() -> bool:
+def has_matrix_units() -> bool:
     """Whether this CPU multiplies matrices in bfloat16 several times faster than in float32 (AMX)."""
     info = Path("/proc/cpuinfo")
     return info.is_file() and "amx_bf16" in info.read_text().split()

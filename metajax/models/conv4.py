@@ -5,7 +5,7 @@ import itertools
 import jax
 from flax import nnx
 
-from metajax.models.layers import BatchNorm, Conv, NormKind, make_norm, max_pool
+from metajax.models.layers import BatchNorm, Conv, NormKind, convolve_and_pool, make_norm, max_pool
 
 
 class Conv4(nnx.Module):
@@ -57,12 +57,13 @@ class Conv4(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[examples, height, width, channels]` to `[examples, outputs]`."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = conv(x)
             if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
                 # An increasing line commutes with the maximum: do it on a quarter of the values.
-                factor, shift = norm.line(x)
-                x = max_pool(x) * factor + shift
+                x, moments = convolve_and_pool(conv, x)
+                factor, shift = norm.line(*moments)
+                x = x * factor + shift
             else:
-                x = max_pool(norm(x)) if self.pool else norm(x)
+                x = norm(conv(x))
+                x = max_pool(x) if self.pool else x
             x = nnx.relu(x)
         return self.head(x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2)))

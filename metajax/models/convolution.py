@@ -123,8 +123,7 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
     """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
     examples, channels = images.shape[0], images.shape[-1]
     window = geometry.size**2 * channels * (2 if geometry.rounded else images.dtype.itemsize)
-    most = max(_BLOCK_BYTES // (math.prod(output.shape[1:3]) * window), 1)
-    block = max(n for n in range(1, examples + 1) if examples % n == 0 and n <= most)
+    block = largest_block(examples, math.prod(output.shape[1:3]) * window, _BLOCK_BYTES)
 
     def add(total, block):
         images, output = block
@@ -135,6 +134,16 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
         return add(zeros, (images, output))[0]
     blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
     return lax.scan(add, zeros, blocks)[0]
+
+
+def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
+    """How many of so many examples go together if all blocks are alike and stay within a size, unless one is larger.
+
+    >>> largest_block(75, 1_000, 30_000), largest_block(75, 40_000, 30_000)
+    (25, 1)
+    """
+    most = max(bytes_in_all // bytes_each, 1)
+    return max(n for n in range(1, examples + 1) if examples % n == 0 and n <= most)
 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:

@@ -1,14 +1,17 @@
 """The layers few-shot models are made of: convolution, normalisation without state, pooling."""
 
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.convolution import convolve
+from metajax.models.convolution import convolve, largest_block
 
 NormKind = Literal["batch", "group"]
+_BLOCK_BYTES = 2_000_000
+"""Activations in use at once: what a core's own cache holds."""
 
 
 class Conv(nnx.Module):
@@ -72,12 +75,13 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Any shape with channels last; statistics over every other axis."""
-        factor, shift = self.line(x)
+        axes = tuple(range(x.ndim - 1))
+        factor, shift = self.line(x.mean(axes), jnp.square(x).mean(axes))
         return x * factor + shift
 
-    def line(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The factor and the shift, `[channels]` each, that normalise `x`. Without a scale the factor is positive."""
-        mean, inverse = _statistics(x, tuple(range(x.ndim - 1)), self.epsilon)
+    def line(self, mean: jax.Array, mean_square: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The factor and the shift that normalise channels of such moments; without a scale the factor is positive."""
+        inverse = _inverse_deviation(mean, mean_square, self.epsilon)
         factor = inverse if self.scale is None else inverse * self.scale[...]
         return factor, self.offset[...] - mean * factor
 
@@ -102,19 +106,16 @@ class GroupNorm(nnx.Module):
         """`[batch, ..., channels]`; statistics over the middle axes and the channels of a group."""
         grouped = x.reshape(*x.shape[:-1], self.groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)
-        mean, inverse = _statistics(grouped, axes, self.epsilon, keepdims=True)
+        mean, mean_square = (values.mean(axes, keepdims=True) for values in (grouped, jnp.square(grouped)))
+        inverse = _inverse_deviation(mean, mean_square, self.epsilon)
         return ((grouped - mean) * inverse).reshape(x.shape) * self.scale[...] + self.offset[...]
 
 
-def _statistics(
-    x: jax.Array, axes: tuple[int, ...], epsilon: float, keepdims: bool = False
-) -> tuple[jax.Array, jax.Array]:
-    """Mean, and one over the standard deviation."""
-    mean = x.mean(axes, keepdims=keepdims)
+def _inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -> jax.Array:
     # One pass more over the activations, x − mean, would cost as much as the convolution; as flax's fast variance, this
     # loses digits where the mean is a thousand times the deviation, so features should come roughly normalised.
-    variance = nnx.relu(jnp.square(x).mean(axes, keepdims=keepdims) - jnp.square(mean))
-    return mean, jax.lax.rsqrt(variance + epsilon)
+    variance = nnx.relu(mean_square - jnp.square(mean))
+    return jax.lax.rsqrt(variance + epsilon)
 
 
 def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
@@ -135,6 +136,42 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
     """
     x = _largest_neighbour(x, 1, size)
     return _largest_neighbour(x, 2, size)
+
+
+def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """A convolution, pooled by maximum, and its moments before that.
+
+    On a CPU a large one goes by blocks of examples that stay in the cache, and once more in the backward pass.
+
+    Args:
+        conv: The convolution.
+        x: `[examples, height, width, in]`.
+
+    Returns:
+        `[examples, height' // 2, width' // 2, out]`, and of each channel the mean and the mean square, `[out]`.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> pooled, (mean, mean_square) = convolve_and_pool(Conv(3, 8, rngs=nnx.Rngs(0)), jnp.ones((4, 28, 28, 3)))
+    >>> pooled.shape, mean.shape
+    ((4, 14, 14, 8), (8,))
+    """
+
+    def of(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        out = conv(x)
+        return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
+
+    out = jax.eval_shape(conv, x)
+    block = largest_block(x.shape[0], math.prod(out.shape[1:]) * out.dtype.itemsize, _BLOCK_BYTES)
+    if block == x.shape[0] or jax.default_backend() != "cpu":
+        pooled, total, square = of(x)
+    else:
+        blocks = x.reshape(-1, block, *x.shape[1:])
+        pooled, totals, squares = jax.lax.map(jax.checkpoint(of, prevent_cse=False), blocks)
+        pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
+        total, square = totals.sum(0), squares.sum(0)
+    count = math.prod(out.shape[:-1])
+    return pooled, (total / count, square / count)
 
 
 def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
