@@ -21,13 +21,14 @@ class HostTasks(NamedTuple):
     Attributes:
         images: `uint8[all examples, height, width, channels]`, an array or a memory map.
         rows: `rng -> int32[examples]`, which of them a task needs.
-        sampler: `(rng, uint8[examples, height, width, channels]) -> Task`, the same `rng` and the images of those rows;
-            for `make_train_step`.
+        sampler: `(rng, images=None) -> Task`, of the same `rng` and the images of those rows, `uint8[examples, height,
+            width, channels]`: for `make_train_step`. Without images it fetches them when the device comes to it, which
+            waits for them: for `make_evaluation`, or in place of `feed`.
     """
 
     images: Any
     rows: Callable[[jax.Array], jax.Array]
-    sampler: Callable[[jax.Array, jax.Array], Task]
+    sampler: Callable[..., Task]
 
 
 def host_episodes(
@@ -51,7 +52,7 @@ def host_episodes(
         transform: Applied to each image, on the device.
 
     Returns:
-        Tasks for `feed` and, their `sampler`, for `make_train_step`.
+        Tasks for `feed` and, their `sampler`, for `make_train_step` and `make_evaluation`.
 
     Raises:
         ValueError: If the bank has too few classes, or a class too few examples.
@@ -68,13 +69,13 @@ def host_episodes(
         draw_episode, starts, counts, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform
     )
 
+    def fetch(rows: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), jnp.uint8)
+        return jax.pure_callback(lambda rows: np.asarray(bank.images[rows]), shape, rows, vmap_method="broadcast_all")
+
     def sampler(rng: jax.Array, images: jax.Array | None = None) -> Task:
-        if images is None:
-            raise ValueError(
-                "tasks of a host bank need their images: give the training step what `feed` fetched for it; evaluate "
-                "on tasks of `episodes`"
-            )
-        return draw(rng).of(images)
+        episode = draw(rng)
+        return episode.of(fetch(episode.rows) if images is None else images)
 
     return HostTasks(bank.images, lambda rng: draw(rng).rows, sampler)
 

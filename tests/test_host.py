@@ -1,10 +1,15 @@
 """Banks on the host: the same tasks as on the device, fed, resumed and split over devices."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
+from test_cli_helpers import rows, run, small
 
 import metajax as mj
 
@@ -125,10 +130,63 @@ def test_sizes_that_the_bank_has_not_are_named(bank):
         mj.host_episodes(bank, ways=2, shots=5, queries=5)
 
 
-def test_without_their_images_host_tasks_say_what_to_do(bank):
-    tasks = mj.host_episodes(bank, **SIZES)
-    evaluate = mj.make_evaluation(LEARNER, loss_fn, tasks.sampler, steps=1)
-    with pytest.raises(ValueError, match="what `feed` fetched"):
-        evaluate(PARAMS, jax.random.key(0))
-    with pytest.raises(ValueError, match="what `feed` fetched"):
-        mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, tasks_per_step=1)(fresh())
+@pytest.mark.parametrize("devices", [None, 2])
+def test_without_their_images_tasks_fetch_them(bank, devices):
+    """In evaluation and in training, a task at a time, some at once, and on several devices."""
+    mesh = devices and mj.task_mesh(jax.devices()[:devices])
+    samplers = mj.host_episodes(bank, **SIZES).sampler, mj.episodes(bank, **SIZES)
+    for chunk_size in (1, 3):
+        options = {"chunk_size": chunk_size, "mesh": mesh}
+        evaluations = [mj.make_evaluation(LEARNER, loss_fn, s, steps=1, num_tasks=6, **options) for s in samplers]
+        ours, expected = (evaluate(PARAMS, jax.random.key(0)) for evaluate in evaluations)
+        for kind in ("transductive", "non_transductive"):
+            np.testing.assert_allclose(ours[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-6)
+        options |= {"tasks_per_step": 6, "steps_per_call": 3}
+        trained = [mj.make_train_step(LEARNER, OPTIMIZER, s, **options)(fresh())[1]["loss"] for s in samplers]
+        np.testing.assert_allclose(*trained, rtol=1e-6)
+
+
+CONFIG = '''"""A folder of images, kept on the host."""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=2, train=Shots(shots=1, queries=2), test=Shots(shots=1, queries=2), size=16, images="host"),
+    model=Conv4(channels=4),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.1),
+    outer=Outer(learning_rate=1e-2),
+    training=TrainingSettings(steps=12, tasks_per_step=4, steps_per_call=2, checkpoint_every=4),
+    validation=Validation(num_tasks=4),
+    evaluation=EvaluationSettings(steps=1, num_tasks=4),
+)
+'''
+
+
+def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path):
+    """Fetched ahead, or, where calls are of two lengths, when it comes to it; and resumed halfway."""
+    rng = np.random.default_rng(0)
+    for split, classes in (("train", 4), ("validation", 2), ("test", 2)):
+        for i in range(classes):
+            folder = tmp_path / "images" / split / f"{split}{i}"
+            folder.mkdir(parents=True)
+            for j in range(4):
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{j}.png")
+    config = small(tmp_path, text=CONFIG)
+
+    def trained(name: str, *options: str) -> list[float]:
+        """The training loss of each call, and the test loss."""
+        common = ("--task.source", tmp_path / "images", "--data-dir", tmp_path / "data", "--workdir", tmp_path / name)
+        assert run("train", config, *common, *options).code == 0
+        evaluation = json.loads((tmp_path / name / "evaluation.json").read_text())
+        return [*(row["loss"] for row in rows(tmp_path / name)), *evaluation["transductive"]["loss"]["mean"]]
+
+    expected = trained("device", "--task.images", "device")
+    host = trained("host")
+    np.testing.assert_allclose(host, expected, rtol=1e-5)
+    uneven = trained("uneven", "--training.steps-per-call", "3")
+    np.testing.assert_allclose(uneven[-2:], expected[-2:], rtol=1e-4)
+    shutil.copytree(tmp_path / "host", tmp_path / "cut")
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
+    assert trained("cut") == host

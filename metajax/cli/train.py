@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import signal
 import sys
@@ -31,6 +32,7 @@ from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
+from metajax.host import feed
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
@@ -162,9 +164,9 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
 
 def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> None:
     settings, step = experiment.training, int(state.step)
-    compiled: dict[int, Callable[[TrainState], Any]] = {}
+    compiled: dict[int, Callable[[TrainState, Any], Any]] = {}
 
-    def advance(state: TrainState, steps: int):
+    def advance(state: TrainState, steps: int, fed: Any):
         if steps not in compiled:
             compiled[steps] = make_train_step(
                 parts.learner,
@@ -175,9 +177,9 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 chunk_size=experiment.execution.chunk_size,
                 mesh=mesh,
             )
-        return compiled[steps](state)
+        return compiled[steps](state, fed)
 
-    validate = _validation(experiment, parts, mesh)
+    validate, fetched = _validation(experiment, parts, mesh), _fetched_ahead(experiment, parts, state, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         Progress(step, settings.steps, settings.tasks_per_step) as progress,
@@ -187,7 +189,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             began = time.perf_counter()
             next_checkpoint = step - step % settings.checkpoint_every + settings.checkpoint_every
             steps = min(settings.steps_per_call, next_checkpoint - step, settings.steps - step)
-            state, stacked = advance(state, steps)
+            state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
             failure = first_non_finite(stacked)
             if failure is not None:
@@ -210,6 +212,16 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
                 raise Stopped((*received, signal.SIGTERM)[0])
     wait_for_others("written")
+
+
+def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> Iterator[Any]:
+    """For each call of training the images of its tasks, if they stay on the host and calls are of one length."""
+    settings, step = experiment.training, int(state.step)
+    on_host, length = parts.tasks.on_host.get("train"), settings.steps_per_call
+    if on_host is None or any(count % length for count in (step, settings.checkpoint_every, settings.steps)):
+        return itertools.repeat(None)
+    sizes = {"tasks_per_step": settings.tasks_per_step, "steps_per_call": length}
+    return feed(on_host, state, settings.steps - step, mesh=mesh, **sizes)
 
 
 class _Record(NamedTuple):

@@ -81,6 +81,8 @@ def _banks(source: Source, data_dir: Path | None) -> dict[str, tasks.Domain]:
     counted = {name: value for name, value in fewest.items() if name in fields}
     spec = dataclasses.replace(source.task, **counted)  # pyright: ignore[reportArgumentType]
     banks = spec.tasks(data_dir).banks
+    if getattr(spec, "images", None) == "host":
+        raise UserError(f"task.sources: the images of {source.name} must be on the device: set images='device'")
     if not banks:
         raise UserError(f"task.sources: {source.name} is no data set of classes, so it can be no domain")
     return banks

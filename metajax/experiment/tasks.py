@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from metajax import data, tasks
 from metajax.errors import UserError
 from metajax.experiment.checks import at_least
+from metajax.host import HostTasks, host_episodes
 from metajax.losses import classification_loss, regression_loss
-from metajax.types import ApplyFn, LossFn, TaskSampler
+from metajax.types import ApplyFn, ClassBank, LossFn, TaskSampler
 
 
 class Tasks(NamedTuple):
@@ -23,6 +24,7 @@ class Tasks(NamedTuple):
         class_names: Names of the classes of each split; empty where there are none.
         banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
         domains: For each split the samplers of its domains by name, where tasks come from several.
+        on_host: Those of each split whose images stay on the host, which training may fetch ahead.
         varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then leaves out the rest.
     """
 
@@ -32,6 +34,7 @@ class Tasks(NamedTuple):
     class_names: dict[str, list[str]] = {}  # noqa: RUF012
     banks: dict[str, tasks.Domain] = {}  # noqa: RUF012
     domains: dict[str, dict[str, TaskSampler]] = {}  # noqa: RUF012
+    on_host: dict[str, HostTasks] = {}  # noqa: RUF012
     varied_ways: bool = False
 
 
@@ -195,6 +198,8 @@ class Images:
     """Mirror images at random in training; by default where the mirror image shows the same thing."""
     shift: int = 4
     """Move images by up to so many pixels in training."""
+    images: Literal["device", "host"] = "device"
+    """Where all images are kept: on the host, from where they are fetched ahead, if the device cannot hold them."""
 
     def __post_init__(self):
         at_least("task", 2, ways=self.ways)
@@ -206,7 +211,7 @@ class Images:
         images = data.IMAGE_SETS[self.dataset]
         dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
         flip = images.mirrors if self.flip is None else self.flip
-        return _augmented(dataset, self.ways, self.train, self.test, flip, self.shift)
+        return _augmented(dataset, self.ways, self.train, self.test, flip, self.shift, on_host=self.images == "host")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +234,8 @@ class Folder:
     """Move images by up to so many pixels in training."""
     split_seed: int = 0
     """Splits the classes, where the folder does not say which are for training and which for test."""
+    images: Literal["device", "host"] = "device"
+    """Where all images are kept: on the host, from where they are fetched ahead, if the device cannot hold them."""
     split_lists: Path | None = None
     """A folder of published lists, train/val/test.csv (filename,label) or .txt (class names): mini-ImageNet's."""
     strict: bool = False
@@ -252,20 +259,32 @@ class Folder:
             data_dir=data_dir,
             split_lists=self.split_lists,
         )
-        return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
+        on_host = self.images == "host"
+        return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift, on_host=on_host)
 
 
-def _augmented(dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int) -> Tasks:
+def _augmented(
+    dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int, *, on_host: bool = False
+) -> Tasks:
     """Samplers for every split of a data set, whose images are mirrored and moved in training."""
     transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
     options = {"transform": tasks.chain(*transforms) if transforms else None}
-    return _episodes(dataset, ways, train, test, {"train": options})
+    return _episodes(dataset, ways, train, test, {"train": options}, on_host=on_host)
 
 
-def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, options: dict[str, dict[str, Any]]) -> Tasks:
+def _episodes(
+    dataset: data.Dataset,
+    ways: int,
+    train: Shots,
+    test: Shots,
+    options: dict[str, dict[str, Any]],
+    *,
+    on_host: bool = False,
+) -> Tasks:
     """Samplers for every split of a data set, with the options of each."""
+    make = host_episodes if on_host else tasks.episodes
 
-    def sampler(split: str, bank) -> TaskSampler:
+    def episodes(split: str, bank: ClassBank) -> Any:
         sizes = train if split == "train" else test
         examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
         if bank.counts[smallest] < examples:
@@ -275,15 +294,18 @@ def _episodes(dataset: data.Dataset, ways: int, train: Shots, test: Shots, optio
                 f"{bank.counts[smallest]} examples"
             )
         try:
-            return tasks.episodes(
+            return make(
                 bank, ways=sizes.ways or ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
             )
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 
-    samplers = {split: sampler(split, bank) for split, bank in dataset.splits.items()}
+    made = {split: episodes(split, bank) for split, bank in dataset.splits.items()}
+    if on_host:
+        samplers = {split: each.sampler for split, each in made.items()}
+        return _with_ways(Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=made), train, test)
     banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-    return _with_ways(Tasks(samplers, ways, classification_loss, dataset.class_names, banks), train, test)
+    return _with_ways(Tasks(made, ways, classification_loss, dataset.class_names, banks), train, test)
 
 
 def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
