@@ -102,7 +102,9 @@ def table(names: Iterable[str], folder: str) -> str:
 
 
 def _rounds(kept: dict) -> bool:
-    """Whether operands were rounded to bfloat16, as asked for or by default on the device."""
+    """Whether operands of convolutions were rounded to bfloat16, as asked for or by default on the device."""
+    if not re.search("Conv|ResNet", kept["config"]["model"]["class"]):
+        return False
     asked = kept["config"].get("execution", {}).get("precision")
     return "bfloat16" in (asked, kept["environment"].get("precision"))
 

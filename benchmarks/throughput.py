@@ -188,7 +188,7 @@ def _peer(implementation: str) -> types.ModuleType:
 def _autocast() -> contextlib.AbstractContextManager:
     import torch
 
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, cache_enabled=False)
 
 
 def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Tasks whose images stay on the host, in a memory-mapped file say: drawn as on the device, fetched ahead."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def feed(
     steps: int,
     *,
     tasks_per_step: int,
-    steps_per_call: int = 1,
+    steps_per_call: int | Sequence[int] = 1,
     mesh: Mesh | None = None,
     threads: int = 2,
     ahead: int = 2,
@@ -100,17 +101,17 @@ def feed(
         state: Where training is; only its key and step are looked at, now.
         steps: Meta-steps to come.
         tasks_per_step: As of `make_train_step`, and so are the next two.
-        steps_per_call: Meta-steps of one call.
+        steps_per_call: Meta-steps of one call, or of each.
         mesh: Devices that tasks are split over; a process reads only the tasks of its own.
         threads: Grain threads that read images.
-        ahead: Calls that are fetched ahead.
+        ahead: Calls that are fetched ahead; the devices hold all their images.
 
     Returns:
         For each call its images, `uint8[steps_per_call, tasks_per_step, examples, height, width, channels]`, on the
         devices: the second argument of the training step.
 
     Raises:
-        ValueError: If `steps` is no multiple of `steps_per_call`.
+        ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum.
 
     >>> import jax, numpy as np, optax, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
@@ -120,8 +121,12 @@ def feed(
     >>> [images.shape for images in mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2)]
     [(2, 3, 4, 1, 1, 1), (2, 3, 4, 1, 1, 1)]
     """
-    if steps % steps_per_call:
-        raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")
+    if isinstance(steps_per_call, int):
+        if steps % steps_per_call:
+            raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")
+        steps_per_call = [steps_per_call] * (steps // steps_per_call)
+    if sum(steps_per_call) != steps:
+        raise ValueError(f"steps_per_call must add up to steps = {steps}, got {sum(steps_per_call)}")
     import grain  # takes a second, and most runs do without
 
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
@@ -133,9 +138,10 @@ def feed(
         keys, _ = step_keys(jax.random.wrap_key_data(key, impl=implementation), step, 1, tasks_per_step)
         return map_tasks(lambda _, key: tasks.rows(key), None, keys[0])
 
-    def fetch(step: int) -> jax.Array:
+    def fetch(call: tuple[int, int]) -> jax.Array:
+        step, length = call
         with jax.default_device(host):  # the accelerator is busy training
-            rows = np.stack([rows_of(key, np.int32(step + i)) for i in range(steps_per_call)])
+            rows = np.stack([rows_of(key, np.int32(step + i)) for i in range(length)])
         if sharding is None:
             return jnp.asarray(tasks.images[rows])
         shape = (*rows.shape, *tasks.images.shape[1:])
@@ -145,5 +151,6 @@ def feed(
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
-    calls = grain.MapDataset.range(first, first + steps, steps_per_call).map(fetch)
+    begins = itertools.accumulate(steps_per_call[:-1], initial=first)
+    calls = grain.MapDataset.source(list(zip(begins, steps_per_call, strict=True))).map(fetch)
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

@@ -148,8 +148,9 @@ def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[s
         changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
         if int(began["devices"]) != devices:
             changes.append(f"the run began on {began['devices']} devices and goes on on {devices}")
-        if began["precision"] != now["precision"]:
-            changes.append(f"the run began with products in {began['precision']} and goes on in {now['precision']}")
+        precision = began.get("precision", "default")
+        if precision != now["precision"]:
+            changes.append(f"the run began with products in {precision} and goes on in {now['precision']}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
     stored = load_experiment(workdir)

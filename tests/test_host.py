@@ -12,6 +12,7 @@ from PIL import Image
 from test_cli_helpers import rows, run, small
 
 import metajax as mj
+from metajax.cli import train as cli_train
 
 COUNTS = [6, 9, 7, 12]
 SIZES = {"ways": 3, "shots": 2, "queries": 2, "rotations": True}
@@ -125,6 +126,16 @@ def test_calls_that_do_not_divide_the_steps_are_named(bank):
         mj.feed(mj.host_episodes(bank, **SIZES), fresh(), 3, tasks_per_step=1, steps_per_call=2)
 
 
+def test_calls_may_be_of_different_lengths(bank):
+    tasks, sizes = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2}
+    uneven = [*mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1, 3], **sizes)]
+    assert [len(call) for call in uneven] == [2, 1, 3]
+    even = np.concatenate([*mj.feed(tasks, fresh(), 6, steps_per_call=3, **sizes)])
+    np.testing.assert_array_equal(np.concatenate(uneven), even)
+    with pytest.raises(ValueError, match="must add up to steps = 6, got 3"):
+        mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1], **sizes)
+
+
 def test_sizes_that_the_bank_has_not_are_named(bank):
     with pytest.raises(ValueError, match="class 0 of the bank has only 6 examples"):
         mj.host_episodes(bank, ways=2, shots=5, queries=5)
@@ -163,8 +174,15 @@ config = Experiment(
 '''
 
 
-def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path):
-    """Fetched ahead, or, where calls are of two lengths, when it comes to it; and resumed halfway."""
+def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
+    """With calls of one length, or of two, and resumed halfway; each fetched ahead."""
+    fed = []
+
+    def recorded(tasks, state, steps, **options):
+        fed.append((int(state.step), options["steps_per_call"]))
+        return mj.feed(tasks, state, steps, **options)
+
+    monkeypatch.setattr(cli_train, "feed", recorded)
     rng = np.random.default_rng(0)
     for split, classes in (("train", 4), ("validation", 2), ("test", 2)):
         for i in range(classes):
@@ -190,3 +208,4 @@ def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path):
     for step in (8, 12):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
     assert trained("cut") == host
+    assert fed == [(0, [2] * 6), (0, [3, 1] * 3), (4, [2] * 4)]

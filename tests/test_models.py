@@ -118,6 +118,23 @@ def test_in_bfloat16_a_convolution_rounds_operands_and_nothing_else(kernel, batc
         assert np.abs(np.asarray(a) - exact).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_in_bfloat16_a_gradient_may_be_taken_of_many_tasks_at_once(key, dtype):
+    """As of each alone, and with operands that are bfloat16 from the start."""
+    x, w = jax.random.normal(key, (3, 2, 8, 8, 16), dtype), jax.random.normal(key, (3, 3, 3, 16, 4), dtype)
+    convolution = functools.partial(convolve, stride=2, padding=1)
+
+    def energy(x, w):
+        return jnp.sum(jnp.sin(convolution(x, w)).astype(jnp.float32))
+
+    with jax.default_matmul_precision("bfloat16"):
+        together = jax.grad(lambda x, w: jax.vmap(energy)(x, w).sum(), argnums=(0, 1))(x, w)
+        alone = jax.vmap(jax.grad(energy, argnums=(0, 1)))(x, w)
+    for a, b in zip(together, alone, strict=True):
+        assert float(jnp.abs(a).max()) > 0.1
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=0.05, atol=0.05 * float(jnp.abs(b).max()))
+
+
 def test_in_bfloat16_images_of_few_channels_keep_their_precision(key):
     x, w = jax.random.normal(key, (2, 8, 8, 3)), jax.random.normal(key, (3, 3, 3, 4))
     exact = convolve(x, w, stride=2, padding=1)

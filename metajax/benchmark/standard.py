@@ -17,10 +17,11 @@ from metajax.inner import inner_loop
 from metajax.learners import MetaLearner, maml, reptile
 from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
+from metajax.models.layers import nothing_twice
 from metajax.parallel import average_tasks, default_chunk_size
 from metajax.tasks import episodes, sinusoid
 from metajax.training import init_train_state, make_train_step
-from metajax.types import Batch, ClassBank, Params, Task, TaskSampler
+from metajax.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
 
 
 class Standard(NamedTuple):
@@ -140,4 +141,9 @@ def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> in
     """Floating-point operations of the matrix products in one task's meta-gradient."""
     meta_params, state = learner.init(params)
     task = jax.eval_shape(sampler, jax.random.key(0))
-    return matrix_flops(lambda p, task: learner.gradient(p, task, jax.random.key(0), state).gradient, meta_params, task)
+
+    def gradient(meta_params: MetaParams, task: Task) -> MetaParams:
+        return learner.gradient(meta_params, task, jax.random.key(0), state).gradient
+
+    with nothing_twice():
+        return matrix_flops(gradient, meta_params, task)

@@ -101,10 +101,16 @@ def device_name() -> str:
 
 
 def use_precision(precision: str) -> None:
-    """Set the precision of products' operands; the default is bfloat16 on a CPU with matrix units, else JAX's own."""
+    """Set the precision of products' operands.
+
+    The default is what the user chose for JAX; if nothing, bfloat16 on CPUs that all have matrix units.
+    """
     if precision == "default":
-        precision = "bfloat16" if jax.default_backend() == "cpu" and has_matrix_units() else ""
-    jax.config.update("jax_default_matmul_precision", precision or None)
+        chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+        if chosen is not None or jax.default_backend() != "cpu" or any_process(not has_matrix_units()):
+            return
+        precision = "bfloat16"
+    jax.config.update("jax_default_matmul_precision", precision)
 
 
 def has_matrix_units() -> bool:

@@ -30,7 +30,7 @@ from metajax.cli.evaluate import evaluate_run, load_state
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
-from metajax.experiment import Experiment, Parts, build
+from metajax.experiment import Experiment, Parts, TrainingSettings, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.host import feed
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
@@ -179,16 +179,15 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             )
         return compiled[steps](state, fed)
 
-    validate, fetched = _validation(experiment, parts, mesh), _fetched_ahead(experiment, parts, state, mesh)
+    validate, calls = _validation(experiment, parts, mesh), list(_calls(settings, step))
+    fetched = _fetched_ahead(experiment, parts, state, calls, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         Progress(step, settings.steps, settings.tasks_per_step) as progress,
         _signals() as received,
     ):
-        while step < settings.steps:
+        for steps in calls:
             began = time.perf_counter()
-            next_checkpoint = step - step % settings.checkpoint_every + settings.checkpoint_every
-            steps = min(settings.steps_per_call, next_checkpoint - step, settings.steps - step)
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
             failure = first_non_finite(stacked)
@@ -214,14 +213,25 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     wait_for_others("written")
 
 
-def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> Iterator[Any]:
-    """For each call of training the images of its tasks, if they stay on the host and calls are of one length."""
-    settings, step = experiment.training, int(state.step)
-    on_host, length = parts.tasks.on_host.get("train"), settings.steps_per_call
-    if on_host is None or any(count % length for count in (step, settings.checkpoint_every, settings.steps)):
+def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
+    """The meta-steps of each call to come: none goes beyond a checkpoint."""
+    while step < settings.steps:
+        next_checkpoint = step - step % settings.checkpoint_every + settings.checkpoint_every
+        steps = min(settings.steps_per_call, next_checkpoint - step, settings.steps - step)
+        yield steps
+        step += steps
+
+
+def _fetched_ahead(
+    experiment: Experiment, parts: Parts, state: TrainState, calls: Sequence[int], mesh: Mesh
+) -> Iterator[Any]:
+    """For each call the images of its tasks, if they stay on the host."""
+    if "train" not in parts.tasks.on_host:
         return itertools.repeat(None)
-    sizes = {"tasks_per_step": settings.tasks_per_step, "steps_per_call": length}
-    return feed(on_host, state, settings.steps - step, mesh=mesh, **sizes)
+    tasks_per_step = experiment.training.tasks_per_step
+    return feed(
+        parts.tasks.on_host["train"], state, sum(calls), tasks_per_step=tasks_per_step, steps_per_call=calls, mesh=mesh
+    )
 
 
 class _Record(NamedTuple):

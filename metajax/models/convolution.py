@@ -8,6 +8,7 @@ Under `vmap` with a kernel for each task, a native convolution becomes a grouped
 primitive is windows of the image times a matrix.
 """
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -91,9 +92,9 @@ _convolution = Primitive("convolution")
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
     small = min(geometry.height, geometry.width) <= geometry.size
-    if role != "kernel" and (small or (geometry.rounded and geometry.stride > 1)):
+    if role != "kernel" and (small or (geometry.rounded and (geometry.stride > 1 or geometry.size == 1))):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
-        # are faster than a native convolution in float32 where windows overlap little; in bfloat16 it is slow on a CPU.
+        # are faster than a native convolution in float32 if windows overlap little; in bfloat16 it is slow on a CPU.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
         if a.shape[-1] == 3:  # three channels fit no vector
@@ -154,7 +155,7 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
     if role == "output":
         return jnp.matmul(windows(_operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
     images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
-    to_images = jax.linear_transpose(lambda images: windows(images, geometry), images)
+    to_images = jax.linear_transpose(lambda images: _windows(images, geometry), images)
     return to_images(jnp.matmul(_operand(a, geometry), matrix.T, preferred_element_type=a.dtype))[0]
 
 
@@ -175,9 +176,23 @@ def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
     """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
-    if images.dtype == jnp.bfloat16:  # as integers: compilers for a CPU move them as float32, converted back and forth
-        moved = windows(lax.bitcast_convert_type(images, jnp.uint16), geometry)
-        return lax.bitcast_convert_type(moved, jnp.bfloat16)
+    return _windows_as_integers(images, geometry) if images.dtype == jnp.bfloat16 else _windows(images, geometry)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _windows_as_integers(images: jax.Array, geometry: Geometry) -> jax.Array:
+    """Of bfloat16, which compilers for a CPU would move as float32, converted back and forth."""
+    moved = _windows(lax.bitcast_convert_type(images, jnp.uint16), geometry)
+    return lax.bitcast_convert_type(moved, jnp.bfloat16)
+
+
+@_windows_as_integers.defjvp
+def _windows_as_integers_jvp(geometry, primals, tangents):  # integers have no derivative
+    (images,), (along,) = primals, tangents
+    return _windows_as_integers(images, geometry), _windows(along, geometry)
+
+
+def _windows(images: jax.Array, geometry: Geometry) -> jax.Array:
     size, stride, padding = geometry.size, geometry.stride, geometry.padding
     x = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = _output_sides(geometry)

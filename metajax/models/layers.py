@@ -1,6 +1,8 @@
 """The layers few-shot models are made of: convolution, normalisation without state, pooling."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -12,6 +14,7 @@ from metajax.models.convolution import convolve, largest_block
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
 """Activations in use at once: what a core's own cache holds."""
+_in_blocks = True
 
 
 class Conv(nnx.Module):
@@ -138,10 +141,21 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
     return _largest_neighbour(x, 2, size)
 
 
+@contextlib.contextmanager
+def nothing_twice() -> Iterator[None]:
+    """Trace models so that nothing is computed again in the backward pass, to count what has to be computed."""
+    global _in_blocks
+    _in_blocks = False
+    try:
+        yield
+    finally:
+        _in_blocks = True
+
+
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """A convolution, pooled by maximum, and its moments before that.
 
-    On a CPU a large one goes by blocks of examples that stay in the cache, and once more in the backward pass.
+    On a CPU a large one goes by blocks of examples that stay in the cache, and is computed again in the backward pass.
 
     Args:
         conv: The convolution.
@@ -157,17 +171,17 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
     ((4, 14, 14, 8), (8,))
     """
 
-    def of(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def pooled_sums(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         out = conv(x)
         return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
 
     out = jax.eval_shape(conv, x)
     block = largest_block(x.shape[0], math.prod(out.shape[1:]) * out.dtype.itemsize, _BLOCK_BYTES)
-    if block == x.shape[0] or jax.default_backend() != "cpu":
-        pooled, total, square = of(x)
+    if block == x.shape[0] or not _in_blocks or jax.default_backend() != "cpu":
+        pooled, total, square = pooled_sums(x)
     else:
         blocks = x.reshape(-1, block, *x.shape[1:])
-        pooled, totals, squares = jax.lax.map(jax.checkpoint(of, prevent_cse=False), blocks)
+        pooled, totals, squares = jax.lax.map(jax.checkpoint(pooled_sums, prevent_cse=False), blocks)
         pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
         total, square = totals.sum(0), squares.sum(0)
     count = math.prod(out.shape[:-1])
