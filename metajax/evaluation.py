@@ -10,12 +10,16 @@ from jax.sharding import Mesh
 
 from metajax.learners import MetaLearner
 from metajax.losses import weighted_mean
+from metajax.models.convolution import largest_block
 from metajax.parallel import default_chunk_size, map_tasks, replicate, replicated, task_keys
 from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _MOST_AT_ONCE = 8
 """Tasks of a chunk, unless chosen: queries alone take a batch each, and memory with it."""
+
+_CACHED_EXAMPLES = 40
+"""Examples of a forward pass on a CPU, where queries are predicted alone: their activations stay in the cache."""
 
 Evaluation = dict[str, Any]
 """A report that goes into JSON as it is; `make_evaluation` says what is in it."""
@@ -130,14 +134,19 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         raise ValueError("non-transductive evaluation needs tasks made of Batch; pass non_transductive=False")
     only_last = jnp.zeros(support.y.shape[0] + 1).at[-1].set(1)
 
-    def measure(x, y):
+    def measure(xy):
+        x, y = xy
+
         def join(a, b):
             return jnp.concatenate([a, b[None]])
 
         batch = Batch(jax.tree.map(join, support.x, x), jax.tree.map(join, support.y, y), only_last)
         return _metrics(loss_fn, params, batch, rng)
 
-    values = jax.vmap(measure)(query.x, query.y)
+    queries, examples = query.y.shape[0], support.y.shape[0] + 1
+    on_cpu = jax.default_backend() == "cpu"
+    together = largest_block(queries, examples, _CACHED_EXAMPLES) if on_cpu else queries
+    values = jax.lax.map(measure, (query.x, query.y), batch_size=together)
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 
 
