@@ -6,9 +6,9 @@
 MAML's setting: 5 inner steps at rate 0.1 on a loss summed over the 20 ways, which is 2.0 on the mean loss here, in
 training and at test; 16 tasks. All else as in `omniglot_maml_5w1s`, over 3,000 meta-steps (the paper: 60,000).
 
-Measured on two cores (2 CPU devices, bfloat16), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 86.91
-± 0.35 % transductive, 85.77 ± 0.37 % each query alone; 19.0 minutes of training beside other work. Validation still rose;
-at 60 tasks a second the paper's 60,000 meta-steps would take 4.4 hours on these cores.
+Measured on two cores (2 CPU devices, bfloat16), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps:
+86.91 ± 0.35 % transductive, 85.77 ± 0.37 % each query alone; 19.0 minutes of training beside other work.
+At 60 tasks a second the paper's 60,000 meta-steps would take 4.4 hours on these cores.
 """
 
 from metajax.experiment import *
