@@ -7,8 +7,8 @@ Training is traced by JAX's profiler, after a warm-up; of models that convolve i
 bfloat16. *Products* are matrix products and convolutions; *moves* are kernels that only copy: windows of images,
 transposes, padding; *arithmetic* is the rest: activations, statistics, updates, random numbers. *Between kernels* is
 what is left of the wall time of all cores: launching kernels, and cores that wait for each other. Shares are of the
-same total, and tracing makes what lies between kernels longer. Writes
-`kernels-DEVICE.{md,json}` to `--output` (`benchmarks/results`).
+same total, and tracing makes what lies between kernels longer. Writes `kernels-DEVICE.{md,json}` to `--output`
+(`benchmarks/results`).
 """
 
 import argparse
@@ -51,8 +51,8 @@ def main() -> None:
     prepare_devices(None)
     report = {"environment": environment(), "results": {}}
     for name in names:
-        convolves = WORKLOADS[name].model != "mlp"
-        for precision, suffix in [("float32", ""), ("bfloat16", ROUNDED)][: 1 + convolves]:
+        rounded = {} if WORKLOADS[name].model == "mlp" else {ROUNDED: "bfloat16"}
+        for suffix, precision in ({"": "float32"} | rounded).items():
             use_precision(precision)
             report["results"][f"{name}{suffix}"] = measure(name, options.calls)
     text = table(report)

@@ -15,7 +15,7 @@ from metajax.models.convolution import convolve
     (True, "float32", False),
     (False, "bfloat16", True),
 ])  # fmt: skip
-def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_ithas_matrix_units(key, monkeypatch, units, asked, rounds):
+def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_it_has_matrix_units(key, monkeypatch, units, asked, rounds):
     monkeypatch.setattr(device, "has_matrix_units", lambda: units)
     x, kernel = jax.random.normal(key, (2, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 16))
     exact = convolve(x, kernel, stride=2)
