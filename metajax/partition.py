@@ -153,3 +153,25 @@ def scaled(updates: PyTree, factors: PyTree) -> PyTree:
 def map_present(fn: Callable, *trees: PyTree) -> PyTree:
     """`jax.tree.map` over trees that have `None` in the place of leaves they lack; `fn` sees it."""
     return jax.tree.map(fn, *trees, is_leaf=lambda leaf: leaf is None)
+
+
+def map_changed(fn: Callable, params: PyTree, changes: PyTree) -> PyTree:
+    """Apply `fn(leaf, change)` to each leaf that has a change; the others have `None` in its place, and stay.
+
+    Raises:
+        ValueError: If a leaf that has one was split off.
+
+    >>> map_changed(lambda leaf, change: leaf + sum(change), {"head": 1, "body": 2}, {"head": (3, 4), "body": None})
+    {'body': 2, 'head': 8}
+    """
+
+    def changed(leaf, change):
+        if change is None:
+            return leaf
+        if leaf is None:
+            raise ValueError(
+                "a part changes parameters that an earlier one does not let adapt: choose among those that it lets"
+            )
+        return fn(leaf, change)
+
+    return map_present(changed, params, changes)

@@ -15,7 +15,9 @@ from jax.flatten_util import ravel_pytree
 import metajax as mj
 from metajax.learners import (
     annealed_weights,
+    context,
     diagonal_preconditioner,
+    low_rank,
     only,
     rates_per_layer_and_step,
     values_per_step,
@@ -243,6 +245,29 @@ def test_low_rank_updates_have_their_rank_and_gradient():
     assert_gradient_is_numeric(learner, two_layers, perturbed(meta_params), regression())
 
 
+def test_low_rank_updates_find_their_weights_among_those_that_adapt():
+    """Of those that ANIL lets: the factors are all that adapts anyway."""
+    options = {"adapts": lambda path, leaf: path == "head/kernel", "rng": jax.random.key(2)}
+    both = mj.anil(two_layers, sgd(3), low_rank(1, **options))
+    alone = mj.lora(two_layers, sgd(3), rank=1, **options)
+    meta_params, _ = alone.init(network())
+    expected = alone.gradient(meta_params, regression(), KEY, ()).gradient
+    assert np.any(expected["low_rank"]["head"]["kernel"][0] != 0) or np.any(expected["low_rank"]["head"]["kernel"][1])
+    adapted = both.adapt(meta_params, regression().support, KEY).params
+    assert np.any(adapted["head"]["kernel"] != meta_params["init"]["head"]["kernel"])
+    gradient = both.gradient(meta_params, regression(), KEY, ()).gradient
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), gradient, expected)
+
+
+@pytest.mark.parametrize(
+    "part", [low_rank(1, named("kernel"), KEY), context(2, named("kernel"), KEY)], ids=lambda part: part.name
+)
+def test_a_part_that_changes_what_another_keeps_from_adapting_is_refused(part):
+    learner = mj.anil(two_layers, sgd(3), part)
+    with pytest.raises(ValueError, match="an earlier one does not let adapt"):
+        learner.adapt(learner.init(network())[0], regression().support, KEY)
+
+
 # Prototypes
 
 
@@ -437,3 +462,9 @@ def test_reptile_is_the_sum_of_the_gradients_of_which_foml_keeps_the_last():
 def test_without_inner_steps_maml_is_joint_training():
     gradient = mj.maml(quadratic, sgd(0)).gradient(START, TASK, KEY, ()).gradient
     np.testing.assert_allclose(gradient, A @ (START - QUERY), rtol=1e-12)
+
+
+@pytest.mark.parametrize("learner", [mj.reptile, mj.foml])
+def test_learners_that_live_on_inner_steps_need_one(learner):
+    with pytest.raises(ValueError, match="needs at least one"):
+        learner(quadratic, mj.inner_loop(optax.sgd(0.1), 0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, map_present, named, split
+from metajax.partition import Chooses, map_changed, named, split
 from metajax.types import LossFn
 
 
@@ -46,9 +46,9 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     def change(maps, adaptation, support):
         def view(vector, step):
             def shifted(leaf, map_):
-                return leaf if map_ is None else leaf + jnp.tensordot(vector, map_, 1)
+                return leaf + jnp.tensordot(vector, map_, 1)
 
-            return adaptation.view(map_present(shifted, adaptation.params, maps), step)
+            return adaptation.view(map_changed(shifted, adaptation.params, maps), step)
 
         return adaptation._replace(params=jnp.zeros(size), view=view)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, named, split
+from metajax.partition import Chooses, map_changed, named, split
 from metajax.types import LossFn
 
 
@@ -46,12 +46,9 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
     def change(factors, adaptation, support):
         def view(factors, step):
             def changed(leaf, pair):
-                return leaf if pair is None else leaf + (pair[0] @ pair[1]).reshape(leaf.shape)
+                return leaf + (pair[0] @ pair[1]).reshape(leaf.shape)
 
-            absent_or_pair = lambda node: node is None or isinstance(node, tuple)  # noqa: E731
-            pairs = jax.tree.leaves(factors, is_leaf=absent_or_pair)
-            leaves, structure = jax.tree.flatten(adaptation.params)
-            return adaptation.view(structure.unflatten(map(changed, leaves, pairs)), step)
+            return adaptation.view(map_changed(changed, adaptation.params, factors), step)
 
         return adaptation._replace(params=factors, view=view)
 

@@ -30,6 +30,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
 
     Raises:
         TypeError: If `inner` is not an inner loop.
+        ValueError: If it has no steps.
 
     References:
         Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018.
@@ -43,6 +44,8 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     """
     if not isinstance(inner, InnerLoop):
         raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    if inner.steps < 1:
+        raise ValueError("Reptile moves towards what inner steps reach: it needs at least one")
 
     def init(params):
         return params, inner.init(params) if carry_optimizer else ()
