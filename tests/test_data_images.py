@@ -400,6 +400,13 @@ def test_records_of_tfds_are_taken_over(prepared, tmp_path, below):
             assert {image.tobytes() for image in bank.images[start + 1 : start + count]} == rest
 
 
+def test_original_files_beside_other_data_sets_of_tfds(small, prepared, tmp_path):
+    """As where the archive lies in the folder that data is prepared in."""
+    (tmp_path / "all").symlink_to(prepared)
+    pack(tmp_path / "cifar-100-binary.tar.gz", cifar_files("binary"))
+    assert prepare("cifar100", tmp_path, tmp_path / "data").parent.name == "cifar100"
+
+
 def test_a_prepared_folder_of_tfds_serves_as_data_directory(prepared):
     assert is_prepared("caltech_birds2011", prepared)
     assert load("caltech_birds2011", size=4, data_dir=prepared).splits["test"].images.shape[1:] == (4, 4, 3)
@@ -522,6 +529,15 @@ def test_other_classes_than_those_of_the_split(tmp_path):
         load("oxford_flowers102", data_dir=tmp_path)
 
 
+def test_damaged_descriptions_of_records(tmp_path):
+    folder = prepare("caltech_birds2011", birds(tmp_path / "tfds"), tmp_path / "data")
+    path = folder / "dataset_info.json"
+    path.unlink()  # a link, it may be
+    path.write_text("{")
+    with pytest.raises(UserError, match=f"damaged records .*prepare caltech_birds2011 --data-dir {tmp_path}"):
+        load("caltech_birds2011", data_dir=tmp_path / "data")
+
+
 def test_damaged_records(tmp_path):
     folder = prepare("caltech_birds2011", birds(tmp_path / "tfds"), tmp_path / "data")
     for path in folder.glob("*.array_record*"):
@@ -543,7 +559,7 @@ def test_tasks_of_a_data_set(prepared):
         Images(dataset="caltech_birds2011", split="by_colour").tasks(prepared)
     with pytest.raises(UserError, match="has only 2 examples"):
         Images(dataset="caltech_birds2011").tasks(prepared)
-    with pytest.raises(UserError, match="run `metajax data prepare cifar100`"):
+    with pytest.raises(UserError, match=f"run `metajax data prepare cifar100 --data-dir {prepared}`"):
         Images().tasks(prepared)
 
 

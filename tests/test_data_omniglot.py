@@ -140,8 +140,7 @@ def test_random_split_is_fixed_disjoint_and_complete(tiny, tmp_path):
 def test_unprepared_names_the_command(tmp_path):
     with pytest.raises(UserError) as info:
         load_omniglot(data_dir=tmp_path)
-    assert "`metajax data prepare omniglot`" in message(info)
-    assert "`metajax data prepare omniglot --source DIR`" in message(info)
+    assert f"`metajax data prepare omniglot --data-dir {tmp_path}`, with --source DIR" in message(info)
 
 
 def test_unknown_names(tmp_path):

@@ -58,14 +58,26 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
         return {files[0].filename: source}
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; it should hold {' and '.join(file.filename for file in files)}")
-    return {file.filename: _find(source, file) for file in files}
+    return {file.filename: _found(source, file) for file in files}
 
 
-def _find(source: Path, file: RemoteFile) -> Path:
+def find(source: Path, file: RemoteFile) -> Path | None:
+    """Looks for an original file in a folder.
+
+    Args:
+        source: The folder.
+        file: The file.
+
+    Returns:
+        Where it lies, packed or unpacked; `None` if it does not.
+    """
+    return next((source / name for name in (file.filename, *file.also) if (source / name).exists()), None)
+
+
+def _found(source: Path, file: RemoteFile) -> Path:
+    if (path := find(source, file)) is not None:
+        return path
     names = [file.filename, *file.also]
-    for name in names:
-        if (source / name).exists():
-            return source / name
     listed = " nor ".join(names)
     raise UserError(f"{source}: holds neither {listed}" if len(names) > 1 else f"{source}: holds no {listed}")
 

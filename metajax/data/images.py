@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from metajax.data import adopt, dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
-from metajax.data.download import RemoteFile, obtain
+from metajax.data.download import RemoteFile, find, obtain
 from metajax.errors import UserError
 
 Choose = Callable[[list[str]], dict[str, list[int]]]
@@ -128,8 +128,10 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
     if records.is_prepared(store, data_dir):
         return folder
     source = None if source is None else Path(source).expanduser()
-    if source is not None and (originals is None or adopt.is_tfds(source)):
-        return adopt.adopt(store, data_dir, source)
+    if source is not None:
+        held = originals is not None and any(find(source, file) for file in originals.files)
+        if originals is None or (adopt.is_tfds(source) and not held):
+            return adopt.adopt(store, data_dir, source)
     if originals is None:
         form = "/".join(filter(None, (store.name, store.config)))
         raise UserError(

@@ -155,10 +155,10 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         UserError: The data set is not prepared.
     """
     if not is_prepared(store, data_dir):
-        command = f"metajax data prepare {store.name}"
+        command = f"metajax data prepare {store.name}{_option(data_dir)}"
         raise UserError(
             f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}`, "
-            f"or `{command} --source DIR` to take local files"
+            "with --source DIR to take local files"
         )
     files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
@@ -186,7 +186,7 @@ def read(
     folder = directory(store, data_dir)
     import tensorflow_datasets as tfds
 
-    try:
+    with _undamaged(store, data_dir):
         builder: Any = tfds.builder_from_directory(folder)
         features = builder.info.features
         # Left to itself TFDS decodes with OpenCV or Pillow, whichever is there, and the two disagree on
@@ -206,11 +206,22 @@ def read(
                 yield Record(label, int(record.get("index", place)), decode(record["image"], size, channels))
             if enough is not None and not enough.total():
                 return
+
+
+@contextlib.contextmanager
+def _undamaged(store: Store, data_dir: Path | None) -> Iterator[None]:
+    """Says what to do about anything that goes wrong while prepared records are read."""
+    try:
+        yield
     except Exception as error:
         raise UserError(
-            f"{folder}: damaged records ({one_line(error)}); delete this folder and run "
-            f"`metajax data prepare {store.name}` again"
+            f"{directory(store, data_dir)}: damaged records ({one_line(error)}); delete this folder and run "
+            f"`metajax data prepare {store.name}{_option(data_dir)}` again"
         ) from error
+
+
+def _option(data_dir: Path | None) -> str:
+    return "" if data_dir is None else f" --data-dir {data_dir}"
 
 
 def load_bank(
@@ -267,8 +278,9 @@ def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]
     """Reads the names of a prepared data set's classes and of its parts."""
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(directory(store, data_dir))
-    return list(builder.info.features["label"].names), sorted(builder.info.splits)
+    with _undamaged(store, data_dir):
+        builder: Any = tfds.builder_from_directory(directory(store, data_dir))
+        return list(builder.info.features["label"].names), sorted(builder.info.splits)
 
 
 @contextlib.contextmanager
