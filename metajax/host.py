@@ -111,7 +111,7 @@ def feed(
         devices: the second argument of the training step.
 
     Raises:
-        ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum.
+        ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum; if a call has no steps.
 
     >>> import jax, numpy as np, optax, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
@@ -121,6 +121,10 @@ def feed(
     >>> [images.shape for images in mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2)]
     [(2, 3, 4, 1, 1, 1), (2, 3, 4, 1, 1, 1)]
     """
+    if steps < 0 or np.min(steps_per_call, initial=1) < 1:
+        raise ValueError(f"steps must be at least 0 and steps_per_call at least 1, got {steps} and {steps_per_call}")
+    if not steps:
+        return iter(())
     if isinstance(steps_per_call, int):
         if steps % steps_per_call:
             raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")

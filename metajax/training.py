@@ -101,8 +101,8 @@ def make_train_step(
     Returns:
         `(state, fed=None) -> (state, metrics)`, which donates the state. `fed` is nothing, or a pytree of arrays
         `[steps_per_call, tasks_per_step, ...]`, from which each task gets its own. Each metric is
-        `float[steps_per_call]`: the learner's own, averaged over tasks, and the norms of the meta-gradient and of the
-        update, `gradient_norm` and `update_norm`.
+        `float[steps_per_call]`: the learner's own, averaged over tasks (counts and truth values too), and the norms of
+        the meta-gradient and of the update, `gradient_norm` and `update_norm`.
 
     Raises:
         ValueError: If a count is below 1.
@@ -121,16 +121,17 @@ def make_train_step(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
 
-    def estimate(shared, task) -> Estimate:
+    def measured(shared, task) -> Estimate:
         meta_params, learner_state, sampler = shared
         (task_key, learn_key), fed = task
         task = sampler(task_key) if fed is None else sampler(task_key, fed)
-        return learner.gradient(meta_params, task, learn_key, learner_state)
+        estimate = learner.gradient(meta_params, task, learn_key, learner_state)
+        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # or averages would be rounded
 
     def meta_step(state: TrainState, sampler, keys, fed) -> tuple[TrainState, Metrics]:
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         shared = (state.meta_params, state.learner_state, sampler)
-        mean = average_tasks(estimate, shared, (keys, fed), chunk_size=chunk, mesh=mesh)
+        mean = average_tasks(measured, shared, (keys, fed), chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
         norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
         metrics = {**mean.metrics, **norms}
@@ -156,6 +157,10 @@ def make_train_step(
     held = replicate(as_partial(sampler), mesh)
     # A state that is not yet where the compiled step keeps it would make a second program.
     return lambda state, fed=None, /: compiled(replicate(state, mesh), held, fed)
+
+
+def _as_float(value: jax.Array) -> jax.Array:
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

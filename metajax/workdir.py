@@ -1,5 +1,6 @@
 """A work directory: the resolved config, versions and results of one run; metrics and checkpoints have their own."""
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -20,6 +21,7 @@ import jax
 import metajax
 from metajax.errors import UserError
 from metajax.experiment import Experiment
+from metajax.precision import products_precision
 
 CONFIG = "config.json"
 SOURCE = "config.py"
@@ -103,6 +105,26 @@ def differences(stored: Experiment, wanted: Experiment, workdir: Path) -> list[s
     return _differing(stored, dataclasses.replace(wanted, execution=stored.execution), workdir)
 
 
+def code_differs(workdir: Path, experiment: Experiment, source: Path) -> bool:
+    """Whether an experiment has types of its own, and the file that defines them is not as it was in the run.
+
+    What the file sets `config` to does not count: `differences` tells that.
+    """
+    if f'"{CONFIG_MODULE}:' not in json.dumps(to_json(experiment, workdir)):
+        return False
+    return _code(workdir / SOURCE) != _code(source)
+
+
+def _code(path: Path) -> list[str]:
+    """A config file without its comments, its form and its `config`."""
+    nodes = ast.parse(path.read_text()).body
+    return [ast.dump(node) for node in nodes if not (isinstance(node, ast.Assign) and _names(node) == ["config"])]
+
+
+def _names(node: ast.Assign) -> list[str]:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)]
+
+
 def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
     old, new = (dict(_leaves(to_json(each, workdir))) for each in (stored, wanted))
     absent = "absent"
@@ -125,7 +147,7 @@ def environment(devices: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
         "devices": devices,
-        "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+        "precision": products_precision(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }

@@ -154,7 +154,8 @@ def test_no_words_after_data():
         (["--on", "nothing.py"], ["nothing.py"]),
         (["--on", "glyphs_maml_5w1s"], ["is expected"]),  # images do not fit a model of numbers
         (["--on", "omniglot_maml_5w1s"], ["metajax data prepare omniglot"]),
-        (["--output", "gone/deep/x.json"], ["gone/deep/x.json"]),
+        (["--output", "gone/deep/x.json"], ["--output", "no folder gone/deep"]),
+        (["--output", "."], ["--output", "a folder"]),
         (["--devices", "0"], ["--devices"]),
         (["--devices", "99"], ["--devices is 99"]),
         (["--nothing"], ["--nothing"]),
@@ -178,6 +179,7 @@ def test_evaluate_tells_in_one_line_and_leaves_the_report(trained, words, said):
         ("learning_rate=0.01", 'learning_rate=0.01, frozen="bias"', ["inner.frozen", "tuple", "'bias'"]),
         ("learning_rate=0.01", "learning_rate=0.01, beta1=None", ["inner.beta1 must be from 0", "got None"]),
         ("MLP(hidden=(8,))", "MLP(hidden=(8, 8.5))", ["model.hidden", "tuple", "8.5"]),
+        ("MLP(hidden=(8,))", "ResNet12(widths=(0, 1, 1, 1))", ["model.widths must be at least 1, got 0"]),
         ("MLP(hidden=(8,))", "7", ["model must be a model as settings, got 7"]),
         ("MLP(hidden=(8,))", "MLP", ["model must be settings, MLP(...), got the class MLP"]),
     ],
@@ -204,6 +206,10 @@ def test_a_split_that_the_tasks_do_not_have(tmp_path):
     assert "validation_loss" not in rows(tmp_path / "run")[-1]  # there is no split for it
     fails(run("evaluate", tmp_path / "run", "--split", "validation"), "'validation'", "train, test")
     fails(run("evaluate", tmp_path / "run", "--checkpoint", "best"), "no checkpoint", "last, or one of 1")
+    shutil.rmtree(source / "train")
+    assert run("evaluate", tmp_path / "run").code == 0
+    again = run("train", small(tmp_path, text=text), "--workdir", tmp_path / "again", *options)
+    fails(again, "task has no train split, only test")
     shutil.rmtree(source)
     fails(run("evaluate", tmp_path / "run"), str(source))
 

@@ -115,6 +115,17 @@ def test_it_trains_resumes_and_evaluates_even_when_the_file_is_gone(tmp_path, mo
     assert (directory / "plots" / "fits.png").stat().st_size > 3000
 
 
+def test_other_code_of_its_own_is_not_resumed(tmp_path):
+    original = small(tmp_path, "lines.py", OWN)
+    words = ["train", original, "--workdir", tmp_path / "run"]
+    assert run(*words).code == 0
+    original.write_text(OWN.replace("nnx.Linear(shape[0],", "nnx.Linear( shape[0],  # as it was\n"))
+    assert run(*words).code == 0
+    original.write_text(OWN.replace("slope * part", "slope + part"))
+    fails(run(*words), "begun with other code than", "config.py")
+    fails(run(*words, "--task.points", 9), "task.points is 6 in the run and 9 now")
+
+
 def test_it_runs_in_processes_of_their_own(tmp_path):
     """Where JAX is first used by the config file, and the copy is read by another process."""
     original = small(tmp_path, "lines.py", OWN)

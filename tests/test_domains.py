@@ -14,6 +14,7 @@ from metajax import workdir
 from metajax.cli import report
 from metajax.cli.evaluate import evaluate_run
 from metajax.cli.parse import parse
+from metajax.cli.plot import _without_padding
 from metajax.errors import UserError
 from metajax.experiment import (
     MAML,
@@ -125,6 +126,15 @@ def test_what_would_see_the_padding_is_refused(experiment, tmp_path, changes, me
         build(dataclasses.replace(experiment, **changes), tmp_path)
 
 
+def test_pictures_show_no_padding(experiment, tmp_path):
+    task = experiment.task.tasks(tmp_path).samplers["train"](jax.random.key(0))
+    shown = _without_padding(task.support)
+    real = int(task.support.mask.sum())
+    assert 0 < real < len(task.support.x)
+    np.testing.assert_array_equal(shown.x, task.support.x[:real])
+    np.testing.assert_array_equal(shown.y, task.support.y[:real])
+
+
 @dataclasses.dataclass(frozen=True)
 class RunningNorm:
     """A user's own model, with flax's batch normalisation."""
@@ -147,6 +157,9 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
     source = experiment.task.sources[0]
     with pytest.raises(UserError, match="waves is no data set of classes"):
         Domains(sources=(Source(name="waves", task=Sinusoid()),)).tasks(tmp_path)
+    hosted = dataclasses.replace(source, task=dataclasses.replace(source.task, images="host"))
+    with pytest.raises(UserError, match="images of dark must be on the device: set images='device'"):
+        Domains(sources=(hosted,)).tasks(tmp_path)
     with pytest.raises(UserError, match="must have names of their own, got dark, dark"):
         Domains(sources=(source, source))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):

@@ -12,7 +12,7 @@ from flax import nnx
 from metajax.cli import configs
 from metajax.errors import UserError
 from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build
-from metajax.experiment.build import purpose_key
+from metajax.experiment.build import check_training, purpose_key
 
 
 def rates(outer: Outer, steps: int) -> np.ndarray:
@@ -72,8 +72,33 @@ SMALL = dataclasses.replace(configs.load("sinusoid_maml"), seed=1)
     ],
 )
 def test_what_does_not_go_together_is_said_before_training(changes, message):
+    experiment = dataclasses.replace(SMALL, **changes)
     with pytest.raises(UserError, match=message):
-        build(dataclasses.replace(SMALL, **changes))
+        check_training(experiment, build(experiment).tasks)
+
+
+@pytest.mark.parametrize(("split", "said"), [("test", "no train split, only test"), ("train", "no test split")])
+def test_tasks_for_half_an_experiment_are_built_but_not_trained_on(split, said):
+    @dataclasses.dataclass(frozen=True)
+    class Half:
+        def tasks(self, data_dir):
+            tasks = SMALL.task.tasks(data_dir)
+            return tasks._replace(samplers={split: tasks.samplers[split]})
+
+    experiment = dataclasses.replace(SMALL, task=Half(), inner=dataclasses.replace(SMALL.inner, batch_size=99))
+    tasks = build(experiment).tasks  # whose minibatches are for training
+    with pytest.raises(UserError, match=said):
+        check_training(experiment, tasks)
+
+
+def test_tasks_of_no_split_are_named():
+    @dataclasses.dataclass(frozen=True)
+    class Nothing:
+        def tasks(self, data_dir):
+            return SMALL.task.tasks(data_dir)._replace(samplers={})
+
+    with pytest.raises(UserError, match="task has no split"):
+        build(dataclasses.replace(SMALL, task=Nothing()))
 
 
 def test_the_seed_determines_the_initial_values():

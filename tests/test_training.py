@@ -182,3 +182,13 @@ def test_a_task_is_drawn_from_the_first_half_of_its_steps_key(make_key):
 
 def bits(key):
     return jax.random.uniform(key)
+
+
+def test_counts_and_truth_values_are_averaged_like_other_metrics():
+    def loss_fn(params, task, rng):
+        return params * task, {"count": task.astype(int), "large": task > 2}
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 0))
+    train = mj.make_train_step(learner, OPTIMIZER, lambda rng, x: mj.Task(x, x), tasks_per_step=4, steps_per_call=1)
+    _, metrics = train(mj.init_train_state(learner, OPTIMIZER, jnp.float32(1.0)), jnp.array([[1.0, 2.0, 3.0, 4.0]]))
+    assert [float(metrics[name][0]) for name in ("loss", "count", "large")] == [2.5, 2.5, 0.5]

@@ -1,5 +1,6 @@
 """The standard workloads in metajax, as a user would write them."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from metajax import models
 from metajax.benchmark.measure import matrix_flops
 from metajax.benchmark.workloads import Workload
+from metajax.host import HostTasks, feed
 from metajax.inner import inner_loop
 from metajax.learners import MetaLearner, maml, reptile
 from metajax.losses import classification_loss, regression_loss
@@ -22,6 +24,9 @@ from metajax.parallel import average_tasks, default_chunk_size
 from metajax.tasks import episodes, sinusoid
 from metajax.training import init_train_state, make_train_step
 from metajax.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
+
+_MANY = 100_000
+"""Calls, more than anyone times."""
 
 
 class Standard(NamedTuple):
@@ -101,8 +106,12 @@ def training_calls(
     steps_per_call: int,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
+    on_host: HostTasks | None = None,
 ) -> Callable[[], None]:
-    """A call that goes on with training and waits for it; the arguments are those of `make_train_step`."""
+    """A call that goes on with training and waits for it; the arguments are those of `make_train_step`.
+
+    Images of tasks `on_host` are fetched ahead, as in training.
+    """
     train = make_train_step(
         learner,
         optimizer,
@@ -112,11 +121,14 @@ def training_calls(
         chunk_size=chunk_size,
         mesh=mesh,
     )
-    state = init_train_state(learner, optimizer, params)
+    state, fetched = init_train_state(learner, optimizer, params), itertools.repeat(None)
+    if on_host is not None:
+        sizes = {"tasks_per_step": tasks_per_step, "steps_per_call": steps_per_call}
+        fetched = feed(on_host, state, _MANY * steps_per_call, **sizes, mesh=mesh)
 
     def call() -> None:
         nonlocal state
-        state, metrics = train(state)
+        state, metrics = train(state, next(fetched))
         jax.block_until_ready(metrics)
 
     return call

@@ -26,7 +26,10 @@ from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_pr
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import Execution, build
+from metajax.experiment.build import check_training
+from metajax.host import HostTasks
 from metajax.learners import MetaLearner
+from metajax.precision import products_precision
 from metajax.types import Params, TaskSampler
 
 
@@ -58,6 +61,7 @@ class _Training(NamedTuple):
         tasks: Tasks of a meta-step.
         steps: Meta-steps of a call.
         chunk_size: Tasks that run together on a device.
+        on_host: The tasks whose images stay on the host, if they do.
     """
 
     learner: MetaLearner
@@ -68,6 +72,7 @@ class _Training(NamedTuple):
     tasks: int
     steps: int
     chunk_size: int | None = None
+    on_host: HostTasks | None = None
 
 
 def run(args: Sequence[str]) -> None:
@@ -105,6 +110,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
     experiment = tuned.apply(experiment)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
+    check_training(experiment, parts.tasks)
     what = _Training(
         learner=parts.learner,
         plain=build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir).learner,
@@ -114,6 +120,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
         tasks=experiment.training.tasks_per_step,
         steps=experiment.training.steps_per_call,
         chunk_size=experiment.execution.chunk_size,
+        on_host=parts.tasks.on_host.get("train"),
     )
     row = _measure(what, choose_mesh(options.devices or tuned.devices, what.params, what.tasks), options.seconds)
     report.say(f"{source.stem}: {_line(row)}")
@@ -131,6 +138,7 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
         steps_per_call=what.steps,
         chunk_size=what.chunk_size,
         mesh=mesh,
+        on_host=what.on_host,
     )
     try:
         timing = time_calls(call, seconds=seconds)
@@ -164,6 +172,6 @@ def _write(options: Options, rows: dict[str, Any]) -> None:
         about = {
             "device": device_name(),
             "versions": {"metajax": metajax.__version__, "jax": jax.__version__},
-            "precision": jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
+            "precision": products_precision(),
         }
         workdir.write_json(options.output, {**about, "results": rows})

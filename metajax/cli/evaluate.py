@@ -56,6 +56,7 @@ class Options:
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
     options = parse(Options, args, prog="metajax evaluate")
+    report.check_output(options.output)
     prepare_devices(options.devices)
     experiment = workdir.load_experiment(options.workdir)
     if options.on is not None:
@@ -76,10 +77,11 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"{error} (do the tasks of {options.on} fit the model of {options.workdir}?)") from error
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
-    result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
+    with report.out_of_memory("a smaller --chunk-size"):
+        result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
+    report.table(result)
     path = options.output or options.workdir / _report_name(options)
     workdir.write_json(path, {**result, "checkpoint": step, **_asked(options)})
-    report.table(result)
     report.say(f"the whole report is {path}")
 
 

@@ -20,7 +20,7 @@ from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.training import TrainState
-from metajax.types import Task
+from metajax.types import Batch, Task
 
 _FITS = 3
 
@@ -70,19 +70,26 @@ def run(args: Sequence[str]) -> None:
 
 def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
     """A picture of example test tasks: an episode of images, or fits of one-dimensional regression."""
-    sampler = parts.tasks.samplers["test"]
+    sampler = parts.tasks.samplers.get("test")
+    if sampler is None:
+        return {}
     sample_key, key = jax.random.split(key)
     tasks = [sampler(each) for each in jax.random.split(sample_key, _FITS)]
     query = tasks[0].query
     if query.x.ndim == 4:
-        task = tasks[0]
-        adapted = _adapt(experiment, parts, state, task, key)
-        ways = int(task.support.y.max()) + 1  # the model may have outputs for more
-        predicted = jnp.argmax(parts.apply(adapted, task.query.x)[:, :ways], -1)
-        return {"episode": plots.episode(task.support.x, task.support.y, task.query.x, task.query.y, predicted)}
+        adapted = _adapt(experiment, parts, state, tasks[0], key)
+        support, query = (_without_padding(data) for data in (tasks[0].support, query))
+        ways = int(support.y.max()) + 1  # the model may have outputs for more
+        predicted = jnp.argmax(parts.apply(adapted, query.x)[:, :ways], -1)
+        return {"episode": plots.episode(support.x, support.y, query.x, query.y, predicted)}
     if query.x.shape[1:] == (1,) and query.y.shape[1:] == (1,):
         return {"fits": plots.regression_fits([_fit(experiment, parts, state, task, key) for task in tasks])}
     return {}
+
+
+def _without_padding(data: Batch) -> Batch:
+    real = slice(None) if data.mask is None else np.asarray(data.mask, bool)
+    return Batch(data.x[real], data.y[real])
 
 
 def _fit(experiment: Experiment, parts: Parts, state: TrainState, task: Task, key: jax.Array) -> dict:

@@ -1,14 +1,19 @@
 """What the commands print."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from metajax.cli.device import is_first
+from metajax.errors import UserError
 
 
 def say(text: str) -> None:
@@ -26,6 +31,33 @@ def warn(text: str) -> None:
 def first_line(error: Exception) -> str:
     """The beginning of what an error of JAX says."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+
+
+@contextlib.contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """Say what to try where a device's memory does not do.
+
+    Raises:
+        UserError: If it does not.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"out of memory ({first_line(error)}): try {advice}") from error
+
+
+def check_output(path: Path | None) -> None:
+    """Check that a report can be written, before there is one.
+
+    Raises:
+        UserError: If its folder is not there, or it is a folder.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--output: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise UserError(f"--output: {path} is a folder, not a file to write")
 
 
 def devices(mesh: Mesh) -> str:

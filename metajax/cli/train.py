@@ -31,7 +31,7 @@ from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, TrainingSettings, build
-from metajax.experiment.build import evaluation_batch_size, purpose_key
+from metajax.experiment.build import check_training, evaluation_batch_size, purpose_key
 from metajax.host import feed
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 
@@ -66,14 +66,11 @@ def run(args: Sequence[str]) -> None:
     tuned = tune.load(source)
     devices = options.devices or tuned.devices
     try:
-        train(directory, tuned.apply(experiment), source, devices, options.data_dir)
+        with report.out_of_memory("--execution.chunk-size 1, or --execution.remat"):
+            train(directory, tuned.apply(experiment), source, devices, options.data_dir)
     except OSError as error:  # a write that fails names no file
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise UserError(
-                f"out of memory ({report.first_line(error)}): try --execution.chunk-size 1, or --execution.remat"
-            ) from error
         if jax.process_count() == 1:
             raise
         raise UserError(
@@ -111,8 +108,14 @@ def train(
                 f"{directory} holds another experiment: {'; '.join(differing)}. "
                 "Choose another --workdir, or the same settings"
             )
+        if workdir.code_differs(directory, experiment, source):
+            raise UserError(
+                f"{directory} was begun with other code than {source} has now; it is kept in "
+                f"{directory / workdir.SOURCE}. Choose another --workdir, or the same code"
+            )
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
+    check_training(experiment, parts.tasks)
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         _run(directory, experiment, source, parts, mesh)

@@ -14,6 +14,7 @@ from metajax.cli import configs, report
 from metajax.cli.device import choose_mesh, device_name, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
+from metajax.experiment.build import check_training
 
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -117,7 +118,9 @@ def _path(source: Path) -> Path:
 
 def _ways(experiment: Experiment, data_dir: Path | None) -> Iterator[Tuned]:
     """All devices and one; a task at a time, a few and all at once; unrolled or not, for loops of 2 to 10 steps."""
-    params, tasks = build(experiment, data_dir).params, experiment.training.tasks_per_step
+    parts, tasks = build(experiment, data_dir), experiment.training.tasks_per_step
+    check_training(experiment, parts.tasks)
+    params = parts.params
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
     for devices in sorted({1, choose_mesh(None, params, tasks, tiny_on_one=False).size}, reverse=True):
         share = -(-tasks // devices)
@@ -139,6 +142,7 @@ def _tasks_per_second(experiment: Experiment, way: Tuned, options: Options) -> f
         steps_per_call=steps,
         chunk_size=way.chunk_size,
         mesh=choose_mesh(way.devices, parts.params, tasks),
+        on_host=parts.tasks.on_host.get("train"),
     )
     return tasks * steps / time_calls(call, seconds=options.seconds, at_least=3).seconds
 

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -14,7 +14,7 @@ from metajax.experiment.tasks import Tasks
 from metajax.learners import Ingredients, MetaLearner
 from metajax.models import BatchNorm, functional
 from metajax.partition import named, names
-from metajax.types import ApplyFn, LossFn, Params
+from metajax.types import ApplyFn, LossFn, Params, TaskSampler
 
 
 class Parts(NamedTuple):
@@ -42,7 +42,9 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
         UserError: If settings do not go together, or a data set is missing.
     """
     tasks = experiment.task.tasks(data_dir)
-    support = jax.eval_shape(tasks.samplers["train"], jax.random.key(0)).support
+    if not tasks.samplers:
+        raise UserError("task has no split to draw tasks from")
+    support = _support(next(iter(tasks.samplers.values())))
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
     if getattr(support, "mask", None) is not None:
@@ -50,15 +52,15 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     if tasks.varied_ways:
         _check_whole_support(experiment)
     apply, params = functional(module)
-    _check_batch_size("inner.batch_size", experiment.inner.batch_size, support.x.shape[0])
     _check_frozen(experiment.inner.frozen, params)
-    _check_evaluation(experiment, tasks)
     loss_fn = tasks.loss(apply)
     given = Ingredients(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
     try:
         learner = experiment.learner.build(given)
         meta_params, _ = jax.eval_shape(lambda: learner.init(params))
-        jax.eval_shape(functools.partial(learner.adapt, steps=1), meta_params, support, jax.random.key(0))
+        batch_size = None if experiment.inner.batch_size is None else 1
+        adapt = functools.partial(learner.adapt, steps=1, batch_size=batch_size)
+        jax.eval_shape(adapt, meta_params, support, jax.random.key(0))
     except ValueError as error:
         raise UserError(f"learner: {error}") from error
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
@@ -84,18 +86,29 @@ def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int 
     return min(experiment.inner.batch_size, support_examples)
 
 
-def _check_evaluation(experiment: Experiment, tasks: Tasks) -> None:
-    """What would otherwise come out when the training is over."""
-    if "test" not in tasks.samplers:
-        raise UserError(f"task has no test split, only {', '.join(tasks.samplers)}")
-    test = jax.eval_shape(tasks.samplers["test"], jax.random.key(0)).support
-    evaluation_batch_size(experiment, test.x.shape[0])
+def check_training(experiment: Experiment, tasks: Tasks) -> None:
+    """Check what training needs, and what would otherwise come out when it is over.
+
+    Raises:
+        UserError: If the tasks lack a split, or a setting does not fit one.
+    """
+    for split in ("train", "test"):
+        if split not in tasks.samplers:
+            raise UserError(f"task has no {split} split, only {', '.join(tasks.samplers)}")
+    examples = _support(tasks.samplers["train"]).x.shape[0]
+    _check_batch_size("inner.batch_size", experiment.inner.batch_size, examples)
+    evaluation_batch_size(experiment, _support(tasks.samplers["test"]).x.shape[0])
     validates = experiment.validation.num_tasks and "validation" in tasks.samplers
     if experiment.evaluation.checkpoint == "best" and not validates:
         raise UserError(
             'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0, with a task '
             "that has validation classes, or choose last"
         )
+
+
+def _support(sampler: TaskSampler) -> Any:
+    """The shapes of a support set."""
+    return jax.eval_shape(sampler, jax.random.key(0)).support
 
 
 def _check_padded(module: nnx.Module) -> None:

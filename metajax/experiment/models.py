@@ -80,6 +80,10 @@ class ResNet12:
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the batch at hand, or by groups of channels of each example."""
 
+    def __post_init__(self):
+        for width in self.widths:
+            at_least("model", 1, widths=width)
+
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
         return models.ResNet12(outputs, in_channels=_image(shape)[-1], widths=self.widths, norm=self.norm, rngs=rngs)

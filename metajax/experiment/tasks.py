@@ -60,8 +60,8 @@ class Shots:
     they are tested with; a learned head has an output for each, and those that a task has no class for do not count."""
 
     def __post_init__(self):
-        at_least("task.train and task.test", 1, shots=self.shots, queries=self.queries)
-        at_least("task.train and task.test", 2, ways=self.ways)
+        at_least("task.train/test", 1, shots=self.shots, queries=self.queries)
+        at_least("task.train/test", 2, ways=self.ways)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
