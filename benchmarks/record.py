@@ -6,9 +6,11 @@
 A work directory is named after its config, and may say more: `omniglot_maml_5w1s_seed_1`.
 """
 
+import collections
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +26,7 @@ TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<
 """Places of a page for a table: `results`, `speed`, or a file below `benchmarks/results`."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 FAMILY = "omniglot_family_"
+_SEED = "_seed_"
 _FAMILIAR = ("torch loop", "torch.func")
 
 
@@ -146,6 +149,28 @@ def sinusoid_table() -> str:
     return "\n".join(lines)
 
 
+def seeds_table(kept: dict[str, dict]) -> str:
+    """Of what was run with several seeds each run's score, and their mean and standard deviation."""
+    lines = [
+        "| config | seeds | queries | accuracy by seed | mean ± standard deviation |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    runs = collections.defaultdict(list)
+    for name, content in kept.items():
+        runs[name.split(_SEED)[0]].append(content)
+    for name, several in runs.items():
+        if len(several) == 1:
+            continue
+        several.sort(key=lambda content: content["config"]["seed"])
+        seeds = ", ".join(str(content["config"]["seed"]) for content in several)
+        for kind, said in (("transductive", "transductive"), ("non_transductive", "each alone")):
+            scores = [_last(content["evaluation"][kind])[0] for content in several]
+            each = ", ".join(f"{score:.2f}" for score in scores)
+            spread = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %"
+            lines.append(f"| [`{name}`](../configs/{_config_of(name)}.py) | {seeds} | {said} | {each} | {spread} |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The whole page of results."""
     others = [name for name in records() if not name.startswith(FAMILY)]
@@ -161,6 +186,12 @@ a shared two-core machine.
 ## Every run
 
 {table(others, "../configs")}
+
+## Over seeds
+
+The same runs from other initial values, with other tasks in training and in test.
+
+{seeds_table(records())}
 
 ## The family in one shared setting
 

@@ -5,12 +5,14 @@
 
 Each implementation runs in a process of its own, one after the other, on the same initial values and tasks. It is
 timed in float32, after its meta-gradient of the first tasks was compared with metajax's in float64, in a process
-before. Peers get their tasks ready-made; metajax is timed as it trains, drawing them inside. `NAME, bfloat16` is NAME
-once more, with operands rounded to bfloat16 (in metajax those of convolutions, in PyTorch under its autocast); it is
-not checked, since it is not the same. Writes `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
+before (of ResNet-12, two inner steps on an example of each class). Peers get their tasks ready-made; metajax is timed
+as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in metajax
+those of convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
+`throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -144,13 +146,21 @@ def _child(what: str, implementation: str, name: str, folder: str, *, seconds: f
     try:
         if what == "time":
             return _time(implementation, workload, params, tasks, seconds)
-        checked = dataclasses.replace(workload, tasks=1 if workload.side > 28 else 2)  # float64 is slow on large images
-        tasks = {part: values[: checked.tasks] for part, values in _in_float64(tasks).items()}
-        gradient = gradient_of(implementation, checked, _in_float64(params), tasks)
+        checked, tasks = _small(workload, tasks)
+        gradient = gradient_of(implementation, checked, _in_float64(params), _in_float64(tasks))
     except Unsupported as reason:
         return {"error": str(reason)}
     np.savez(Path(folder) / f"{implementation}.npz", **gradient)  # type: ignore[arg-type]
     return {}
+
+
+def _small(workload: Workload, tasks: Arrays) -> tuple[Workload, Arrays]:
+    """The first tasks, as many as float64 allows; of a slow workload two inner steps on an example of each class."""
+    checked = dataclasses.replace(workload, tasks=1 if workload.side > 28 else 2)
+    if workload.slow:
+        checked = dataclasses.replace(checked, shots=1, queries=1, steps=2)
+    examples = {"support": checked.ways * checked.shots, "query": checked.ways * checked.queries}
+    return checked, {name: a[: checked.tasks, : examples[name.split("_")[0]]] for name, a in tasks.items()}
 
 
 def _in_float64(arrays: Arrays) -> Arrays:
@@ -285,11 +295,11 @@ def table(report: dict[str, Any]) -> str:
         f"{about['device']}, {about['cores']} cores, Python {about['python']}, {versions}. Tasks per second of whole "
         "meta-steps, medians; × is how many times faster metajax is, in bfloat16 where the other is.",
         "",
-        f"| workload | {' | '.join(columns)} | of the matrix rate |",
-        f"| --- |{' --- |' * (len(columns) + 1)}",
+        f"| workload | {' | '.join(columns)} | metajax, of the matrix rate | the fastest peer |",
+        f"| --- |{' --- |' * (len(columns) + 2)}",
     ]
     for name, row in results.items():
-        tasks, ours = WORKLOADS[name].tasks, row.get("metajax", {})
+        tasks = WORKLOADS[name].tasks
         cells = []
         for column in columns:
             seconds = row.get(column, {}).get("seconds")
@@ -297,10 +307,24 @@ def table(report: dict[str, Any]) -> str:
             base = row.get(like, {}).get("seconds")
             ratio = f" ({seconds / base:.1f}×)" if seconds and base and column != "metajax" else ""
             cells.append(f"{tasks / seconds:,.1f}{ratio}" if seconds else "–")
-        share = f"{100 * ours['gflops'] / ours['matrix_gflops']:.0f} %" if "gflops" in ours else "–"
-        lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
-    reasons = sorted({f"- {c}: {n}: {r[c]['error']}" for n, r in results.items() for c in r if "error" in r[c]})
+        lines.append(f"| {name} | {' | '.join([*cells, *_shares(row)])} |")
+    failed = collections.defaultdict(list)
+    for name, row in results.items():
+        for column, measured in row.items():
+            if "error" in measured:
+                failed[column, measured["error"]].append(name)
+    reasons = [f"- {column}: {reason} ({'; '.join(names)})" for (column, reason), names in sorted(failed.items())]
     return "\n".join([*lines, *(["", "Not measured:", "", *reasons] if reasons else [])])
+
+
+def _shares(row: dict[str, Any]) -> tuple[str, str]:
+    """Of the rate of float32 matrix products, what metajax and the fastest peer reach with what has to be computed."""
+    ours = row.get("metajax", {})
+    if "gflops" not in ours:
+        return "–", "–"
+    share = 100 * ours["gflops"] / ours["matrix_gflops"]
+    fastest = min((row[peer]["seconds"] for peer in PEERS if "seconds" in row.get(peer, {})), default=None)
+    return f"{share:.0f} %", f"{share * ours['seconds'] / fastest:.0f} %" if fastest else "–"
 
 
 def _columns(results: dict[str, Any]) -> list[str]:

@@ -15,11 +15,22 @@ from metajax.models.convolution import convolve
     (True, "float32", False),
     (False, "bfloat16", True),
 ])  # fmt: skip
-def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_it_has_matrix_units(key, monkeypatch, units, asked, rounds):
-    monkeypatch.setattr(device, "has_matrix_units", lambda: units)
+def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_it_multiplies_bfloat16(key, monkeypatch, units, asked, rounds):
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: units)
     x, kernel = jax.random.normal(key, (2, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 16))
     exact = convolve(x, kernel, stride=2)
     device.use_precision(asked)
     assert bool(jnp.any(convolve(x, kernel, stride=2) != exact)) == rounds
     product = jax.jit(jnp.matmul)(x, kernel[0, 0])
     np.testing.assert_allclose(product, np.matmul(x, kernel[0, 0]), atol=1e-5)  # convolutions only
+
+
+@pytest.mark.parametrize(("flags", "multiplies", "units"), [
+    ("fpu avx512_bf16 amx_bf16 amx_tile", True, True),
+    ("fpu avx512f avx512_bf16", True, False),
+    ("fpu avx2 avx512f not_amx_bf16", False, False),
+])  # fmt: skip
+def test_what_a_cpu_multiplies_is_in_its_flags(monkeypatch, flags, multiplies, units):
+    monkeypatch.setattr(device, "_cpu_description", lambda: f"model name\t: A\nflags\t\t: {flags}\n")
+    assert device.multiplies_bfloat16() == multiplies
+    assert device.has_matrix_units() == units

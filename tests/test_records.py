@@ -20,6 +20,29 @@ def test_the_page_of_results_is_that_of_the_records():
     assert record.page() == (record.ROOT / "docs" / "results.md").read_text(), "run python -m benchmarks.record --pages"
 
 
+def test_scores_over_seeds_are_averaged():
+    def run(seed: int, mean: float) -> dict:
+        measured = {"accuracy": {"mean": [0.2, mean], "ci95": [0.0, 0.01]}}
+        return {"config": {"seed": seed}, "evaluation": {"transductive": measured, "non_transductive": measured}}
+
+    name = "omniglot_maml_5w1s"
+    kept = {name: run(0, 0.96), f"{name}_seed_2": run(2, 0.98), f"{name}_seed_1": run(1, 0.97), "sinusoid_maml": {}}
+    *_, transductive, alone = record.seeds_table(kept).splitlines()
+    assert transductive.endswith("| 0, 1, 2 | transductive | 96.00, 97.00, 98.00 | 97.00 ± 1.00 % |")
+    assert alone.endswith("| 0, 1, 2 | each alone | 96.00, 97.00, 98.00 | 97.00 ± 1.00 % |")
+
+
+@pytest.mark.parametrize(("model", "asked", "on_the_device", "rounded"), [
+    ("metajax.experiment.models:Conv4", None, "bfloat16", True),  # by default there
+    ("metajax.experiment.models:Conv4", "bfloat16", None, True),  # before environments said it
+    ("metajax.experiment.models:ResNet12", "float32", "float32", False),
+    ("metajax.experiment.models:MLP", None, "bfloat16", False),  # convolutions only
+])  # fmt: skip
+def test_a_record_says_when_convolutions_were_rounded(model, asked, on_the_device, rounded):
+    config = {"model": {"class": model}, "execution": {"precision": asked}}
+    assert record._rounds({"config": config, "environment": {"precision": on_the_device}}) == rounded
+
+
 def test_every_record_has_a_config_of_the_same_settings():
     """But for what the name says, and where its data lies."""
     from metajax.cli import configs

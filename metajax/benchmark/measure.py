@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax.models.convolution import convolution_flops
 from metajax.parallel import AXIS
+from metajax.precision import products_precision
 
 
 class Timing(NamedTuple):
@@ -68,7 +69,7 @@ def matrix_rate(devices: Sequence[Any], *, size: int = 1536, seconds: float = 2.
     What no model can exceed: of `float32` operands in the default precision of a product, as it holds for models; of
     `bfloat16` operands where that rounds to them.
     """
-    rounds = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore[reportAttributeAccessIssue]
+    rounds = products_precision() == "bfloat16"
     mesh = Mesh(np.array(devices), (AXIS,))
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     many = jax.device_put(jnp.ones((len(devices), size, size), jnp.bfloat16 if rounds else jnp.float32), split)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
+from metajax.precision import products_precision
 from metajax.types import Params
 
 
@@ -87,10 +88,14 @@ def _keep_compiled_programs() -> None:
 
 def _machine() -> str:
     """A name for the kind of CPU: programs compiled for another one would crash."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else platform.processor()
-    flags = sorted({line for line in text.splitlines() if line.startswith(("flags", "Features", "model name"))})
+    lines = _cpu_description().splitlines()
+    flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     return f"{platform.machine()}-{zlib.crc32(''.join(flags).encode()):08x}"
+
+
+def _cpu_description() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text() if info.is_file() else platform.processor()
 
 
 def device_name() -> str:
@@ -103,20 +108,24 @@ def device_name() -> str:
 def use_precision(precision: str) -> None:
     """Set the precision of products' operands.
 
-    The default is what the user chose for JAX; if nothing, bfloat16 on CPUs that all have matrix units.
+    The default is what the user chose for JAX; if nothing, bfloat16 on CPUs that all multiply it.
     """
     if precision == "default":
-        chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-        if chosen is not None or jax.default_backend() != "cpu" or any_process(not has_matrix_units()):
+        chosen = products_precision() != "default"
+        if chosen or jax.default_backend() != "cpu" or any_process(not multiplies_bfloat16()):
             return
         precision = "bfloat16"
     jax.config.update("jax_default_matmul_precision", precision)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16, faster than in float32."""
+    return has_matrix_units() or "avx512_bf16" in _cpu_description().split()
+
+
 def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 several times faster than in float32 (AMX)."""
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "amx_bf16" in info.read_text().split()
+    """Whether this CPU has units for products of small matrices in bfloat16 (AMX)."""
+    return "amx_bf16" in _cpu_description().split()
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one: bool = True) -> Mesh:

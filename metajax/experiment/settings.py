@@ -180,9 +180,9 @@ class Execution:
     remat: bool = False
     """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
-    """Of the operands of products, summed in float32. The default is JAX's own for the device, but on a CPU with matrix
-    units (AMX) bfloat16, which on CPUs rounds operands of convolutions only: up to twice as fast, and on Omniglot as
-    accurate."""
+    """Of the operands of products, summed in float32. The default is JAX's own for the device, but bfloat16 on a CPU
+    that multiplies it (AMX, AVX-512), where it rounds operands of convolutions only: up to twice as fast, and on
+    Omniglot as accurate."""
 
     def __post_init__(self):
         at_least("execution", 1, chunk_size=self.chunk_size)

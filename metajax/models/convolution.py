@@ -18,6 +18,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from metajax.precision import products_precision
+
 Role = Literal["output", "images", "kernel"]
 _BLOCK_BYTES = 6_000_000
 """Windows in use at once: what a core's share of the last cache holds."""
@@ -68,8 +70,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
     (1, 2, 2, 5)
     """
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    rounded = precision == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
+    rounded = products_precision() == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
     if not (square and channels and min(_output_sides(geometry)) >= 1):
