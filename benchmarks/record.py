@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.peers import PEERS
-from benchmarks.throughput import ROUNDED
-from metajax.benchmark.workloads import WORKLOADS
+from benchmarks.throughput import ROUNDED, rate
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -227,16 +226,12 @@ def speed_table() -> str:
         exact = {who: value for who, value in peers.items() if who in PEERS}
         if not exact or "metajax" not in seconds:
             continue
-        cells = [_rate(name, seconds["metajax"]), _lead(seconds["metajax"], exact)]
+        cells = [rate(name, seconds["metajax"]), _lead(seconds["metajax"], exact)]
         cells += [f"{exact[peer] / seconds['metajax']:.1f}×" if peer in exact else "–" for peer in _FAMILIAR]
         rounded = seconds.get(f"metajax{ROUNDED}")
-        cells += [_rate(name, rounded), _lead(rounded, peers)] if rounded else ["–", "–"]
+        cells += [rate(name, rounded), _lead(rounded, peers)] if rounded else ["–", "–"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _rate(workload: str, seconds: float) -> str:
-    return f"{WORKLOADS[workload].tasks / seconds:,.1f}"
 
 
 def _lead(seconds: float, others: dict[str, float]) -> str:

@@ -5,9 +5,9 @@
 
 Each implementation runs in a process of its own, one after the other, on the same initial values and tasks. It is
 timed in float32, after its meta-gradient of the first tasks was compared with metajax's in float64, in a process
-before (of ResNet-12, two inner steps on an example of each class). Peers get their tasks ready-made; metajax is timed
-as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in metajax
-those of convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
+before (of ResNet-12 with an example of each class). Peers get their tasks ready-made; metajax is timed as it trains,
+drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in metajax those of
+convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
 `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
 """
 
@@ -95,7 +95,7 @@ def _workload(name: str, implementations: list[str], seconds: float, patience: f
         for implementation in implementations:
             result = _checked_and_timed(implementation, Path(folder), run)
             results[implementation] = result
-            said = result.get("error") or f"{WORKLOADS[name].tasks / result['seconds']:.1f} tasks/s"
+            said = result.get("error") or f"{rate(name, result['seconds'])} tasks/s"
             print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
     return results
 
@@ -155,10 +155,10 @@ def _child(what: str, implementation: str, name: str, folder: str, *, seconds: f
 
 
 def _small(workload: Workload, tasks: Arrays) -> tuple[Workload, Arrays]:
-    """The first tasks, as many as float64 allows; of a slow workload two inner steps on an example of each class."""
+    """The first tasks, as many as float64 allows; of a slow workload on an example of each class."""
     checked = dataclasses.replace(workload, tasks=1 if workload.side > 28 else 2)
     if workload.slow:
-        checked = dataclasses.replace(checked, shots=1, queries=1, steps=2)
+        checked = dataclasses.replace(checked, shots=1, queries=1)
     examples = {"support": checked.ways * checked.shots, "query": checked.ways * checked.queries}
     return checked, {name: a[: checked.tasks, : examples[name.split("_")[0]]] for name, a in tasks.items()}
 
@@ -299,14 +299,13 @@ def table(report: dict[str, Any]) -> str:
         f"| --- |{' --- |' * (len(columns) + 2)}",
     ]
     for name, row in results.items():
-        tasks = WORKLOADS[name].tasks
         cells = []
         for column in columns:
             seconds = row.get(column, {}).get("seconds")
             like = "metajax" if column in OURS or not column.endswith(ROUNDED) else f"metajax{ROUNDED}"
             base = row.get(like, {}).get("seconds")
             ratio = f" ({seconds / base:.1f}×)" if seconds and base and column != "metajax" else ""
-            cells.append(f"{tasks / seconds:,.1f}{ratio}" if seconds else "–")
+            cells.append(f"{rate(name, seconds)}{ratio}" if seconds else "–")
         lines.append(f"| {name} | {' | '.join([*cells, *_shares(row)])} |")
     failed = collections.defaultdict(list)
     for name, row in results.items():
@@ -315,6 +314,12 @@ def table(report: dict[str, Any]) -> str:
                 failed[column, measured["error"]].append(name)
     reasons = [f"- {column}: {reason} ({'; '.join(names)})" for (column, reason), names in sorted(failed.items())]
     return "\n".join([*lines, *(["", "Not measured:", "", *reasons] if reasons else [])])
+
+
+def rate(workload: str, seconds: float) -> str:
+    """Tasks per second, from the seconds of a meta-step."""
+    tasks = WORKLOADS[workload].tasks / seconds
+    return f"{tasks:,.1f}" if tasks >= 1 else f"{tasks:.3f}"
 
 
 def _shares(row: dict[str, Any]) -> tuple[str, str]:

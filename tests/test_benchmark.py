@@ -32,7 +32,7 @@ def test_every_peer_is_there(module):
 
 def test_plain_jax_has_every_model_but_the_residual_network():
     with pytest.raises(peers.Unsupported, match="residual"):
-        jax_obvious.prepare(WORKLOADS["ResNet-12 84×84, 5w5s"], {}, {})
+        jax_obvious.prepare(WORKLOADS["ResNet-12 84×84, 5w5s, 5 queries, 1 step"], {}, {})
     assert {workload.model for workload in WORKLOADS.values()} == {"mlp", "conv4", "conv4_pool", "resnet12"}
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metajax as mj
-from metajax.models import BatchNorm, Conv, GroupNorm, layers, max_pool
+from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
 from metajax.models.convolution import convolve
 from metajax.models.layers import convolve_and_pool
 
@@ -84,19 +84,27 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+def rounded(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+def pulled_back(fn):
+    """Of two arguments: the value, and the cotangents of both."""
+
+    def run(x, w, cotangent):
+        out, back = jax.vjp(fn, x, w)
+        return out, *back(cotangent)
+
+    return run
+
+
 @pytest.mark.parametrize("batched", [None, (0, None), (0, 0)])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_in_bfloat16_a_convolution_rounds_operands_and_nothing_else(kernel, batched):
     """The output and both cotangents are those of lax for rounded operands, exact to float32."""
 
-    def rounded(x):
-        return x.astype(jnp.bfloat16).astype(jnp.float32)
-
     def pull_back(convolve):
-        def run(x, w, cotangent):
-            out, back = jax.vjp(convolve, x, w)
-            return out, *back(cotangent)
-
+        run = pulled_back(convolve)
         return run if batched is None else jax.vmap(run, (*batched, 0))
 
     def expected(x, w):
@@ -152,6 +160,22 @@ def test_in_bfloat16_a_native_convolution_stays_exact_and_kernels_of_tasks_are_r
     np.testing.assert_allclose(alone, exact, rtol=1e-4, atol=1e-4 * scale)
     np.testing.assert_allclose(together, exact, atol=2**-7 * scale)
     assert float(jnp.abs(together - exact).max()) > 1e-4 * scale
+
+
+@pytest.mark.parametrize("examples", [6, 1])
+def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, monkeypatch, examples):
+    """All of its roles, as a convolution of rounded operands does."""
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 2 * 36 * 9 * 16 * 2)  # windows of two images
+    x, w = jax.random.normal(key, (examples, 6, 6, 16)), jax.random.normal(key, (3, 3, 16, 128)) / 12
+    cotangent = jax.random.normal(key, (examples, 6, 6, 128))
+
+    run = pulled_back(functools.partial(convolve, padding=1))
+    with jax.default_matmul_precision("bfloat16"):
+        ours = run(x, w, cotangent)
+    theirs, exact = run(*map(rounded, (x, w, cotangent))), run(x, w, cotangent)
+    for a, b, c in zip(ours, theirs, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert np.abs(np.asarray(a) - c).max() > 1e-3
 
 
 def test_pooling_before_normalisation_is_pooling_after(key):

@@ -73,7 +73,9 @@ WORKLOADS = {
     ),
     "mini-ImageNet 5w1s": _MINI,
     "mini-ImageNet 5w5s": _but(_MINI, shots=5),
-    "ResNet-12 84×84, 5w5s": _but(_MINI, model="resnet12", shots=5, tasks=1, slow=True),
+    "ResNet-12 84×84, 5w5s, 5 queries, 1 step": _but(
+        _MINI, model="resnet12", shots=5, queries=5, tasks=1, steps=1, slow=True
+    ),
 }
 """By name; 84×84 workloads are on noise of mini-ImageNet's size, the others on noise of Omniglot's."""
 

@@ -23,6 +23,8 @@ from metajax.precision import products_precision
 Role = Literal["output", "images", "kernel"]
 _BLOCK_BYTES = 6_000_000
 """Windows in use at once: what a core's share of the last cache holds."""
+_WIDE = 128
+"""Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
 
@@ -93,9 +95,12 @@ _convolution = Primitive("convolution")
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
     small = min(geometry.height, geometry.width) <= geometry.size
+    if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE and jax.default_backend() == "cpu":
+        return _in_blocks(a, b, role=role, geometry=geometry)
     if role != "kernel" and (small or (geometry.rounded and (geometry.stride > 1 or geometry.size == 1))):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
-        # are faster than a native convolution in float32 if windows overlap little; in bfloat16 it is slow on a CPU.
+        # beat a native convolution in float32 if windows overlap little, or serve many outputs (above);
+        # in bfloat16 it is slow on a CPU.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
         if a.shape[-1] == 3:  # three channels fit no vector
@@ -158,6 +163,17 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
     images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
     to_images = jax.linear_transpose(lambda images: _windows(images, geometry), images)
     return to_images(jnp.matmul(_operand(a, geometry), matrix.T, preferred_element_type=a.dtype))[0]
+
+
+def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
+    """The same by blocks of examples whose windows stay in the cache."""
+    positions, itemsize = math.prod(_output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
+    block = largest_block(a.shape[0], positions * geometry.size**2 * b.shape[2] * itemsize, _BLOCK_BYTES)
+    if block == a.shape[0]:
+        return _by_windows(a, b, role=role, geometry=geometry)
+    blocks = a.reshape(-1, block, *a.shape[1:])
+    out = lax.map(lambda a: _by_windows(a, b, role=role, geometry=geometry), blocks)
+    return out.reshape(-1, *out.shape[2:])
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
