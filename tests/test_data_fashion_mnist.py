@@ -109,7 +109,7 @@ def test_damaged_source(tiny, tmp_path, how):
 
 
 def test_unprepared_and_unknown(tmp_path):
-    with pytest.raises(UserError, match="run `metajax data prepare fashion_mnist`, or"):
+    with pytest.raises(UserError, match=f"run `metajax data prepare fashion_mnist --data-dir {tmp_path}`, with"):
         load_fashion_mnist(data_dir=tmp_path)
     with pytest.raises(UserError, match="choose one of by_class, by_example"):
         load_fashion_mnist("by_colour", data_dir=tmp_path)

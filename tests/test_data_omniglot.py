@@ -331,7 +331,7 @@ def test_damaged_records(tiny, tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError) as info:
         load_omniglot(data_dir=tmp_path)
-    assert "delete this folder and run `metajax data prepare omniglot`" in message(info)
+    assert f"delete this folder and run `metajax data prepare omniglot --data-dir {tmp_path}` again" in message(info)
 
 
 def test_data_dir(monkeypatch, tmp_path):
