@@ -15,6 +15,6 @@ config = Experiment(
     learner=ProtoMAML(),
     inner=Inner(learning_rate=0.01, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
-    training=TrainingSettings(steps=500, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),
+    training=TrainingSettings(steps=300, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),
     evaluation=EvaluationSettings(steps=10, num_tasks=200),
 )

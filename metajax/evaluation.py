@@ -63,7 +63,8 @@ def make_evaluation(
         finite at some step. Those are never dropped: a mean over them is `None`.
 
     Raises:
-        ValueError: If a count is out of range.
+        ValueError: If a count is out of range; from the call, if each query is to be predicted alone by a loss that
+            does not look at `Batch.mask`.
 
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2 / 2, {})
@@ -122,6 +123,21 @@ def make_evaluation(
     return evaluate
 
 
+def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array) -> bool:
+    """Whether a loss looks at `Batch.mask`, on which each query's prediction alone relies.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> data, loss = mj.Batch(jnp.ones((2, 1)), jnp.ones((2, 1))), lambda p, data, rng: ((p * data.x).sum(), {})
+    >>> weighs_examples(loss, jnp.ones(()), data, jax.random.key(0))
+    False
+    >>> weighs_examples(mj.regression_loss(lambda p, x, rng: p * x), jnp.ones(()), data, jax.random.key(0))
+    True
+    """
+    mask = jnp.ones(data.y.shape[0])
+    traced = jax.make_jaxpr(lambda mask: _metrics(loss_fn, params, data._replace(mask=mask), rng))(mask).jaxpr
+    return any(each is traced.invars[0] for equation in traced.eqns for each in equation.invars)
+
+
 def _metrics(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> Metrics:
     loss, metrics = loss_fn(params, data, rng)
     return {**metrics, "loss": loss}
@@ -132,6 +148,11 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
     support, query = task.support, task.query
     if not (isinstance(support, Batch) and isinstance(query, Batch)):
         raise ValueError("non-transductive evaluation needs tasks made of Batch; pass non_transductive=False")
+    if not weighs_examples(loss_fn, params, support, rng):
+        raise ValueError(
+            "the loss does not look at data.mask, so it cannot leave out the support set that each query is predicted "
+            "with: weigh examples by data.mask, or pass non_transductive=False"
+        )
     only_last = jnp.zeros(support.y.shape[0] + 1).at[-1].set(1)
 
     def measure(xy):

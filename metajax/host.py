@@ -125,12 +125,13 @@ def feed(
         raise ValueError(f"steps must be at least 0 and steps_per_call at least 1, got {steps} and {steps_per_call}")
     if not steps:
         return iter(())
-    if isinstance(steps_per_call, int):
-        if steps % steps_per_call:
+    of_each = np.asarray(steps_per_call)
+    if of_each.ndim == 0:
+        if steps % of_each:
             raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")
-        steps_per_call = [steps_per_call] * (steps // steps_per_call)
-    if sum(steps_per_call) != steps:
-        raise ValueError(f"steps_per_call must add up to steps = {steps}, got {sum(steps_per_call)}")
+        of_each = np.full(steps // of_each, of_each)
+    if of_each.sum() != steps:
+        raise ValueError(f"steps_per_call must add up to steps = {steps}, got {of_each.sum()}")
     import grain  # takes a second, and most runs do without
 
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
@@ -155,6 +156,7 @@ def feed(
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
-    begins = itertools.accumulate(steps_per_call[:-1], initial=first)
-    calls = grain.MapDataset.source(list(zip(begins, steps_per_call, strict=True))).map(fetch)
+    lengths = of_each.tolist()
+    begins = itertools.accumulate(lengths[:-1], initial=first)
+    calls = grain.MapDataset.source(list(zip(begins, lengths, strict=True))).map(fetch)
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

@@ -182,6 +182,11 @@ def inner_loop(
             params = merge(fast, slow)
             return params if view is None else view(params, i)
 
+        def seen(fast, slow, i) -> PyTree:
+            if observe is None:
+                return None
+            return jax.tree.map(jnp.asarray, observe(model(fast, slow, i)))  # a metric may be a number of Python's
+
         def step(carry, inputs):
             fast, opt_state = carry
             i, rows = inputs
@@ -200,9 +205,9 @@ def inner_loop(
             if rescale is not None:
                 updates = rescale(updates, i)
             fast = optax.apply_updates(fast, updates)
-            return (fast, opt_state), None if observe is None else observe(model(fast, slow, i + 1))
+            return (fast, opt_state), seen(fast, slow, i + 1)
 
-        before = None if observe is None else observe(model(fast, slow, 0))
+        before = seen(fast, slow, 0)
         loop = _scan_in_stretches if remat else functools.partial(lax.scan, unroll=_unroll(unroll, steps))
         (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)

@@ -38,8 +38,10 @@ def is_workdir(workdir: Path) -> bool:
     return (workdir / CONFIG).is_file()
 
 
-def create(workdir: Path, experiment: Experiment, source: Path, devices: int) -> None:
-    """Begin a run: write its config, the file it came from, and the versions it runs with."""
+def create(
+    workdir: Path, experiment: Experiment, source: Path, devices: int, data: dict[str, str] | None = None
+) -> None:
+    """Begin a run: write its config, the file it came from, the versions it runs with and what its data holds."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir")
     found = {path.name.removesuffix(_PARTIAL) for path in workdir.iterdir()} if workdir.is_dir() else set()
@@ -47,7 +49,7 @@ def create(workdir: Path, experiment: Experiment, source: Path, devices: int) ->
     if found and not stopped_here:
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / ENVIRONMENT, environment(devices))
+    write_json(workdir / ENVIRONMENT, {**environment(devices), "data": data or {}})
     write_whole(workdir / SOURCE, source.read_text())
     write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
 
@@ -116,13 +118,14 @@ def code_differs(workdir: Path, experiment: Experiment, source: Path) -> bool:
 
 
 def _code(path: Path) -> list[str]:
-    """A config file without its comments, its form and its `config`."""
+    """A config file without its comments, its form, its docstring and its `config`."""
     nodes = ast.parse(path.read_text()).body
-    return [ast.dump(node) for node in nodes if not (isinstance(node, ast.Assign) and _names(node) == ["config"])]
+    return [ast.dump(node) for node in nodes if not (isinstance(node, ast.Expr) or _sets(node, "config"))]
 
 
-def _names(node: ast.Assign) -> list[str]:
-    return [target.id for target in node.targets if isinstance(target, ast.Name)]
+def _sets(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
 
 
 def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
@@ -177,6 +180,22 @@ def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[s
         raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
     stored = load_experiment(workdir)
     return changes + _differing(stored, dataclasses.replace(stored, execution=experiment.execution), workdir)
+
+
+def data_differs(workdir: Path, data: dict[str, str]) -> str:
+    """How the data is not what it was when the run began; empty if it is, or if that was not written down.
+
+    Raises:
+        UserError: If the record of it is missing or damaged.
+    """
+    began = read_json(workdir / ENVIRONMENT)
+    held = (isinstance(began, dict) and began.get("data")) or data
+    absent = "nothing"
+    return "; ".join(
+        f"{split} had {held.get(split, absent)} and has {data.get(split, absent)} now"
+        for split in sorted({*held, *data})
+        if held.get(split) != data.get(split)
+    )
 
 
 def to_json(value: Any, workdir: Path) -> Any:

@@ -206,6 +206,12 @@ def test_a_split_that_the_tasks_do_not_have(tmp_path):
     assert "validation_loss" not in rows(tmp_path / "run")[-1]  # there is no split for it
     fails(run("evaluate", tmp_path / "run", "--split", "validation"), "'validation'", "train, test")
     fails(run("evaluate", tmp_path / "run", "--checkpoint", "best"), "no checkpoint", "last, or one of 1")
+    image = next((source / "train").rglob("*.*"))
+    more = image.with_stem("one_more")
+    shutil.copy(image, more)
+    again = run("train", small(tmp_path, text=text), "--workdir", tmp_path / "run", *options)
+    fails(again, "begun with other data: train had", "Choose another --workdir, or the same data")
+    more.unlink()
     shutil.rmtree(source / "train")
     assert run("evaluate", tmp_path / "run").code == 0
     again = run("train", small(tmp_path, text=text), "--workdir", tmp_path / "again", *options)

@@ -121,6 +121,9 @@ def test_other_code_of_its_own_is_not_resumed(tmp_path):
     assert run(*words).code == 0
     original.write_text(OWN.replace("nnx.Linear(shape[0],", "nnx.Linear( shape[0],  # as it was\n"))
     assert run(*words).code == 0
+    annotated = OWN.replace("config = ", "config: Experiment = ").replace("Lines instead", "Still lines instead")
+    original.write_text(annotated)
+    assert run(*words).code == 0
     original.write_text(OWN.replace("slope * part", "slope + part"))
     fails(run(*words), "begun with other code than", "config.py")
     fails(run(*words, "--task.points", 9), "task.points is 6 in the run and 9 now")

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
+from metajax.losses import weighted_mean
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,22 @@ def test_weights_of_queries_count_in_both_kinds(images):
     np.testing.assert_allclose(
         masked["non_transductive"]["loss"]["mean"], only["non_transductive"]["loss"]["mean"], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("weighs", [True, False])
+def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weighs):
+    """It would count the support set that each query is joined with."""
+
+    def loss_fn(params, data, rng):
+        errors = jnp.square(params * data.x - data.y).mean(-1)
+        return (weighted_mean(errors, data.mask) if weighs else errors.mean()), {}
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
+    evaluate = mj.make_evaluation(learner, loss_fn, mj.sinusoid(3, 4), steps=1, num_tasks=2)
+    if weighs:
+        report = evaluate(jnp.float32(1.0), jax.random.key(0))
+        kinds = [report[kind]["loss"]["mean"] for kind in ("transductive", "non_transductive")]
+        np.testing.assert_allclose(*kinds, rtol=1e-5)
+    else:
+        with pytest.raises(ValueError, match=r"does not look at data\.mask"):
+            evaluate(jnp.float32(1.0), jax.random.key(0))

@@ -91,6 +91,21 @@ def test_tasks_for_half_an_experiment_are_built_but_not_trained_on(split, said):
         check_training(experiment, tasks)
 
 
+def test_a_loss_that_does_not_look_at_the_mask_is_found_before_training():
+    @dataclasses.dataclass(frozen=True)
+    class Unweighted:
+        def tasks(self, data_dir):
+            tasks = SMALL.task.tasks(data_dir)
+            loss = lambda apply: lambda p, data, rng: (jnp.square(apply(p, data.x) - data.y).mean(), {})  # noqa: E731
+            return tasks._replace(loss=loss)
+
+    alone = dataclasses.replace(SMALL.evaluation, non_transductive=True)
+    together = dataclasses.replace(SMALL.evaluation, non_transductive=False)
+    with pytest.raises(UserError, match=r"evaluation\.non_transductive: the loss .* does not look at data\.mask"):
+        build(dataclasses.replace(SMALL, task=Unweighted(), evaluation=alone))
+    build(dataclasses.replace(SMALL, task=Unweighted(), evaluation=together))
+
+
 def test_tasks_of_no_split_are_named():
     @dataclasses.dataclass(frozen=True)
     class Nothing:

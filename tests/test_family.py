@@ -319,6 +319,18 @@ def test_examples_that_do_not_count_are_no_part_of_a_prototype():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), whole, masked)
 
 
+def test_prototypes_need_labels_and_features_that_fit():
+    params = {"body": jnp.ones((4, 6)), "head": {"kernel": jnp.ones((6, 3)), "bias": jnp.zeros(3)}}
+    loss, task = mj.classification_loss(linear_head), classification()
+    for y in (task.support.y[:, None], task.support.y.astype(jnp.float32), jax.nn.one_hot(task.support.y, 3)):
+        learner = mj.proto_maml(loss, sgd(1), embed=embed)
+        with pytest.raises(ValueError, match="prototypes need integer labels"):
+            learner.adapt(params, task.support._replace(y=y), KEY)
+    learner = mj.proto_maml(loss, sgd(1), embed=lambda params, x, rng: x)
+    with pytest.raises(ValueError, match=r"features \(6, 4\) do not fit head/kernel \(6, 3\)"):
+        learner.adapt(params, task.support, KEY)
+
+
 def test_prototypes_need_a_linear_head():
     learner = mj.prototypical_network(mj.classification_loss(linear_head), embed=embed, head="top")
     with pytest.raises(ValueError, match="'top'"):

@@ -139,7 +139,7 @@ def test_calls_may_be_of_different_lengths(bank):
     tasks, sizes = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2}
     uneven = [*mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1, 3], **sizes)]
     assert [len(call) for call in uneven] == [2, 1, 3]
-    even = np.concatenate([*mj.feed(tasks, fresh(), 6, steps_per_call=3, **sizes)])
+    even = np.concatenate([*mj.feed(tasks, fresh(), 6, steps_per_call=np.int64(3), **sizes)])
     np.testing.assert_array_equal(np.concatenate(uneven), even)
     with pytest.raises(ValueError, match="must add up to steps = 6, got 3"):
         mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1], **sizes)

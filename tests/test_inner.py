@@ -282,3 +282,11 @@ def test_what_is_no_inner_loop_is_refused_where_it_is_made():
     nothing = mj.inner_loop(optax.sgd(0.1), 1, adapts=mj.opposite(mj.named("head", "body")))
     with pytest.raises(ValueError, match="none is chosen of body, head"):
         nothing.run(lambda params, data, rng: (0.0, {}), {"head": 1.0, "body": 2.0}, None, jax.random.key(0))
+
+
+def test_what_is_observed_may_be_a_number_of_pythons():
+    loop = mj.inner_loop(optax.sgd(0.1), 2)
+    loss = lambda p, data, rng: (p**2, {})  # noqa: E731
+    trace = loop.run(loss, jnp.float32(1.0), None, jax.random.key(0), observe=lambda p: {"n": 3, "p": p}).trace
+    np.testing.assert_array_equal(trace["n"], [3, 3, 3])
+    np.testing.assert_allclose(trace["p"], [1, 0.8, 0.64], rtol=1e-6)

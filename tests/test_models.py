@@ -162,7 +162,7 @@ def test_in_bfloat16_a_native_convolution_stays_exact_and_kernels_of_tasks_are_r
     assert float(jnp.abs(together - exact).max()) > 1e-4 * scale
 
 
-@pytest.mark.parametrize("examples", [6, 1])
+@pytest.mark.parametrize("examples", [6, 1, 0])
 def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, monkeypatch, examples):
     """All of its roles, as a convolution of rounded operands does."""
     monkeypatch.setattr(convolution, "_BLOCK_BYTES", 2 * 36 * 9 * 16 * 2)  # windows of two images
@@ -175,7 +175,7 @@ def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, m
     theirs, exact = run(*map(rounded, (x, w, cotangent))), run(x, w, cotangent)
     for a, b, c in zip(ours, theirs, exact, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-        assert np.abs(np.asarray(a) - c).max() > 1e-3
+        assert examples == 0 or np.abs(np.asarray(a) - c).max() > 1e-3
 
 
 def test_pooling_before_normalisation_is_pooling_after(key):

@@ -116,6 +116,9 @@ def train(
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
     check_training(experiment, parts.tasks)
+    changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
+    if changed:
+        raise UserError(f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data")
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         _run(directory, experiment, source, parts, mesh)
@@ -129,7 +132,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
         state = _resume(directory, experiment, state, mesh)
     else:
         if is_first():
-            workdir.create(directory, experiment, source, mesh.size)
+            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds)
         report.say(f"training in {directory} on {report.devices(mesh)}")
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)

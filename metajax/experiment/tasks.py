@@ -25,6 +25,7 @@ class Tasks(NamedTuple):
         banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
         domains: For each split the samplers of its domains by name, where tasks come from several.
         on_host: Those of each split whose images stay on the host, which training may fetch ahead.
+        holds: How much each split has, to tell whether a data set is still the same.
         varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then leaves out the rest.
     """
 
@@ -35,6 +36,7 @@ class Tasks(NamedTuple):
     banks: dict[str, tasks.Domain] = {}  # noqa: RUF012
     domains: dict[str, dict[str, TaskSampler]] = {}  # noqa: RUF012
     on_host: dict[str, HostTasks] = {}  # noqa: RUF012
+    holds: dict[str, str] = {}  # noqa: RUF012
     varied_ways: bool = False
 
 
@@ -242,6 +244,10 @@ class Folder:
     """A corrupt image is an error, and not skipped with a warning."""
 
     def __post_init__(self):
+        for name in ("source", "split_lists"):  # a run may be evaluated from another folder than it began in
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, Path(path).expanduser().absolute())
         at_least("task", 2, ways=self.ways)
         at_least("task", 1, size=self.size)
         at_least("task", 0, shift=self.shift)
@@ -301,11 +307,16 @@ def _episodes(
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 
     made = {split: episodes(split, bank) for split, bank in dataset.splits.items()}
+    holds = {
+        split: f"{bank.counts.sum()} images of {len(bank.counts)} classes" for split, bank in dataset.splits.items()
+    }
     if on_host:
         samplers = {split: each.sampler for split, each in made.items()}
-        return _with_ways(Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=made), train, test)
-    banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-    return _with_ways(Tasks(made, ways, classification_loss, dataset.class_names, banks), train, test)
+        whole = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=made, holds=holds)
+    else:
+        banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
+        whole = Tasks(made, ways, classification_loss, dataset.class_names, banks, holds=holds)
+    return _with_ways(whole, train, test)
 
 
 def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:

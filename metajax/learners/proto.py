@@ -37,11 +37,20 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         x = embed(adaptation.view(params, 0), support.x, None)
         leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
         if f"{head}/kernel" not in leaves or f"{head}/bias" not in leaves:
-            raise ValueError(f"there is no linear layer {head!r} with kernel and bias among the adapting parameters")
+            raise ValueError(
+                f"there is no linear layer {head!r} with kernel and bias among the adapting parameters: "
+                f"{', '.join(leaves)}"
+            )
+        if jnp.ndim(support.y) != 1 or not jnp.issubdtype(jnp.result_type(support.y), jnp.integer):
+            shape, dtype = jnp.shape(support.y), jnp.result_type(support.y)
+            raise ValueError(f"prototypes need integer labels [examples], got {dtype}{list(shape)}")
         members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
         if support.mask is not None:
             members = members * support.mask[:, None].astype(x.dtype)
         centres = (members.T @ x) / jnp.maximum(members.sum(0), 1)[:, None]
+        kernel = leaves[f"{head}/kernel"]
+        if centres.T.shape != kernel.shape:
+            raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is of another layer")
         start = {f"{head}/kernel": 2 * centres.T, f"{head}/bias": -jnp.square(centres).sum(-1)}
         return adaptation._replace(params=map_with_names(lambda path, leaf: start.get(path, leaf), params))
 

@@ -150,7 +150,7 @@ def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
     (25, 1)
     """
     most = max(bytes_in_all // bytes_each, 1)
-    return max(n for n in range(1, examples + 1) if examples % n == 0 and n <= most)
+    return max((n for n in range(1, examples + 1) if examples % n == 0 and n <= most), default=0)
 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:

@@ -188,7 +188,7 @@ def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool)
     images, counts = np.shape(bank.images), np.asarray(bank.counts)
     classes = len(counts) * (4 if rotations else 1)
     if ways > classes:
-        raise ValueError(f"ways = {ways}, but the bank has only {classes} classes")
+        raise ValueError(f"ways = {ways}, but the bank has only {classes} class{'es' if classes != 1 else ''}")
     if shots + queries > counts.min():
         raise ValueError(
             f"shots + queries = {shots} + {queries} = {shots + queries}, "
