@@ -4,7 +4,7 @@
 
 As `folder_maml_5w1s`, with 5 shots.
 
-Not measured here: it takes about a quarter of an hour on two cores.
+Not measured here: it takes about half an hour on two cores, most of it to evaluate each query alone.
 """
 
 from metajax.experiment import *

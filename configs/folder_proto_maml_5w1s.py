@@ -4,7 +4,9 @@
 
 As `folder_maml_5w1s`, with the head started from prototypes, at a rate of 0.01.
 
-Not measured here: it takes about a quarter of an hour on two cores.
+Measured as `folder_maml_5w1s` was, on two cores (2 CPU devices), seed 0, 200 test tasks, after 10 inner steps: 28.25 ±
+0.98 % transductive, 27.81 ± 0.92 % each query alone; 33 minutes of training, most of them beside benchmarks and tests.
+So short a training leaves it where prototypical networks are (28.15 %), and its inner steps at this rate add nothing.
 """
 
 from metajax.experiment import *

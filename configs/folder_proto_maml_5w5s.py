@@ -4,7 +4,7 @@
 
 As `folder_maml_5w5s`, with the head started from prototypes, at a rate of 0.01.
 
-Not measured here: it takes about a quarter of an hour on two cores.
+Not measured here: it takes about half an hour on two cores, most of it to evaluate each query alone.
 """
 
 from metajax.experiment import *

@@ -4,7 +4,9 @@
 
 The baseline: as `folder_maml_5w5s`, with the nearest class mean and no inner steps.
 
-Not measured here: it takes about a quarter of an hour on two cores.
+Measured as `folder_maml_5w1s` was, on two cores (2 CPU devices, operands of convolutions in bfloat16), seed 0, 200 test
+tasks, after 300 meta-steps: 40.17 ± 1.11 % transductive, 39.83 ± 1.15 % each query alone; 5.8 minutes of training
+beside other work.
 """
 
 from metajax.experiment import *
