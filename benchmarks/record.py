@@ -170,6 +170,14 @@ def seeds_table(kept: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def _over_seeds() -> str:
+    table = seeds_table(records())
+    if len(table.splitlines()) == 2:  # nothing was run twice
+        return ""
+    about = "The same runs from other initial values, with other tasks in training and in test."
+    return f"## Over seeds\n\n{about}\n\n{table}\n\n"
+
+
 def page() -> str:
     """The whole page of results."""
     others = [name for name in records() if not name.startswith(FAMILY)]
@@ -186,13 +194,7 @@ a shared two-core machine.
 
 {table(others, "../configs")}
 
-## Over seeds
-
-The same runs from other initial values, with other tasks in training and in test.
-
-{seeds_table(records())}
-
-## The family in one shared setting
+{_over_seeds()}## The family in one shared setting
 
 Real Omniglot, 5-way 1-shot, random-character split, the same model, outer optimiser, number of meta-steps and tasks for
 all; inner rates, inner steps and what adapts are each learner's own, said in its config. An interval on a difference

@@ -8,7 +8,7 @@ Meta-Dataset's way of drawing episodes, on two small data sets: characters to tr
 are only for the test (its five test classes, so always 5 ways). Proto-MAML, whose head needs no fixed number of ways;
 group normalisation, since tasks are padded to one size.
 
-Not measured here: it takes a few minutes on two cores.
+Not measured here: it takes a quarter of an hour or more on two cores.
 """
 
 from metajax.experiment import *
