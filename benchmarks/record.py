@@ -163,7 +163,10 @@ def seeds_table(kept: dict[str, dict]) -> str:
         several.sort(key=lambda content: content["config"]["seed"])
         seeds = ", ".join(str(content["config"]["seed"]) for content in several)
         for kind, said in (("transductive", "transductive"), ("non_transductive", "each alone")):
-            scores = [_last(content["evaluation"][kind])[0] for content in several]
+            measured = [content["evaluation"].get(kind, {}) for content in several]
+            if not all("accuracy" in each for each in measured):
+                continue
+            scores = [_last(each)[0] for each in measured]
             each = ", ".join(f"{score:.2f}" for score in scores)
             spread = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %"
             lines.append(f"| [`{name}`](../configs/{_config_of(name)}.py) | {seeds} | {said} | {each} | {spread} |")

@@ -124,7 +124,7 @@ def make_evaluation(
 
 
 def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array) -> bool:
-    """Whether a loss looks at `Batch.mask`, on which each query's prediction alone relies.
+    """Whether a loss looks at `Batch.mask`, on which each query's prediction alone relies; shapes do for arguments.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> data, loss = mj.Batch(jnp.ones((2, 1)), jnp.ones((2, 1))), lambda p, data, rng: ((p * data.x).sum(), {})
@@ -133,8 +133,11 @@ def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array
     >>> weighs_examples(mj.regression_loss(lambda p, x, rng: p * x), jnp.ones(()), data, jax.random.key(0))
     True
     """
-    mask = jnp.ones(data.y.shape[0])
-    traced = jax.make_jaxpr(lambda mask: _metrics(loss_fn, params, data._replace(mask=mask), rng))(mask).jaxpr
+
+    def masked(mask, params, data, rng):
+        return _metrics(loss_fn, params, data._replace(mask=mask), rng)
+
+    traced = jax.make_jaxpr(masked)(jnp.ones(data.y.shape[0]), params, data, rng).jaxpr
     return any(each is traced.invars[0] for equation in traced.eqns for each in equation.invars)
 
 

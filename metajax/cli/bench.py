@@ -87,6 +87,7 @@ def _bench_standard(args: Sequence[str]) -> None:
     prepare_devices(None)
     use_precision("default")
     options = parse(Options, args, prog="metajax bench")
+    report.check_output(options.output)
     if options.data_dir is not None:
         raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
     chosen = choose(*filter(None, [options.only]))
@@ -104,6 +105,7 @@ def _bench_standard(args: Sequence[str]) -> None:
 
 def _bench_experiment(args: Sequence[str]) -> None:
     source, options, experiment = configs.override("bench", Options, args)
+    report.check_output(options.output)
     if options.only:
         raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
     tuned = tune.load(source)

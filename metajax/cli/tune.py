@@ -15,6 +15,7 @@ from metajax.cli.device import choose_mesh, device_name, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
+from metajax.types import Params
 
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -62,8 +63,10 @@ def run(args: Sequence[str]) -> None:
     use_precision(experiment.execution.precision)
     if not os.access(source.parent, os.W_OK):
         raise UserError(f"{source.parent} cannot be written: copy {source.name} to a folder of your own, and tune that")
+    parts = build(experiment, options.data_dir)
+    check_training(experiment, parts.tasks)
     best, rate = Tuned(), 0.0
-    for way in _ways(experiment, options.data_dir):
+    for way in _ways(experiment, parts.params):
         try:
             measured = _tasks_per_second(experiment, way, options)
         except jax.errors.JaxRuntimeError as error:
@@ -116,11 +119,9 @@ def _path(source: Path) -> Path:
     return source.with_name(f"{source.stem}.tuned.json")
 
 
-def _ways(experiment: Experiment, data_dir: Path | None) -> Iterator[Tuned]:
+def _ways(experiment: Experiment, params: Params) -> Iterator[Tuned]:
     """All devices and one; a task at a time, a few and all at once; unrolled or not, for loops of 2 to 10 steps."""
-    parts, tasks = build(experiment, data_dir), experiment.training.tasks_per_step
-    check_training(experiment, parts.tasks)
-    params = parts.params
+    tasks = experiment.training.tasks_per_step
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
     for devices in sorted({1, choose_mesh(None, params, tasks, tiny_on_one=False).size}, reverse=True):
         share = -(-tasks // devices)

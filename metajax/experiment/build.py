@@ -15,7 +15,7 @@ from metajax.experiment.tasks import Tasks
 from metajax.learners import Ingredients, MetaLearner
 from metajax.models import BatchNorm, functional
 from metajax.partition import named, names
-from metajax.types import ApplyFn, Batch, LossFn, Params, TaskSampler
+from metajax.types import ApplyFn, LossFn, Params, TaskSampler
 
 
 class Parts(NamedTuple):
@@ -62,7 +62,7 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
         batch_size = None if experiment.inner.batch_size is None else 1
         adapt = functools.partial(learner.adapt, steps=1, batch_size=batch_size)
         jax.eval_shape(adapt, meta_params, support, jax.random.key(0))
-        weighs = _weighs_examples(loss_fn, params, support)
+        weighs = weighs_examples(loss_fn, params, support, jax.random.key(0))
     except ValueError as error:
         raise UserError(f"learner: {error}") from error
     if experiment.evaluation.non_transductive and not weighs:
@@ -111,13 +111,6 @@ def check_training(experiment: Experiment, tasks: Tasks) -> None:
             'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0, with a task '
             "that has validation classes, or choose last"
         )
-
-
-def _weighs_examples(loss_fn: LossFn, params: Params, support: Batch) -> bool:
-    seen = []
-    look = lambda support: seen.append(weighs_examples(loss_fn, params, support, jax.random.key(0)))  # noqa: E731
-    jax.eval_shape(look, support)
-    return seen[0]
 
 
 def _support(sampler: TaskSampler) -> Any:
