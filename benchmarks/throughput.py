@@ -2,12 +2,14 @@
 
     python -m benchmarks.throughput                      # all workloads but the slow, all implementations
     python -m benchmarks.throughput --only Omniglot --implementations metajax "torch loop" --seconds 10
+    python -m benchmarks.throughput --at-once 12         # where there are many cores beside an accelerator
 
-Each implementation runs in a process of its own, one after the other, on the same initial values and tasks. It is
-timed in float32, after its meta-gradient of the first tasks was compared with metajax's in float64, in a process
-before (of ResNet-12 with an example of each class). Peers get their tasks ready-made; metajax is timed as it trains,
-drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in metajax those of
-convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
+Each implementation runs in a process of its own on the same initial values and tasks, and is timed while no other
+runs; `--at-once` processes are checked and warmed up together before. It is timed in float32, after its meta-gradient
+of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12 with an example of each
+class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks ready-made; metajax is
+timed as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in
+metajax those of convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
 `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
 """
 
@@ -15,19 +17,22 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +58,7 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="*", default=EVERYONE, choices=EVERYONE, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="processes checked or warmed up together")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -66,13 +72,16 @@ def main() -> None:
     stem = options.output / f"throughput-{about['platform']}"
     options.output.mkdir(parents=True, exist_ok=True)
     results = _measured_before(stem.with_suffix(".json"), about)
-    for name in names:
-        measured = _workload(name, options.implementations, options.seconds, options.patience)
-        results[name] = {**results.get(name, {}), **measured}
-    report = {"environment": about, "results": {name: results[name] for name in WORKLOADS if name in results}}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(Path(folder), options.seconds, options.patience, options.at_once)
+        for name, implementation, measured in measurements(names, options.implementations, settings):
+            results.setdefault(name, {})[implementation] = measured
+            said = measured.get("error") or f"{rate(name, measured['seconds'])} tasks/s"
+            print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
+            report = {"environment": about, "results": {name: results[name] for name in WORKLOADS if name in results}}
+            stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     text = table(report)
     print(text)
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
     plot(report, stem.with_suffix(".png"))
 
@@ -83,60 +92,126 @@ def _measured_before(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     return kept["results"] if kept.get("environment") == about else {}
 
 
-def _workload(name: str, implementations: list[str], seconds: float, patience: float) -> dict[str, Any]:
-    """Every implementation's measurement of one workload."""
-    results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        _write(name, Path(folder))
-        run = functools.partial(_in_own_process, name=name, folder=Path(folder), seconds=seconds, patience=patience)
-        failed = run("check", OURS[0])
-        if failed:
-            raise SystemExit(f"{name}: {OURS[0]}: {failed['error']}")
-        for implementation in implementations:
-            result = _checked_and_timed(implementation, Path(folder), run)
-            results[implementation] = result
-            said = result.get("error") or f"{rate(name, result['seconds'])} tasks/s"
-            print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
-    return results
+class Settings(NamedTuple):
+    """How to measure.
+
+    Attributes:
+        folder: For what processes hand to each other.
+        seconds: Of timed calls for each measurement.
+        patience: Seconds until a measurement is given up.
+        at_once: Processes that are checked or warmed up together.
+    """
+
+    folder: Path
+    seconds: float
+    patience: float
+    at_once: int
 
 
-def _checked_and_timed(implementation: str, folder: Path, run: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
+def measurements(
+    names: Sequence[str], implementations: Sequence[str], settings: Settings
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Of each workload and implementation what was measured, or an `error`; some at once, but timed one by one."""
+    ours = OURS[0]
+    with ThreadPoolExecutor(settings.at_once) as pool:
+        for some in _batched(names, settings.at_once):
+            list(pool.map(lambda name: _write(name, settings.folder), some))
+            for name, failed in zip(some, pool.map(lambda name: _check(ours, name, settings), some), strict=True):
+                if failed:
+                    raise SystemExit(f"{name}: {ours}: {failed['error']}")
+        cells = [(name, implementation) for name in names for implementation in implementations]
+        for some in _batched(cells, settings.at_once):
+            checks = list(pool.map(lambda cell: _checked(cell[1], cell[0], settings), some))
+            passed = [cell for cell, check in zip(some, checks, strict=True) if "error" not in check]
+            warm = dict(zip(passed, pool.map(lambda cell: _warmed_up(cell[1], cell[0], settings), passed), strict=True))
+            for cell, check in zip(some, checks, strict=True):
+                yield *cell, {**(timed(warm[cell], settings) if cell in warm else {}), **check}
+
+
+def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def _checked(implementation: str, name: str, settings: Settings) -> dict[str, Any]:
+    """How far an implementation's meta-gradient is from ours, or an error if it is too far."""
     if implementation.endswith(ROUNDED):
-        return run("time", implementation)
-    failed = {} if implementation == OURS[0] else run("check", implementation)
-    if failed:
-        return failed
-    difference = _difference(folder, implementation)
+        return {}
+    if implementation != OURS[0]:
+        failed = _check(implementation, name, settings)
+        if failed:
+            return failed
+    difference = _difference(settings.folder / name, implementation)
     if difference > TOLERANCE:
         return {"error": f"its meta-gradient differs by {difference:.1e}"}
-    return {**run("time", implementation), "difference": difference}
+    return {"difference": difference}
 
 
 def _write(name: str, folder: Path) -> None:
     """The initial values and the tasks."""
+    (folder / name).mkdir()
     code = (
         "import sys, numpy as np\nfrom benchmarks.throughput import flattened\n"
         "from metajax.benchmark import WORKLOADS, standard\n"
         "np.savez(sys.argv[2], **flattened(standard(WORKLOADS[sys.argv[1]]).params))"
     )
-    subprocess.run([sys.executable, "-c", code, name, str(folder / "params.npz")], check=True)
-    np.savez(folder / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
+    subprocess.run([sys.executable, "-c", code, name, str(folder / name / "params.npz")], check=True)
+    np.savez(folder / name / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
 
 
-def _in_own_process(
-    what: str, implementation: str, *, name: str, folder: Path, seconds: float, patience: float
-) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.throughput", "--seconds", str(seconds), "--child"]
-    command += [what, implementation, name, str(folder)]
+def _check(implementation: str, name: str, settings: Settings) -> dict[str, Any]:
+    """Let a process write a meta-gradient; returns `{}` or an error."""
+    return _finish(_start("check", implementation, name, settings), settings)
+
+
+class _Process(NamedTuple):
+    """A measuring process, what it writes to standard error, the clock that ends it, and its first line if read."""
+
+    popen: subprocess.Popen
+    errors: Path
+    clock: threading.Timer
+    said: str = ""
+
+
+def _start(what: str, implementation: str, name: str, settings: Settings) -> _Process:
+    command = [sys.executable, "-m", "benchmarks.throughput", "--seconds", str(settings.seconds), "--child"]
+    command += [what, implementation, name, str(settings.folder / name)]
     variables = {**os.environ, "JAX_ENABLE_X64": str(int(what == "check"))}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience, env=variables)
-    except subprocess.TimeoutExpired:
-        wanted = "its meta-gradient" if what == "check" else "three meta-steps"
-        return {"error": f"not done with {wanted} after {patience:.0f} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]}
-    return json.loads(done.stdout.splitlines()[-1])
+    if settings.at_once > 1:
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # they share the accelerator's memory
+    errors = settings.folder / name / f"{what}-{implementation}.err"
+    with errors.open("w") as stream:
+        popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, env=variables
+        )
+    clock = threading.Timer(settings.patience, popen.kill)
+    clock.start()
+    return _Process(popen, errors, clock)
+
+
+def _warmed_up(implementation: str, name: str, settings: Settings) -> _Process:
+    """Start timing an implementation, up to where it is ready."""
+    process = _start("time", implementation, name, settings)
+    said = process.popen.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
+    process.clock.cancel()
+    return process._replace(said=said)
+
+
+def timed(process: _Process, settings: Settings) -> dict[str, Any]:
+    """What a process that is ready measures, now that it is its turn."""
+    clock = threading.Timer(settings.patience, process.popen.kill)
+    clock.start()
+    return _finish(process._replace(clock=clock), settings)
+
+
+def _finish(process: _Process, settings: Settings) -> dict[str, Any]:
+    output, _ = process.popen.communicate("go\n")
+    process.clock.cancel()
+    code = process.popen.returncode
+    if code == -signal.SIGKILL:
+        return {"error": f"not done after {settings.patience:.0f} s"}
+    if code:
+        return {"error": (process.errors.read_text().strip().splitlines() or [f"exit status {code}"])[-1][:300]}
+    return json.loads((process.said + output).splitlines()[-1])
 
 
 def _child(what: str, implementation: str, name: str, folder: str, *, seconds: float) -> dict[str, Any]:
@@ -184,11 +259,34 @@ def gradient_of(implementation: str, workload: Workload, params: Arrays, tasks: 
 def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays, seconds: float) -> dict[str, Any]:
     if implementation in OURS:
         return _time_ours(implementation, workload, seconds)
-    from metajax.benchmark.measure import peak_bytes, time_calls
-
     with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
         step, _ = _peer(implementation.removesuffix(ROUNDED)).prepare(workload, params, tasks)
-        return {**time_calls(step, seconds=seconds)._asdict(), "peak_bytes": peak_bytes([])}
+        return {**_time_in_turn(step, seconds), "peak_bytes": _peak_bytes_of_peer(implementation)}
+
+
+def _peak_bytes_of_peer(implementation: str) -> int:
+    from metajax.benchmark import peak_bytes
+
+    if implementation in JAX:
+        import jax
+
+        return peak_bytes(jax.devices())
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes([])
+
+
+def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
+    """Warm up, say so, and time once the word comes."""
+    from metajax.benchmark import time_calls
+
+    began = time.perf_counter()
+    call()
+    first = time.perf_counter() - began
+    call()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return time_calls(call, seconds=seconds)._replace(first_seconds=first)._asdict()
 
 
 def _peer(implementation: str) -> types.ModuleType:
@@ -227,19 +325,22 @@ def _unflattened(arrays: Arrays, template: Any) -> Any:
 
 
 def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[str, Any]:
-    from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, time_calls, training_call
+    import jax
+
+    from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, training_call
     from metajax.cli.device import use_precision
 
-    use_precision("bfloat16" if implementation.endswith(ROUNDED) else "float32")
+    on_cpu = jax.default_backend() == "cpu"
+    use_precision("bfloat16" if implementation.endswith(ROUNDED) else "float32" if on_cpu else "default")
     mesh, _ = _our_mesh(implementation, workload)
     steps = 100 if workload.model == "mlp" else 1 if workload.slow else 5
-    timing = time_calls(training_call(workload, mesh, steps), seconds=seconds)
+    timing = _time_in_turn(training_call(workload, mesh, steps), seconds)
     plain = standard(workload, mixed_mode=False)  # what has to be computed, not what is computed twice
-    flops = task_flops(plain.learner, plain.sampler, plain.params) * workload.tasks * steps / timing.seconds
-    rate = matrix_rate(list(mesh.devices.flat))
-    scaled = {name: value / steps for name, value in timing._asdict().items() if name in ("seconds", "low", "high")}
+    flops = task_flops(plain.learner, plain.sampler, plain.params) * workload.tasks * steps / timing["seconds"]
+    rate = matrix_rate(list(mesh.devices.flat), seconds=seconds / 4)
+    scaled = {name: timing[name] / steps for name in ("seconds", "low", "high")}
     return {
-        **timing._asdict(),
+        **timing,
         **scaled,
         "devices": mesh.size,
         "peak_bytes": peak_bytes(list(mesh.devices.flat)),
@@ -329,7 +430,11 @@ def _shares(row: dict[str, Any]) -> tuple[str, str]:
         return "–", "–"
     share = 100 * ours["gflops"] / ours["matrix_gflops"]
     fastest = min((row[peer]["seconds"] for peer in PEERS if "seconds" in row.get(peer, {})), default=None)
-    return f"{share:.0f} %", f"{share * ours['seconds'] / fastest:.0f} %" if fastest else "–"
+    return _percent(share), _percent(share * ours["seconds"] / fastest) if fastest else "–"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0f} %" if share >= 1 else f"{share:.1g} %"
 
 
 def _columns(results: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from flax import nnx
 import metajax as mj
 from benchmarks import peers
 from benchmarks.peers import PEERS, jax_obvious
-from benchmarks.throughput import JAX, flattened
+from benchmarks.throughput import JAX, Settings, flattened, measurements
 from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
 from metajax.cli import main, tune
 from metajax.cli.device import device_name
@@ -56,6 +56,20 @@ def test_the_obvious_way_gives_the_same_meta_gradient(name, changes):
     assert sorted(ours) == sorted(theirs)
     for leaf in ours:
         np.testing.assert_allclose(ours[leaf], theirs[leaf], rtol=1e-7, atol=1e-9, err_msg=leaf)
+
+
+def test_implementations_are_checked_and_warmed_up_together_and_timed_one_by_one(tmp_path):
+    settings = Settings(tmp_path, seconds=0.01, patience=300, at_once=2)
+    measured = list(measurements(["sinusoid, 1 step"], ["metajax", *JAX], settings))
+    assert [cell[:2] for cell in measured] == [("sinusoid, 1 step", name) for name in ("metajax", *JAX)]
+    for _, name, result in measured:
+        assert result["seconds"] > 0, result
+        assert result["difference"] == 0 if name == "metajax" else 0 < result["difference"] < 1e-6
+
+
+def test_a_measurement_that_takes_too_long_is_given_up(tmp_path):
+    with pytest.raises(SystemExit, match="sinusoid, 1 step: metajax: not done after 0 s"):
+        next(measurements(["sinusoid, 1 step"], ["metajax"], Settings(tmp_path, 0.01, patience=0.01, at_once=1)))
 
 
 def in_float64(tree):

@@ -1,6 +1,7 @@
 """Layers against independent computations, and the adapter on every kind of module."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,9 @@ def test_a_convolution_under_vmap_is_no_grouped_convolution():
     stride=st.integers(1, 3),
     padding=st.integers(0, 4),
     batched=st.sampled_from([None, (0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1)]),
+    forms_of=st.sampled_from(["cpu", "gpu"]),
 )
-def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched):
+def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched, forms_of):
     """First and second, forward over reverse and reverse over reverse, alone and under vmap over either argument."""
 
     def lax_convolve(x, w):
@@ -74,7 +76,7 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
 
         return run if batched is None else jax.vmap(run, batched * 2)
 
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), mock.patch.object(jax, "default_backend", return_value=forms_of):
         rng, axes = np.random.default_rng(0), batched or (None, None)
         shapes = [(2, side, side + 1, 3), (kernel, kernel, 3, 2)]
         shapes = [s if axis is None else (*s[:axis], 3, *s[axis:]) for s, axis in zip(shapes, axes, strict=True)]

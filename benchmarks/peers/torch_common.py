@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metajax.benchmark.workloads import Workload  # at run time it would import JAX
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as convolutions have it there without asking
 
 Arrays = Mapping[str, np.ndarray]
 Prepared = tuple[Callable[[], None], Callable[[], dict[str, np.ndarray]]]

@@ -63,16 +63,18 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def matrix_rate(devices: Sequence[Any], *, size: int = 1536, seconds: float = 2.0) -> float:
+def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: float = 2.0) -> float:
     """Floating-point operations a second of products of square matrices, one on each device at a time.
 
     What no model can exceed: of `float32` operands in the default precision of a product, as it holds for models; of
-    `bfloat16` operands where that rounds to them.
+    `bfloat16` operands where that rounds to them. Their `size` is by default what fills a device.
     """
     rounds = products_precision() == "bfloat16"
+    size = size or (1536 if devices[0].platform == "cpu" else 8192)
     mesh = Mesh(np.array(devices), (AXIS,))
     split = NamedSharding(mesh, PartitionSpec(AXIS))
-    many = jax.device_put(jnp.ones((len(devices), size, size), jnp.bfloat16 if rounds else jnp.float32), split)
+    dtype = jnp.bfloat16 if rounds else jnp.float32
+    many = jax.device_put(jax.random.normal(jax.random.key(0), (len(devices), size, size), dtype), split)
     product = jax.jit(
         lambda a: jnp.einsum("dij,djk->dik", a, a, preferred_element_type=jnp.float32) / size, out_shardings=split
     )

@@ -94,8 +94,11 @@ _convolution = Primitive("convolution")
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
+    if jax.default_backend() != "cpu":
+        windows_are_better = geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
+        return (_by_windows if windows_are_better else _transposed)(a, b, role=role, geometry=geometry)
     small = min(geometry.height, geometry.width) <= geometry.size
-    if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE and jax.default_backend() == "cpu":
+    if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
     if role != "kernel" and (small or (geometry.rounded and (geometry.stride > 1 or geometry.size == 1))):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
@@ -111,6 +114,18 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     if role == "images":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
+
+
+def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
+    """In the forms that libraries for accelerators have a kernel for: a convolution, and its two transposes."""
+    if role == "output":
+        return _forward(a, b, geometry)
+    channels = (b.shape[2], b.shape[3]) if role == "images" else (a.shape[-1], b.shape[-1])
+    images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, channels[0]), a.dtype)
+    kernel = jax.ShapeDtypeStruct((geometry.size, geometry.size, *channels), a.dtype)
+    if role == "images":
+        return jax.linear_transpose(lambda images: _forward(images, b, geometry), images)(a)[0]
+    return jax.linear_transpose(lambda kernel: _forward(a, kernel, geometry), kernel)(b)[0]
 
 
 def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
