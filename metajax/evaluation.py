@@ -18,8 +18,15 @@ from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Ta
 _MOST_AT_ONCE = 8
 """Tasks of a chunk, unless chosen: queries alone take a batch each, and memory with it."""
 
+_CHUNKS_IN_A_CALL = 2
+"""Chunks of a device's tasks in one call of the compiled program. XLA's runtime for CPUs keeps some memory of each turn
+of nested loops until the call ends: gigabytes for a minute of them."""
+
 _CACHED_EXAMPLES = 40
 """Examples of a forward pass on a CPU, where queries are predicted alone: their activations stay in the cache."""
+
+_ACCELERATED_VALUES = 400_000
+"""Numbers in the inputs of that forward pass on an accelerator: what fills it, and leaves memory for activations."""
 
 Evaluation = dict[str, Any]
 """A report that goes into JSON as it is; `make_evaluation` says what is in it."""
@@ -100,10 +107,12 @@ def make_evaluation(
         )
         return adapted.trace
 
-    def run(meta_params, learner_state, rng, sampler):
-        chunk = chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
+    def chunk(meta_params) -> int:
+        return chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
+
+    def run(meta_params, learner_state, keys, sampler):
         shared = (meta_params, learner_state, sampler)
-        return map_tasks(measure, shared, task_keys(rng, num_tasks), chunk_size=chunk, mesh=mesh)
+        return map_tasks(measure, shared, keys, chunk_size=chunk(meta_params), mesh=mesh)
 
     everywhere = replicated(mesh)
     compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
@@ -112,8 +121,14 @@ def make_evaluation(
     def evaluate(
         meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
     ) -> Evaluation:
-        shared = replicate((meta_params, learner_state, rng), mesh)
-        values = jax.device_get(compiled(*shared, replicate(as_partial(sampler), mesh) if sampler else held))
+        most = chunk(meta_params) * (1 if mesh is None else mesh.size) * _CHUNKS_IN_A_CALL
+        calls = -(-num_tasks // most)
+        each = -(-num_tasks // calls)  # tasks of a call: the last ones may go beyond, and are dropped
+        keys = task_keys(rng, calls * each).reshape(calls, each)
+        shared = replicate((meta_params, learner_state), mesh)
+        drawn_by = replicate(as_partial(sampler), mesh) if sampler else held
+        parts = [jax.device_get(compiled(*shared, replicate(of_call, mesh), drawn_by)) for of_call in keys]
+        values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         return {
             "num_tasks": num_tasks,
             "inner_steps": steps,
@@ -168,8 +183,10 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         return _metrics(loss_fn, params, batch, rng)
 
     queries, examples = query.y.shape[0], support.y.shape[0] + 1
-    on_cpu = jax.default_backend() == "cpu"
-    together = largest_block(queries, examples, _CACHED_EXAMPLES) if on_cpu else queries
+    if jax.default_backend() == "cpu":
+        together = largest_block(queries, examples, _CACHED_EXAMPLES)
+    else:
+        together = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
     values = jax.lax.map(measure, (query.x, query.y), batch_size=together)
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 

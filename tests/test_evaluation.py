@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
+from metajax import evaluation
 from metajax.losses import weighted_mean
 
 
@@ -52,6 +53,31 @@ def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chun
     for kind in ("transductive", "non_transductive"):
         np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
         np.testing.assert_allclose(report[kind]["accuracy"]["mean"], expected[kind]["accuracy"]["mean"], atol=0.011)
+
+
+@pytest.mark.parametrize(("num_tasks", "chunks"), [(7, 1), (7, 100), (1, 2)])
+def test_the_report_does_not_depend_on_how_many_tasks_go_in_a_call(images, monkeypatch, num_tasks, chunks):
+    _, params, loss_fn, learner = images
+    sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
+    options = {"steps": 1, "num_tasks": num_tasks, "chunk_size": 2}
+    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    monkeypatch.setattr(evaluation, "_CHUNKS_IN_A_CALL", chunks)
+    report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    for kind in ("transductive", "non_transductive"):
+        np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 5 * 16 * 16 * 2, 400_000])
+def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(images, monkeypatch, most):
+    _, params, loss_fn, learner = images
+    sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
+    options = {"steps": 1, "num_tasks": 2}
+    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(evaluation, "_ACCELERATED_VALUES", most)
+    report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    alone, expected = (each["non_transductive"]["loss"]["mean"] for each in (report, expected))
+    np.testing.assert_allclose(alone, expected, rtol=1e-4)
 
 
 def test_each_query_alone_is_blind_to_the_other_queries(images):
