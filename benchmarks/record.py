@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text())
 TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<!-- /\2 -->)", re.DOTALL)
-"""Places of a page for a table: `results`, `speed`, or a file below `benchmarks/results`."""
+"""Places of a page for a table: `results`, one of `SPEED`, or a file below `benchmarks/results`."""
+SPEED = {"speed": "throughput-cpu-amx.json", "speed-gpu": "throughput-gpu.json"}
+"""What the README's tables of speed are made of."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 FAMILY = "omniglot_family_"
 _SEED = "_seed_"
@@ -95,12 +97,18 @@ def table(names: Iterable[str], folder: str) -> str:
             *_published(name, evaluation),
             str(evaluation["num_tasks"]),
             f"{training['steps']:,} × {training['tasks_per_step']}",
-            f"{kept['training_seconds'] / 60:.1f} min, {environment['devices']} CPU device"
-            f"{'s' if environment['devices'] > 1 else ''}"
-            f"{', bfloat16' if _rounds(kept) else ''}",
+            f"{kept['training_seconds'] / 60:.1f} min, {_devices(environment)}{', bfloat16' if _rounds(kept) else ''}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _devices(environment: dict) -> str:
+    """`2 CPU devices`, or the accelerator's name."""
+    platform, _, kind = environment["device"].partition(": ")
+    kind = "CPU device" if platform == "cpu" else kind.split(",")[0]
+    count = environment["devices"]
+    return f"{count} {kind}{'s' if count > 1 else ''}"
 
 
 def _rounds(kept: dict) -> bool:
@@ -190,8 +198,8 @@ Written by `python -m benchmarks.record --pages` from the [records](../benchmark
 typed by hand. A name longer than its config's says what was set otherwise. Scores are means over test tasks ± 95 %
 intervals (1.96·σ/√n over tasks of one trained model; the spread over seeds is another thing). *Transductive* means that
 the queries of a task are normalised together, as in most published numbers; *each query alone* means with the support
-set only. The difference is to the published transductive score. Times are those of training alone, beside other work on
-a shared two-core machine.
+set only. The difference is to the published transductive score. Times are those of training alone, where no device is
+named beside other work on a shared two-core machine.
 
 ## Every run
 
@@ -217,9 +225,9 @@ Mean squared error on 5-shot sinusoids. The oracle knows amplitude and phase and
 """
 
 
-def speed_table() -> str:
-    """Tasks per second, and how many times that is of peers', as measured on a CPU with matrix units."""
-    results = json.loads((RESULTS / "throughput-cpu-amx.json").read_text())["results"]
+def speed_table(measured: str) -> str:
+    """Tasks per second, and how many times that is of peers', from what `benchmarks.throughput` wrote."""
+    results = json.loads((RESULTS / measured).read_text())["results"]
     lines = [
         "| workload | metajax, tasks/s | times the fastest PyTorch peer | times a torch loop | times torch.func "
         "| bfloat16, tasks/s | times the fastest PyTorch peer |",
@@ -252,7 +260,7 @@ def with_tables(text: str) -> str:
             names = [name for name in records() if not name.startswith(FAMILY)]
             content = table(names, "configs")
         else:
-            content = speed_table() if place[2] == "speed" else _measured(place[2])
+            content = speed_table(SPEED[place[2]]) if place[2] in SPEED else _measured(place[2])
         return place[1] + content + place[3]
 
     return TABLES.sub(written, text)
