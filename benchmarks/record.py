@@ -198,8 +198,8 @@ Written by `python -m benchmarks.record --pages` from the [records](../benchmark
 typed by hand. A name longer than its config's says what was set otherwise. Scores are means over test tasks ± 95 %
 intervals (1.96·σ/√n over tasks of one trained model; the spread over seeds is another thing). *Transductive* means that
 the queries of a task are normalised together, as in most published numbers; *each query alone* means with the support
-set only. The difference is to the published transductive score. Times are those of training alone, where no device is
-named beside other work on a shared two-core machine.
+set only. The difference is to the published transductive score. Times are those of training alone,
+beside other work on a shared two-core machine unless an accelerator is named.
 
 ## Every run
 

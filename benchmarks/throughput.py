@@ -5,12 +5,12 @@
     python -m benchmarks.throughput --at-once 12         # where there are many cores beside an accelerator
 
 Each implementation runs in a process of its own on the same initial values and tasks, and is timed while no other
-runs; `--at-once` processes are checked and warmed up together before. It is timed in float32, after its meta-gradient
-of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12 with an example of each
-class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks ready-made; metajax is
-timed as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands rounded to bfloat16 (in
-metajax those of convolutions, in PyTorch under its autocast); it is not checked, since it is not the same. Writes
-`throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
+runs; `--at-once` processes are checked together before, and compiled if they are JAX. It is timed in float32, after its
+meta-gradient of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12 with an
+example of each class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks
+ready-made; metajax is timed as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands
+rounded to bfloat16 (in metajax those of convolutions, in PyTorch under its autocast); it is not checked, since it is
+not the same. Writes `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
 """
 
 import argparse
@@ -22,7 +22,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,7 @@ OURS = ("metajax", "metajax, one device", f"metajax{ROUNDED}")
 Arrays = dict[str, np.ndarray]
 JAX = {"JAX, vmap and lax.conv": "jax_obvious"}
 EVERYONE = (*OURS, *JAX, *PEERS, *(f"{peer}{ROUNDED}" for peer in PEERS))
+_READY = "ready\n"
 TOLERANCE = 1e-6
 """Largest relative difference between meta-gradients in float64. In float32 equal implementations can be percents
 apart: statistics of small batches, step after step, amplify its rounding."""
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="*", default=EVERYONE, choices=EVERYONE, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="processes checked or warmed up together")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="processes to prepare together")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,10 +68,13 @@ def main() -> None:
     names = list(choose(*options.only))
     if not names:
         parser.error(f"no workload's name contains {' or '.join(options.only)}")
+    if options.at_once < 1 or not options.implementations:
+        parser.error("--at-once is at least 1, and --implementations names one or more")
     about = environment()
     stem = options.output / f"throughput-{about['platform']}"
     options.output.mkdir(parents=True, exist_ok=True)
     results = _measured_before(stem.with_suffix(".json"), about)
+    partial = stem.with_suffix(".partial.json")  # what an interrupted run leaves
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), options.seconds, options.patience, options.at_once)
         for name, implementation, measured in measurements(names, options.implementations, settings):
@@ -79,7 +82,10 @@ def main() -> None:
             said = measured.get("error") or f"{rate(name, measured['seconds'])} tasks/s"
             print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
             report = {"environment": about, "results": {name: results[name] for name in WORKLOADS if name in results}}
-            stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if not partial.exists():
+        parser.error("none of these implementations does any of these workloads")
+    partial.replace(stem.with_suffix(".json"))
     text = table(report)
     print(text)
     stem.with_suffix(".md").write_text(text + "\n")
@@ -99,7 +105,7 @@ class Settings(NamedTuple):
         folder: For what processes hand to each other.
         seconds: Of timed calls for each measurement.
         patience: Seconds until a measurement is given up.
-        at_once: Processes that are checked or warmed up together.
+        at_once: Processes that are checked, or made ready, together.
     """
 
     folder: Path
@@ -119,13 +125,24 @@ def measurements(
             for name, failed in zip(some, pool.map(lambda name: _check(ours, name, settings), some), strict=True):
                 if failed:
                     raise SystemExit(f"{name}: {ours}: {failed['error']}")
-        cells = [(name, implementation) for name in names for implementation in implementations]
+        cells = [
+            (name, implementation)
+            for name in names
+            for implementation in implementations
+            if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
+        ]
         for some in _batched(cells, settings.at_once):
             checks = list(pool.map(lambda cell: _checked(cell[1], cell[0], settings), some))
             passed = [cell for cell, check in zip(some, checks, strict=True) if "error" not in check]
-            warm = dict(zip(passed, pool.map(lambda cell: _warmed_up(cell[1], cell[0], settings), passed), strict=True))
-            for cell, check in zip(some, checks, strict=True):
-                yield *cell, {**(timed(warm[cell], settings) if cell in warm else {}), **check}
+            ready = dict(
+                zip(passed, pool.map(lambda cell: _made_ready(cell[1], cell[0], settings), passed), strict=True)
+            )
+            try:
+                for cell, check in zip(some, checks, strict=True):
+                    yield *cell, {**(timed(ready[cell], settings) if cell in ready else {}), **check}
+            finally:
+                for process in ready.values():
+                    process.popen.kill()
 
 
 def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -164,11 +181,10 @@ def _check(implementation: str, name: str, settings: Settings) -> dict[str, Any]
 
 
 class _Process(NamedTuple):
-    """A measuring process, what it writes to standard error, the clock that ends it, and its first line if read."""
+    """A measuring process, what it writes to standard error, and what it has said so far."""
 
     popen: subprocess.Popen
     errors: Path
-    clock: threading.Timer
     said: str = ""
 
 
@@ -183,35 +199,53 @@ def _start(what: str, implementation: str, name: str, settings: Settings) -> _Pr
         popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, env=variables
         )
-    clock = threading.Timer(settings.patience, popen.kill)
-    clock.start()
-    return _Process(popen, errors, clock)
+    return _Process(popen, errors)
 
 
-def _warmed_up(implementation: str, name: str, settings: Settings) -> _Process:
-    """Start timing an implementation, up to where it is ready."""
+def _made_ready(implementation: str, name: str, settings: Settings) -> _Process:
+    """Start timing an implementation, up to where it waits for its turn, or has failed."""
     process = _start("time", implementation, name, settings)
-    said = process.popen.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
-    process.clock.cancel()
+    said = ""
+    with _patience(process, settings):
+        for line in process.popen.stdout or ():
+            if line == _READY:
+                break
+            said += line
     return process._replace(said=said)
 
 
 def timed(process: _Process, settings: Settings) -> dict[str, Any]:
     """What a process that is ready measures, now that it is its turn."""
-    clock = threading.Timer(settings.patience, process.popen.kill)
-    clock.start()
-    return _finish(process._replace(clock=clock), settings)
+    return {**_finish(process, settings), "at_once": settings.at_once}
 
 
 def _finish(process: _Process, settings: Settings) -> dict[str, Any]:
-    output, _ = process.popen.communicate("go\n")
-    process.clock.cancel()
+    with _patience(process, settings):
+        output, _ = process.popen.communicate("go\n")
     code = process.popen.returncode
-    if code == -signal.SIGKILL:
-        return {"error": f"not done after {settings.patience:.0f} s"}
     if code:
-        return {"error": (process.errors.read_text().strip().splitlines() or [f"exit status {code}"])[-1][:300]}
+        gave_up = process.errors.with_suffix(".late").exists()
+        reason = f"not done after {settings.patience:.0f} s" if gave_up else f"exit status {code}"
+        said = [] if gave_up else process.errors.read_text().strip().splitlines()
+        return {"error": (said or [reason])[-1][:300]}
     return json.loads((process.said + output).splitlines()[-1])
+
+
+@contextlib.contextmanager
+def _patience(process: _Process, settings: Settings) -> Iterator[None]:
+    """End a process that takes too long, and leave word that it was that."""
+
+    def give_up() -> None:
+        process.errors.with_suffix(".late").touch()
+        process.popen.kill()
+
+    clock = threading.Timer(settings.patience, give_up)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
 
 
 def _child(what: str, implementation: str, name: str, folder: str, *, seconds: float) -> dict[str, Any]:
@@ -259,9 +293,14 @@ def gradient_of(implementation: str, workload: Workload, params: Arrays, tasks: 
 def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays, seconds: float) -> dict[str, Any]:
     if implementation in OURS:
         return _time_ours(implementation, workload, seconds)
+    peer = _peer(implementation.removesuffix(ROUNDED))
+    compiles = implementation in JAX
+    if not compiles:  # it tries out chunk sizes when it is prepared
+        _wait_for_turn()
     with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
-        step, _ = _peer(implementation.removesuffix(ROUNDED)).prepare(workload, params, tasks)
-        return {**_time_in_turn(step, seconds), "peak_bytes": _peak_bytes_of_peer(implementation)}
+        step, _ = peer.prepare(workload, params, tasks)
+        timing = _time_in_turn(step, seconds, wait=compiles)
+        return {**timing, "peak_bytes": _peak_bytes_of_peer(implementation)}
 
 
 def _peak_bytes_of_peer(implementation: str) -> int:
@@ -276,17 +315,23 @@ def _peak_bytes_of_peer(implementation: str) -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes([])
 
 
-def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Warm up, say so, and time once the word comes."""
+def _time_in_turn(call: Callable[[], Any], seconds: float, *, wait: bool = True) -> dict[str, Any]:
+    """Warm up, and time when the turn has come."""
     from metajax.benchmark import time_calls
 
     began = time.perf_counter()
     call()
     first = time.perf_counter() - began
     call()
-    print("ready", flush=True)
-    sys.stdin.readline()
+    if wait:
+        _wait_for_turn()
     return time_calls(call, seconds=seconds)._replace(first_seconds=first)._asdict()
+
+
+def _wait_for_turn() -> None:
+    print(_READY, end="", flush=True)
+    if not sys.stdin.readline():
+        raise SystemExit("the benchmark has ended")
 
 
 def _peer(implementation: str) -> types.ModuleType:
@@ -325,25 +370,25 @@ def _unflattened(arrays: Arrays, template: Any) -> Any:
 
 
 def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[str, Any]:
-    import jax
-
     from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, training_call
     from metajax.cli.device import use_precision
 
-    on_cpu = jax.default_backend() == "cpu"
-    use_precision("bfloat16" if implementation.endswith(ROUNDED) else "float32" if on_cpu else "default")
     mesh, _ = _our_mesh(implementation, workload)
+    devices = list(mesh.devices.flat)
+    exact = "float32" if devices[0].platform == "cpu" else "default"  # TF32 on a GPU
+    use_precision("bfloat16" if implementation.endswith(ROUNDED) else exact)
     steps = 100 if workload.model == "mlp" else 1 if workload.slow else 5
     timing = _time_in_turn(training_call(workload, mesh, steps), seconds)
     plain = standard(workload, mixed_mode=False)  # what has to be computed, not what is computed twice
     flops = task_flops(plain.learner, plain.sampler, plain.params) * workload.tasks * steps / timing["seconds"]
-    rate = matrix_rate(list(mesh.devices.flat), seconds=seconds / 4)
+    peak = peak_bytes(devices)  # before large matrices are multiplied
+    rate = matrix_rate(devices, seconds=seconds / 4)
     scaled = {name: timing[name] / steps for name in ("seconds", "low", "high")}
     return {
         **timing,
         **scaled,
         "devices": mesh.size,
-        "peak_bytes": peak_bytes(list(mesh.devices.flat)),
+        "peak_bytes": peak,
         "gflops": flops / 1e9,
         "matrix_gflops": rate / 1e9,
     }

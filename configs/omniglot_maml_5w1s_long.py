@@ -7,7 +7,7 @@ As `omniglot_maml_5w1s`, over 40,000 meta-steps: two thirds of the paper's 60,00
 
 Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 inner steps: 98.78 ± 0.16
 % transductive, 97.87 ± 0.24 % each query alone; 45.2 minutes of training beside other work. On an NVIDIA H100:
-98.75 ± 0.17 % and 97.95 ± 0.24 %, in 115 seconds from the command to the report.
+98.75 ± 0.17 % and 97.95 ± 0.24 %, 61 seconds of training, 115 from the command to the report.
 """
 
 from metajax.experiment import *

@@ -84,6 +84,8 @@ def make_evaluation(
     """
     if num_tasks < 1 or steps < 0:
         raise ValueError(f"num_tasks must be at least 1 and steps at least 0, got {num_tasks} and {steps}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
 
     def measure(shared, key) -> dict[str, Metrics]:
         meta_params, learner_state, sampler = shared
@@ -110,8 +112,13 @@ def make_evaluation(
     def chunk(meta_params) -> int:
         return chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
 
-    def run(meta_params, learner_state, keys, sampler):
+    def tasks_of_a_call(meta_params) -> int:
+        most = chunk(meta_params) * (1 if mesh is None else mesh.size) * _CHUNKS_IN_A_CALL
+        return -(-num_tasks // -(-num_tasks // most))  # alike in all calls
+
+    def run(meta_params, learner_state, rng, first, sampler):
         shared = (meta_params, learner_state, sampler)
+        keys = task_keys(rng, tasks_of_a_call(meta_params), first)
         return map_tasks(measure, shared, keys, chunk_size=chunk(meta_params), mesh=mesh)
 
     everywhere = replicated(mesh)
@@ -121,13 +128,11 @@ def make_evaluation(
     def evaluate(
         meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
     ) -> Evaluation:
-        most = chunk(meta_params) * (1 if mesh is None else mesh.size) * _CHUNKS_IN_A_CALL
-        calls = -(-num_tasks // most)
-        each = -(-num_tasks // calls)  # tasks of a call: the last ones may go beyond, and are dropped
-        keys = task_keys(rng, calls * each).reshape(calls, each)
-        shared = replicate((meta_params, learner_state), mesh)
+        shared = replicate((meta_params, learner_state, rng), mesh)
         drawn_by = replicate(as_partial(sampler), mesh) if sampler else held
-        parts = [jax.device_get(compiled(*shared, replicate(of_call, mesh), drawn_by)) for of_call in keys]
+        parts = []
+        for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # what the last goes beyond is dropped
+            parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         return {
             "num_tasks": num_tasks,

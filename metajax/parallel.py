@@ -5,6 +5,7 @@ the other, and the tasks of a chunk run together under `vmap`. What is averaged 
 is that of one chunk whatever the number of tasks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -62,15 +63,15 @@ def split_over_tasks(mesh: Mesh | None, num_tasks: int) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec(None, AXIS))
 
 
-def task_keys(rng: jax.Array, num_tasks: int) -> jax.Array:
-    """A key for each task, `key[num_tasks]`: a function of `rng` and the task's index alone.
+def task_keys(rng: jax.Array, num_tasks: int, first: int | jax.Array = 0) -> jax.Array:
+    """A key for each task from `first` on, `key[num_tasks]`: a function of `rng` and the task's index alone.
 
     >>> import jax, metajax as mj
     >>> few, many = mj.task_keys(jax.random.key(0), 2), mj.task_keys(jax.random.key(0), 5)
     >>> bool((few == many[:2]).all())
     True
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(num_tasks))
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, first + jnp.arange(num_tasks))
 
 
 def step_keys(rng: jax.Array, first: int | jax.Array, steps: int, num_tasks: int) -> tuple[jax.Array, jax.Array]:
@@ -160,7 +161,7 @@ def map_tasks(
 
 def is_tiny(params: PyTree) -> bool:
     """Whether a model has at most ten thousand parameters, so that on a CPU its dispatch outweighs its arithmetic."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) <= 10_000
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)) <= 10_000
 
 
 def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None) -> int:

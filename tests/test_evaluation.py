@@ -19,7 +19,8 @@ def images():
     return apply, params, loss_fn, mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.5), 1))
 
 
-def test_mean_and_interval_are_those_of_the_tasks():
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_mean_and_interval_are_those_of_the_tasks(make_key):
     def loss_fn(params, data, rng):
         return (params - data) ** 2, {}
 
@@ -30,8 +31,8 @@ def test_mean_and_interval_are_those_of_the_tasks():
         return mj.Task(target, target)
 
     evaluate = mj.make_evaluation(learner, loss_fn, sampler, steps=2, num_tasks=50, non_transductive=False)
-    report = evaluate(jnp.float32(0.0), jax.random.key(1))["transductive"]
-    keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(mj.task_keys(jax.random.key(1), 50))
+    report = evaluate(0.0, make_key(1))["transductive"]
+    keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(mj.task_keys(make_key(1), 50))
     targets = np.asarray(jax.vmap(jax.random.normal)(keys), np.float64)
     for step in range(3):  # each step halves the distance
         losses = (targets * 0.5**step) ** 2
@@ -65,6 +66,12 @@ def test_the_report_does_not_depend_on_how_many_tasks_go_in_a_call(images, monke
     report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     for kind in ("transductive", "non_transductive"):
         np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
+
+
+def test_chunks_of_no_task_are_refused(images):
+    _, _, loss_fn, learner = images
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        mj.make_evaluation(learner, loss_fn, mj.glyphs(ways=5, shots=1, queries=1), steps=1, chunk_size=0)
 
 
 @pytest.mark.parametrize("most", [1, 5 * 16 * 16 * 2, 400_000])

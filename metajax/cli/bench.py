@@ -147,6 +147,7 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"it does not run on this device: {report.first_line(error)}") from error
     devices, done = list(mesh.devices.flat), what.tasks * what.steps
+    peak = peak_bytes(devices)  # before large matrices are multiplied
     return {
         "tasks_per_second": done / timing.seconds,
         "quartiles": [done / timing.high, done / timing.low],
@@ -154,7 +155,7 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
         "gflop_per_task": flops / 1e9,
         "gflops": flops * done / timing.seconds / 1e9,
         "matrix_gflops": matrix_rate(devices) / 1e9,
-        "peak_bytes": peak_bytes(devices),
+        "peak_bytes": peak,
         "devices": mesh.size,
         "repeats": timing.repeats,
     }
