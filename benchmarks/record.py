@@ -106,7 +106,7 @@ def table(names: Iterable[str], folder: str) -> str:
 def _devices(environment: dict) -> str:
     """`2 CPU devices`, or the accelerator's name."""
     platform, _, kind = environment["device"].partition(": ")
-    kind = "CPU device" if platform == "cpu" else kind.split(",")[0]
+    kind = "CPU device" if platform == "cpu" else kind
     count = environment["devices"]
     return f"{count} {kind}{'s' if count > 1 else ''}"
 

@@ -11,7 +11,15 @@ from jax.sharding import Mesh
 from metajax.learners import MetaLearner
 from metajax.losses import weighted_mean
 from metajax.models.convolution import largest_block
-from metajax.parallel import default_chunk_size, map_tasks, replicate, replicated, task_keys
+from metajax.parallel import (
+    check_chunk_size,
+    default_chunk_size,
+    map_tasks,
+    num_devices,
+    replicate,
+    replicated,
+    task_keys,
+)
 from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
@@ -84,8 +92,7 @@ def make_evaluation(
     """
     if num_tasks < 1 or steps < 0:
         raise ValueError(f"num_tasks must be at least 1 and steps at least 0, got {num_tasks} and {steps}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    check_chunk_size(chunk_size)
 
     def measure(shared, key) -> dict[str, Metrics]:
         meta_params, learner_state, sampler = shared
@@ -113,7 +120,7 @@ def make_evaluation(
         return chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
 
     def tasks_of_a_call(meta_params) -> int:
-        most = chunk(meta_params) * (1 if mesh is None else mesh.size) * _CHUNKS_IN_A_CALL
+        most = chunk(meta_params) * num_devices(mesh) * _CHUNKS_IN_A_CALL
         return -(-num_tasks // -(-num_tasks // most))  # alike in all calls
 
     def run(meta_params, learner_state, rng, first, sampler):

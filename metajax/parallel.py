@@ -124,7 +124,7 @@ def average_tasks(
         total, _ = jax.lax.scan(add_chunk, zeros, _in_chunks((per_task, valid), chunk_size))
         return total if mesh is None else jax.lax.psum(total, AXIS)
 
-    padded, valid = _pad(per_task, num_tasks, chunk_size * _num_devices(mesh))
+    padded, valid = _pad(per_task, num_tasks, chunk_size * num_devices(mesh))
     total = _on_mesh(total, mesh, PartitionSpec())(shared, padded, valid)
     return jax.tree.map(lambda t: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(t.dtype), total)
 
@@ -154,7 +154,7 @@ def map_tasks(
         values = jax.lax.map(lambda tasks: _run_chunk(fn, shared, tasks), chunks)
         return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), values)
 
-    padded, valid = _pad(per_task, num_tasks, chunk_size * _num_devices(mesh))
+    padded, valid = _pad(per_task, num_tasks, chunk_size * num_devices(mesh))
     values = _on_mesh(run, mesh, PartitionSpec(AXIS))(shared, padded, valid)
     return jax.tree.map(lambda v: v[:num_tasks], values)
 
@@ -173,16 +173,21 @@ def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None)
     return 1 if platform == "cpu" and not is_tiny(params) else _share(num_tasks, mesh)
 
 
-def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> int:
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise a `ValueError` if a chunk would hold no task."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+
+
+def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> int:
+    check_chunk_size(chunk_size)
     share = _share(num_tasks, mesh)
     return share if chunk_size is None else min(chunk_size, share)
 
 
 def _share(num_tasks: int, mesh: Mesh | None) -> int:
     """Tasks of one device."""
-    return -(-num_tasks // _num_devices(mesh))
+    return -(-num_tasks // num_devices(mesh))
 
 
 def _run_chunk(fn: Callable, shared: PyTree, tasks: PyTree) -> PyTree:
@@ -217,7 +222,8 @@ def _num_tasks(per_task: PyTree) -> int:
     return jax.tree.leaves(per_task)[0].shape[0]
 
 
-def _num_devices(mesh: Mesh | None) -> int:
+def num_devices(mesh: Mesh | None) -> int:
+    """Devices of a mesh, of all processes; one without."""
     return 1 if mesh is None else mesh.size
 
 

@@ -58,7 +58,7 @@ def test_the_obvious_way_gives_the_same_meta_gradient(name, changes):
         np.testing.assert_allclose(ours[leaf], theirs[leaf], rtol=1e-7, atol=1e-9, err_msg=leaf)
 
 
-def test_implementations_are_checked_and_warmed_up_together_and_timed_one_by_one(tmp_path):
+def test_implementations_are_checked_and_then_timed(tmp_path):
     settings = Settings(tmp_path, seconds=0.01, patience=300, at_once=2)
     measured = list(measurements(["sinusoid, 1 step"], ["metajax", *JAX], settings))
     assert [cell[:2] for cell in measured] == [("sinusoid, 1 step", name) for name in ("metajax", *JAX)]

@@ -56,16 +56,24 @@ def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chun
         np.testing.assert_allclose(report[kind]["accuracy"]["mean"], expected[kind]["accuracy"]["mean"], atol=0.011)
 
 
-@pytest.mark.parametrize(("num_tasks", "chunks"), [(7, 1), (7, 100), (1, 2)])
-def test_the_report_does_not_depend_on_how_many_tasks_go_in_a_call(images, monkeypatch, num_tasks, chunks):
+@pytest.mark.parametrize(("num_tasks", "chunks", "each"), [(7, 1, 2), (7, 3, 4), (7, 100, 7), (1, 2, 1)])
+def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(images, monkeypatch, num_tasks, chunks, each):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
     options = {"steps": 1, "num_tasks": num_tasks, "chunk_size": 2}
     expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    together = []
+
+    def map_tasks(fn, shared, keys, **options):
+        together.append(len(keys))
+        return mj.map_tasks(fn, shared, keys, **options)
+
+    monkeypatch.setattr(evaluation, "map_tasks", map_tasks)
     monkeypatch.setattr(evaluation, "_CHUNKS_IN_A_CALL", chunks)
     report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     for kind in ("transductive", "non_transductive"):
         np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
+    assert together == [each], "one program for all calls"
 
 
 def test_chunks_of_no_task_are_refused(images):

@@ -94,13 +94,13 @@ _convolution = Primitive("convolution")
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
+    few_overlap = geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
     if jax.default_backend() != "cpu":
-        windows_are_better = geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
-        return (_by_windows if windows_are_better else _transposed)(a, b, role=role, geometry=geometry)
+        return (_by_windows if few_overlap else _transposed)(a, b, role=role, geometry=geometry)
     small = min(geometry.height, geometry.width) <= geometry.size
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
-    if role != "kernel" and (small or (geometry.rounded and (geometry.stride > 1 or geometry.size == 1))):
+    if role != "kernel" and (small or few_overlap):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
         # beat a native convolution in float32 if windows overlap little, or serve many outputs (above);
         # in bfloat16 it is slow on a CPU.
@@ -120,11 +120,10 @@ def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
     """In the forms that libraries for accelerators have a kernel for: a convolution, and its two transposes."""
     if role == "output":
         return _forward(a, b, geometry)
-    channels = (b.shape[2], b.shape[3]) if role == "images" else (a.shape[-1], b.shape[-1])
-    images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, channels[0]), a.dtype)
-    kernel = jax.ShapeDtypeStruct((geometry.size, geometry.size, *channels), a.dtype)
     if role == "images":
+        images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
         return jax.linear_transpose(lambda images: _forward(images, b, geometry), images)(a)[0]
+    kernel = jax.ShapeDtypeStruct((geometry.size, geometry.size, a.shape[-1], b.shape[-1]), a.dtype)
     return jax.linear_transpose(lambda kernel: _forward(a, kernel, geometry), kernel)(b)[0]
 
 
