@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="*", default=EVERYONE, choices=EVERYONE, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="processes to prepare together")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="processes to prepare together; up to the cores"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -120,7 +122,7 @@ def measurements(
     """Of each workload and implementation what was measured, or an `error`; some at once, but timed one by one."""
     ours = OURS[0]
     with ThreadPoolExecutor(settings.at_once) as pool:
-        for some in _batched(names, settings.at_once):
+        for some in batched(names, settings.at_once):
             list(pool.map(lambda name: _write(name, settings.folder), some))
             for name, failed in zip(some, pool.map(lambda name: _check(ours, name, settings), some), strict=True):
                 if failed:
@@ -131,7 +133,7 @@ def measurements(
             for implementation in implementations
             if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
         ]
-        for some in _batched(cells, settings.at_once):
+        for some in batched(cells, settings.at_once):
             checks = list(pool.map(lambda cell: _checked(cell[1], cell[0], settings), some))
             passed = [cell for cell, check in zip(some, checks, strict=True) if "error" not in check]
             ready = dict(
@@ -145,7 +147,8 @@ def measurements(
                     process.popen.kill()
 
 
-def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """So many at a time, the last ones maybe fewer."""
     return (values[i : i + size] for i in range(0, len(values), size))
 
 
@@ -171,7 +174,8 @@ def _write(name: str, folder: Path) -> None:
         "from metajax.benchmark import WORKLOADS, standard\n"
         "np.savez(sys.argv[2], **flattened(standard(WORKLOADS[sys.argv[1]]).params))"
     )
-    subprocess.run([sys.executable, "-c", code, name, str(folder / name / "params.npz")], check=True)
+    command = [sys.executable, "-c", code, name, str(folder / name / "params.npz")]
+    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})  # an accelerator has no part in it
     np.savez(folder / name / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
 
 

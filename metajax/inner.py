@@ -208,7 +208,7 @@ def inner_loop(
             return (fast, opt_state), seen(fast, slow, i + 1)
 
         before = seen(fast, slow, 0)
-        loop = _scan_in_stretches if remat else functools.partial(lax.scan, unroll=_unroll(unroll, steps))
+        loop = _scan_in_stretches if remat else _loop(unroll, steps)
         (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
         return Adapted(merge(fast, slow), opt_state, trace)
@@ -257,10 +257,24 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
     return gradient(fast, real, other)
 
 
-def _unroll(unroll: int | bool | None, steps: int) -> int | bool:
-    if not steps:
-        return 1
-    return steps <= _UNROLLED if unroll is None else unroll
+def _loop(unroll: int | bool | None, steps: int) -> Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]:
+    if unroll is None:
+        unroll = bool(steps <= _UNROLLED)
+    whole = steps > 0 and (unroll is True or unroll >= steps)
+    return _unrolled if whole else functools.partial(lax.scan, unroll=unroll)
+
+
+def _unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """`lax.scan`, unrolled, with the first step apart.
+
+    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy them for each task.
+    """
+    carry, first = step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))
+    first = jax.tree.map(lambda leaf: leaf[None], first)
+    if jax.tree.leaves(inputs)[0].shape[0] == 1:
+        return carry, first
+    carry, others = lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[1:], inputs), unroll=True)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
 
 
 def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metajax.types import PyTree
@@ -122,7 +123,7 @@ def average_tasks(
         one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
         total, _ = jax.lax.scan(add_chunk, zeros, _in_chunks((per_task, valid), chunk_size))
-        return total if mesh is None else jax.lax.psum(total, AXIS)
+        return total if mesh is None else _sum_over_devices(total)
 
     padded, valid = _pad(per_task, num_tasks, chunk_size * num_devices(mesh))
     total = _on_mesh(total, mesh, PartitionSpec())(shared, padded, valid)
@@ -208,6 +209,18 @@ def _pad(per_task: PyTree, num_tasks: int, multiple: int) -> tuple[PyTree, jax.A
         return per_task, None
     rows = jnp.minimum(jnp.arange(num_tasks + padding), num_tasks - 1)
     return jax.tree.map(lambda leaf: leaf[rows], per_task), jnp.arange(num_tasks + padding) < num_tasks
+
+
+def _sum_over_devices(tree: PyTree) -> PyTree:
+    """`psum`, of all leaves of a type as one array: on a CPU the devices wait for each other for every array."""
+    leaves, structure = jax.tree.flatten(tree)
+    sums = list(leaves)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        at = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat, unravel = ravel_pytree([leaves[i] for i in at])
+        for i, total in zip(at, unravel(jax.lax.psum(flat, AXIS)), strict=True):
+            sums[i] = total
+    return structure.unflatten(sums)
 
 
 def _on_mesh(fn: Callable, mesh: Mesh | None, out_specs: PartitionSpec) -> Callable:

@@ -17,7 +17,7 @@ from benchmarks import peers
 from benchmarks.peers import PEERS, jax_obvious
 from benchmarks.throughput import JAX, Settings, flattened, measurements
 from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
-from metajax.cli import main, tune
+from metajax.cli import configs, main, tune
 from metajax.cli.device import device_name
 from metajax.parallel import task_mesh
 
@@ -87,6 +87,18 @@ def test_operations_of_a_convolution_and_its_derivatives_are_counted():
     ) == (5 * forward)
 
 
+def test_operations_of_a_fully_connected_layer_and_its_derivatives_are_counted():
+    apply, params = mj.functional(mj.models.MLP(2, 3, hidden=(), rngs=nnx.Rngs(0)))
+    forward = 2 * 5 * 2 * 3
+
+    def loss(params, x):
+        return jnp.sin(apply(params, x)).sum()
+
+    assert matrix_flops(loss, params, jnp.ones((5, 2))) == forward
+    assert matrix_flops(jax.grad(loss), params, jnp.ones((5, 2))) == 2 * forward, "and the kernel's"
+    assert matrix_flops(jax.grad(loss, argnums=(0, 1)), params, jnp.ones((5, 2))) == 3 * forward, "and the input's"
+
+
 def test_operations_of_a_loop_count_for_every_turn():
     a = jnp.ones((4, 4))
     loop = lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, length=7)[0]  # noqa: E731
@@ -113,13 +125,25 @@ def small(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(("hidden", "tasks", "devices"), [
+    ((8,), 4, {4, 2, 1}),  # tiny: two by default
+    ((8,), 25, {7, 2, 1}),  # seven have as few as all eight
+    ((128, 128), 4, {4, 1}),
+])  # fmt: skip
+def test_tuning_tries_all_devices_those_of_the_default_and_one(small, hidden, tasks, devices):
+    experiment = configs.load(str(small))
+    training = dataclasses.replace(experiment.training, tasks_per_step=tasks)
+    params = {"w": np.zeros((*hidden, 100))}
+    assert {way.devices for way in tune._ways(dataclasses.replace(experiment, training=training), params)} == devices
+
+
 def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, capsys, monkeypatch):
     monkeypatch.chdir(small.parent)
     assert main(["tune", str(small), "--seconds", "0.01"]) == 0
     said = capsys.readouterr().out
     assert "fastest: " in said
     found = tune.load(small)
-    assert found.chunk_size in (1, 4)
+    assert found.chunk_size in (1, 2, 4)
     assert main(["train", str(small)]) == 0
     execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
     assert (execution["chunk_size"], execution["unroll"]) == (found.chunk_size, found.unroll)

@@ -112,7 +112,7 @@ def test_train_prints_little_and_quietly(trained, folder):
     directory, result = trained
     lines = result.out.splitlines()
     assert result.err == ""
-    assert lines[0] == f"training in {directory} on 1 cpu device"
+    assert lines[0] == f"training in {directory} on 2 cpu devices"
     assert "8 test tasks, mean ± 95 % interval" in lines
     assert lines[-1] == f"metajax plot {directory} draws it"
     assert "\x1b" not in result.out
@@ -134,7 +134,7 @@ def test_train_writes_the_environment(trained):
     assert environment["versions"]["jax"] == jax.__version__
     assert environment["versions"]["metajax"] == __version__
     assert environment["device"].startswith("cpu")
-    assert environment["devices"] == 1
+    assert environment["devices"] == 2
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
 
 

@@ -34,3 +34,13 @@ def test_what_a_cpu_multiplies_is_in_its_flags(monkeypatch, flags, multiplies, u
     monkeypatch.setattr(device, "_cpu_description", lambda: f"model name\t: A\nflags\t\t: {flags}\n")
     assert device.multiplies_bfloat16() == multiplies
     assert device.has_matrix_units() == units
+
+
+@pytest.mark.parametrize(("parameters", "tasks", "devices"), [
+    (10_000, 25, 2),  # tiny
+    (10_000, 1, 1),
+    (10_001, 25, 7),  # 4 each, as with 8 devices
+    (10_001, 32, 8),
+])  # fmt: skip
+def test_devices_share_the_tasks_evenly_and_a_tiny_model_has_two(parameters, tasks, devices):
+    assert device.choose_mesh(None, {"w": np.zeros(parameters)}, tasks).size == devices

@@ -54,6 +54,40 @@ def test_any_optimizer_and_strategy_equals_an_explicit_loop(key, name, options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("unroll", "copies"), [(None, False), (True, False), (2, False), (1, True), (False, True)])
+def test_an_unrolled_loop_starts_from_what_tasks_share_without_a_copy_for_each(key, unroll, copies):
+    def loss(params, x, rng):
+        return jnp.sum(jnp.sin(x @ params)), {}
+
+    inner = mj.inner_loop(optax.sgd(0.1), 2, unroll=unroll)
+    adapt = jax.vmap(lambda x: inner.run(loss, jnp.ones((3, 5)), x, key).params)
+    forward = next(eqn for eqn in equations(jax.make_jaxpr(adapt)(jnp.ones((4, 2, 3))).jaxpr) if is_product(eqn))
+    _, (batch, _) = forward.params["dimension_numbers"]
+    assert bool(batch) is copies
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_unrolled_loop_runs_without_jit(key, steps):
+    inner = mj.inner_loop(optax.sgd(0.1), steps)
+    expected = inner.run(quadratic, START, TARGET, key)
+    with jax.disable_jit():
+        adapted = inner.run(quadratic, START, TARGET, key)
+    np.testing.assert_allclose(adapted.params, expected.params, rtol=1e-6)
+
+
+def equations(jaxpr):
+    """All of a program's, in order, those of loops and calls among them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+def is_product(eqn):
+    return eqn.primitive.name == "dot_general"
+
+
 def test_steps_at_call_time_override_the_default(key):
     inner = mj.inner_loop(optax.sgd(0.1), 2)
     more = inner.run(quadratic, START, TARGET, key, steps=5)

@@ -15,6 +15,7 @@ import metajax as mj
 from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
 from metajax.models.convolution import convolve
 from metajax.models.layers import convolve_and_pool
+from metajax.models.product import dot_general
 
 
 @settings(deadline=None, max_examples=12)
@@ -64,26 +65,97 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
         sides = [(padding, padding)] * 2
         return jax.lax.conv_general_dilated(x, w, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    def derivatives(convolve):
-        def energy(x, w):
-            return jnp.sum(jnp.sin(convolve(x, w)))
-
-        def run(x, w, dx, dw):
-            gradient = jax.grad(energy, argnums=(0, 1))
-            _, forward = jax.jvp(gradient, (x, w), (dx, dw))
-            _, reverse = jax.vjp(gradient, x, w)
-            return gradient(x, w), forward, reverse((dx, dw))
-
-        return run if batched is None else jax.vmap(run, batched * 2)
-
     with jax.enable_x64(True), mock.patch.object(jax, "default_backend", return_value=forms_of):
         rng, axes = np.random.default_rng(0), batched or (None, None)
         shapes = [(2, side, side + 1, 3), (kernel, kernel, 3, 2)]
         shapes = [s if axis is None else (*s[:axis], 3, *s[axis:]) for s, axis in zip(shapes, axes, strict=True)]
         (x, dx), (w, dw) = (rng.normal(size=(2, *shape)) for shape in shapes)
-        ours = derivatives(lambda x, w: convolve(x, w, stride=stride, padding=padding))(x, w, dx, dw)
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(derivatives(lax_convolve)(x, w, dx, dw)), strict=True):
+        ours = derivatives(lambda x, w: convolve(x, w, stride=stride, padding=padding), batched)(x, w, dx, dw)
+        theirs = derivatives(lax_convolve, batched)(x, w, dx, dw)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    examples=st.integers(1, 4),
+    inputs=st.integers(1, 4),
+    outputs=st.integers(1, 4),
+    batched=st.sampled_from([None, (0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1)]),
+    forms_of=st.sampled_from(["cpu", "gpu"]),
+)
+def test_derivatives_of_a_product_are_those_of_jax(examples, inputs, outputs, batched, forms_of):
+    with jax.enable_x64(True), mock.patch.object(jax, "default_backend", return_value=forms_of):
+        rng, axes = np.random.default_rng(0), batched or (None, None)
+        shapes = [(examples, inputs), (inputs, outputs)]
+        shapes = [s if axis is None else (*s[:axis], 3, *s[axis:]) for s, axis in zip(shapes, axes, strict=True)]
+        (x, dx), (w, dw) = (rng.normal(size=(2, *shape)) for shape in shapes)
+        ours, theirs = (derivatives(multiply, batched)(x, w, dx, dw) for multiply in (dot_general, jnp.matmul))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [3, 7])
+def test_products_of_each_task_contract_what_lies_together(outputs):
+    """The reason for `product`: on a CPU a kernel's cotangent, a product over rows, is slow for each task."""
+
+    def products(multiply):
+        gradient = jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.sin(multiply(x, w)))))
+        program = jax.make_jaxpr(gradient)(jnp.ones((4, 5, outputs)), jnp.ones((4, 2, 5)))
+        found = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+        sides = [(eqn.params["dimension_numbers"][0][0], eqn.invars[0].aval.ndim) for eqn in found]
+        return [contracted == (ndim - 1,) for contracted, ndim in sides]
+
+    assert products(dot_general) == [True, True]
+    assert products(jnp.matmul) == [True, False], "what JAX does by itself"
+
+
+def test_a_product_has_the_shapes_and_the_type_of_jax():
+    x, kernel = jnp.ones((3, 2, 5), jnp.bfloat16), jnp.ones((5, 4), jnp.float32)
+    np.testing.assert_array_equal(dot_general(x, kernel), x @ kernel)
+    assert dot_general(x, kernel).dtype == jnp.float32
+    assert dot_general(x[0, 0], kernel).shape == (4,)
+    with pytest.raises(ValueError, match=r"a kernel \(5, 4\) does not fit inputs \(2, 5, 3\)"):
+        dot_general(jnp.ones((2, 5, 3)), kernel)
+    with pytest.raises(ValueError, match="knows no preferred_element_type"):
+        dot_general(x, kernel, preferred_element_type=jnp.float32)
+
+
+def test_derivatives_of_a_product_over_tasks_are_those_of_jax(key):
+    """Reverse mode through `vmap`, where each task has its kernel."""
+    x, kernels = jax.random.normal(key, (4, 2, 5)), jax.random.normal(key, (4, 5, 3))
+
+    def energy(multiply):
+        cubes = jax.grad(lambda kernel, x: jnp.sum(multiply(x, kernel) ** 3))
+        return lambda x, kernels: jnp.sum(jnp.sin(jax.vmap(cubes)(kernels, x)))
+
+    ours, theirs = (jax.grad(energy(multiply), argnums=(0, 1))(x, kernels) for multiply in (dot_general, jnp.matmul))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_keeps_the_precision_that_held_where_it_was_written():
+    def loss(kernel, x):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(jnp.sin(dot_general(x, kernel)))
+
+    text = jax.jit(jax.grad(loss)).lower(jnp.ones((5, 3)), jnp.ones((2, 5))).as_text()
+    assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("dot_general") == 2
+
+
+def derivatives(fn, batched):
+    """First and second derivatives of an energy of `fn(x, w)`: forward over reverse and reverse over reverse."""
+
+    def energy(x, w):
+        return jnp.sum(jnp.sin(fn(x, w)))
+
+    def run(x, w, dx, dw):
+        gradient = jax.grad(energy, argnums=(0, 1))
+        _, forward = jax.jvp(gradient, (x, w), (dx, dw))
+        _, reverse = jax.vjp(gradient, x, w)
+        return gradient(x, w), forward, reverse((dx, dw))
+
+    return run if batched is None else jax.vmap(run, batched * 2)
 
 
 def rounded(x):

@@ -53,6 +53,28 @@ def test_strategies_and_devices_agree(problem, devices, chunk):
     assert_close(average(params, keys), expected)
 
 
+def test_devices_wait_for_each_other_once_for_each_type():
+    def values(shared, x):
+        return {
+            "a": x * shared,
+            "b": (x**2)[None].repeat(3, 0),
+            "n": jnp.int32(7) * (x > 2),
+            "c": x.astype(jnp.float32),
+        }
+
+    average = jax.jit(lambda x: mj.average_tasks(values, 2.0, x, mesh=mj.task_mesh(jax.devices()[:2])))
+    x = jnp.arange(6.0)
+    assert average.lower(x).as_text().count("stablehlo.all_reduce") == 3, "float64, int32, float32"
+    expected = {"a": 5.0, "b": np.full(3, 55 / 6), "n": 3, "c": 2.5}
+    assert_close(average(x), expected)
+    assert {name: str(value.dtype) for name, value in average(x).items()} == {
+        "a": "float64",
+        "b": "float64",
+        "n": "int32",
+        "c": "float32",
+    }
+
+
 def test_shuffling_tasks_changes_nothing(problem):
     estimate, params, keys, expected = problem
     shuffled = keys[np.random.default_rng(0).permutation(TASKS)]

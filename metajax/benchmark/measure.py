@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metajax.models.convolution import convolution_flops
+from metajax.models.bilinear import bilinear_flops
 from metajax.parallel import AXIS
 from metajax.precision import products_precision
 
@@ -112,17 +112,12 @@ def _flops_of(equation: core.JaxprEqn) -> int:
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
         return 2 * out * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    if equation.primitive.name == "convolution":
-        output, kernel = _convolution_shapes(equation)
-        return convolution_flops(output, kernel)
+    if equation.primitive.name in ("convolution", "product"):
+        shapes = (each.aval.shape for each in [*equation.invars, *equation.outvars])  # pyright: ignore[reportAttributeAccessIssue]
+        return bilinear_flops(*shapes, role=equation.params["role"])
     times = equation.params.get("length", 1)
     inner = [value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(value)]
     return times * sum(_flops(getattr(value, "jaxpr", value)) for value in inner)
-
-
-def _convolution_shapes(equation: core.JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    a, b, out = (each.aval.shape for each in [*equation.invars, *equation.outvars])  # pyright: ignore[reportAttributeAccessIssue]
-    return {"output": (out, b), "images": (a, b), "kernel": (b, out)}[equation.params["role"]]
 
 
 def _is_jaxpr(value: Any) -> bool:

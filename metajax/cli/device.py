@@ -128,11 +128,11 @@ def has_matrix_units() -> bool:
     return "amx_bf16" in _cpu_description().split()
 
 
-def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one: bool = True) -> Mesh:
+def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
     """A mesh of `devices` devices; by default all that help.
 
-    A tiny model on a CPU is all dispatch, and stays on one core (`tiny_on_one`); otherwise as many devices as share
-    the tasks evenly.
+    These are as many as share the tasks evenly, but two at most for a tiny model on a CPU: in every meta-step devices
+    wait for each other.
 
     With several processes `devices` counts those of each, and the mesh has them all.
 
@@ -145,12 +145,20 @@ def choose_mesh(devices: int | None, params: Params, tasks: int, *, tiny_on_one:
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
     if devices is None:
-        most = min(len(available), tasks)
-        alone = tiny_on_one and is_tiny(params) and jax.default_backend() == "cpu"
-        devices = 1 if alone else -(-tasks // -(-tasks // most))
+        tiny = is_tiny(params) and jax.default_backend() == "cpu"
+        devices = share_evenly(tasks, min(len(available), 2) if tiny else len(available))
     if devices > len(available):
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
     if jax.process_count() == 1:
         return task_mesh(available[:devices])
     each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]
     return task_mesh(list(itertools.chain.from_iterable(each)))
+
+
+def share_evenly(tasks: int, devices: int) -> int:
+    """How many of these devices it takes for each to have as few tasks as with all of them.
+
+    >>> share_evenly(25, 8), share_evenly(4, 8)  # 4 each, as with eight; one each
+    (7, 4)
+    """
+    return -(-tasks // -(-tasks // devices))

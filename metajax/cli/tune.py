@@ -11,7 +11,7 @@ import jax
 from metajax import workdir
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, device_name, use_precision
+from metajax.cli.device import choose_mesh, device_name, share_evenly, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
@@ -120,10 +120,11 @@ def _path(source: Path) -> Path:
 
 
 def _ways(experiment: Experiment, params: Params) -> Iterator[Tuned]:
-    """All devices and one; a task at a time, a few and all at once; unrolled or not, for loops of 2 to 10 steps."""
+    """All devices, the default's, and one; one task at a time, a few, all; loops of 2 to 10 steps unrolled or not."""
     tasks = experiment.training.tasks_per_step
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
-    for devices in sorted({1, choose_mesh(None, params, tasks, tiny_on_one=False).size}, reverse=True):
+    every = share_evenly(tasks, jax.local_device_count())
+    for devices in sorted({1, choose_mesh(None, params, tasks).size, every}, reverse=True):
         share = -(-tasks // devices)
         for chunk_size in sorted({1, min(4, share), share}):
             for unroll in (True, False) if loops else (None,):

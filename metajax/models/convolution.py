@@ -1,8 +1,7 @@
 """Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
 
-A convolution is bilinear, and so are its two transposes: the cotangent of the images from that of the output, and
-the kernel's. Each one's derivatives are the other two. As one primitive in three roles, second derivatives are
-convolutions of the forms that compilers know; left to themselves, they come out in forms that run ten times slower.
+It is one primitive in three roles, so that second derivatives are convolutions of the forms that compilers know; left
+to themselves, they come out in forms that run ten times slower.
 
 Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
 primitive is windows of the image times a matrix.
@@ -10,17 +9,15 @@ primitive is windows of the image times a matrix.
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from metajax.models.bilinear import Role, bilinear
 from metajax.precision import products_precision
 
-Role = Literal["output", "images", "kernel"]
 _BLOCK_BYTES = 6_000_000
 """Windows in use at once: what a core's share of the last cache holds."""
 _WIDE = 128
@@ -84,14 +81,6 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     return _convolution.bind(images, kernel, role="output", geometry=geometry)
 
 
-def convolution_flops(output: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """Floating-point operations of a convolution in any role, from the shapes of its output and kernel."""
-    return 2 * math.prod(output) * math.prod(kernel[:-1])
-
-
-_convolution = Primitive("convolution")
-
-
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
     few_overlap = geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
@@ -109,9 +98,9 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
         if a.shape[-1] == 3:  # three channels fit no vector
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
         return _forward(a, b, geometry)
-    if role == "images" and geometry.stride == 1:
+    if role == "input" and geometry.stride == 1:
         return _images(a, b, geometry)
-    if role == "images":
+    if role == "input":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
 
@@ -120,7 +109,7 @@ def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
     """In the forms that libraries for accelerators have a kernel for: a convolution, and its two transposes."""
     if role == "output":
         return _forward(a, b, geometry)
-    if role == "images":
+    if role == "input":
         images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
         return jax.linear_transpose(lambda images: _forward(images, b, geometry), images)(a)[0]
     kernel = jax.ShapeDtypeStruct((geometry.size, geometry.size, a.shape[-1], b.shape[-1]), a.dtype)
@@ -240,44 +229,12 @@ def _output_sides(geometry: Geometry) -> tuple[int, int]:
     return (geometry.height - reach) // geometry.stride + 1, (geometry.width - reach) // geometry.stride + 1
 
 
-def _shape(a, b, *, role: Role, geometry: Geometry):
+def _shape(a: Any, b: Any, *, role: Role, geometry: Geometry) -> tuple[int, ...]:
     if role == "output":
-        shape = (a.shape[0], *_output_sides(geometry), b.shape[-1])
-    elif role == "images":
-        shape = (a.shape[0], geometry.height, geometry.width, b.shape[2])
-    else:
-        shape = (geometry.size, geometry.size, a.shape[-1], b.shape[-1])
-    return a.update(shape=shape, weak_type=False)
+        return (a.shape[0], *_output_sides(geometry), b.shape[-1])
+    if role == "input":
+        return (a.shape[0], geometry.height, geometry.width, b.shape[2])
+    return (geometry.size, geometry.size, a.shape[-1], b.shape[-1])
 
 
-def _transpose_first(cotangent, a, b, *, role: Role, geometry: Geometry):
-    if role == "output":
-        return _convolution.bind(cotangent, b, role="images", geometry=geometry)
-    if role == "images":
-        return _convolution.bind(cotangent, b, role="output", geometry=geometry)
-    return _convolution.bind(b, cotangent, role="images", geometry=geometry)
-
-
-def _transpose_second(cotangent, a, b, *, role: Role, geometry: Geometry):
-    if role == "output":
-        return _convolution.bind(a, cotangent, role="kernel", geometry=geometry)
-    if role == "images":
-        return _convolution.bind(cotangent, a, role="kernel", geometry=geometry)
-    return _convolution.bind(a, cotangent, role="output", geometry=geometry)
-
-
-def _batch(arguments, axes, *, role: Role, geometry: Geometry):
-    (a, b), (a_axis, b_axis) = arguments, axes
-    if role != "kernel" and b_axis is None:  # one kernel: all are examples
-        a = jnp.moveaxis(a, a_axis, 0)
-        folded = a.reshape(-1, *a.shape[2:])
-        out = _convolution.bind(folded, b, role=role, geometry=geometry)
-        return out.reshape(*a.shape[:2], *out.shape[1:]), 0
-    return jax.vmap(lambda a, b: _by_windows(a, b, role=role, geometry=geometry), (a_axis, b_axis))(a, b), 0
-
-
-_convolution.def_impl(_native)
-_convolution.def_abstract_eval(_shape)
-mlir.register_lowering(_convolution, mlir.lower_fun(_native, multiple_results=False))
-ad.defbilinear(_convolution, _transpose_first, _transpose_second)
-batching.primitive_batchers[_convolution] = _batch
+_convolution = bilinear("convolution", _native, _shape, _by_windows)

@@ -1,6 +1,7 @@
 """The layers few-shot models are made of: convolution, normalisation without state, pooling."""
 
 import contextlib
+import contextvars
 import math
 from collections.abc import Iterator
 from typing import Literal
@@ -14,7 +15,7 @@ from metajax.models.convolution import convolve, largest_block
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
 """Activations in use at once: what a core's own cache holds."""
-_in_blocks = True
+_in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
 class Conv(nnx.Module):
@@ -144,12 +145,11 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
 @contextlib.contextmanager
 def nothing_twice() -> Iterator[None]:
     """Trace models so that nothing is computed again in the backward pass, to count what has to be computed."""
-    global _in_blocks
-    _in_blocks = False
+    before = _in_blocks.set(False)
     try:
         yield
     finally:
-        _in_blocks = True
+        _in_blocks.reset(before)
 
 
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -177,7 +177,7 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
     out = jax.eval_shape(conv, x)
     block = largest_block(x.shape[0], math.prod(out.shape[1:]) * out.dtype.itemsize, _BLOCK_BYTES)
-    if block == x.shape[0] or not _in_blocks or jax.default_backend() != "cpu":
+    if block == x.shape[0] or not _in_blocks.get() or jax.default_backend() != "cpu":
         pooled, total, square = pooled_sums(x)
     else:
         blocks = x.reshape(-1, block, *x.shape[1:])

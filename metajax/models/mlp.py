@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from metajax.models.layers import BatchNorm
+from metajax.models.product import dot_general
 
 
 class MLP(nnx.Module):
@@ -43,7 +44,12 @@ class MLP(nnx.Module):
     ):
         widths = [inputs, *hidden, outputs]
         init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.he_normal()
-        self.layers = nnx.List([nnx.Linear(a, b, kernel_init=init, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.layers = nnx.List(
+            [
+                nnx.Linear(a, b, kernel_init=init, dot_general=dot_general, rngs=rngs)
+                for a, b in itertools.pairwise(widths)
+            ]
+        )
         self.norms = nnx.List([BatchNorm(width, use_scale=False, rngs=rngs) for width in hidden] if normalise else [])
 
     def __call__(self, x: jax.Array) -> jax.Array:
