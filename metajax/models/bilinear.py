@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-from jax import core
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -36,7 +36,7 @@ def bilinear(
     Returns:
         A primitive to bind to two arrays with a `role`, and the settings that the functions take.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> scale = bilinear("scale", lambda a, b, role: a * b, lambda a, b, role: a.shape, lambda a, b, role: a * b)
     >>> float(jax.grad(lambda x: scale.bind(x, jnp.float32(3), role="output") ** 2)(2.0))  # 2 * 6 * 3
     36.0
@@ -60,12 +60,12 @@ def bilinear(
     def batch(arguments, axes, *, role: Role, **settings):
         (a, b), (a_axis, b_axis) = arguments, axes
         if role != "kernel" and b_axis is None:  # one kernel: all are examples
-            a = jax.numpy.moveaxis(a, a_axis, 0)
+            a = jnp.moveaxis(a, a_axis, 0)
             out = primitive.bind(a.reshape(-1, *a.shape[2:]), b, role=role, **settings)
             return out.reshape(*a.shape[:2], *out.shape[1:]), 0
         return jax.vmap(lambda a, b: per_task(a, b, role=role, **settings), (a_axis, b_axis))(a, b), 0
 
-    def abstract(a, b, **settings) -> core.ShapedArray:
+    def abstract(a, b, **settings):
         return a.update(shape=shape(a, b, **settings), weak_type=False)
 
     primitive.def_impl(evaluate)
