@@ -1,17 +1,14 @@
 """Memory and time of the meta-gradient against inner steps: a Transformer adapted by Adam, by differentiation rule.
 
     python -m benchmarks.memory --steps 1 4 16 64 --timed 4
-    python -m benchmarks.memory --timed 64 --at-once 12      # where there is memory for plain reverse mode
+    python -m benchmarks.memory --steps 64 --sequences 2 --timed 64
 
-The model has 4 layers of width 256, on 8 sequences of 128 tokens. Memory is what the compiled program needs beside its
+The model has 4 layers of width 256, on sequences of 128 tokens. Memory is what the compiled program needs beside its
 arguments, by the compiler's own account; time is only taken up to `--timed` steps: plain reverse mode may not fit.
-`--at-once` programs are compiled together before they are timed one by one.
 """
 
 import argparse
-import itertools
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import optax
 from flax import nnx
 
 import metajax as mj
-from benchmarks.throughput import batched, environment
+from benchmarks.throughput import environment
 from metajax.benchmark import time_calls
 
 RULES: dict[str, dict[str, Any]] = {
@@ -51,27 +48,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--timed", type=int, default=4, help="longest loop that is also run")
     parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="programs to compile together")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    if options.at_once < 1:
-        parser.error("--at-once is at least 1")
     options.output.mkdir(parents=True, exist_ok=True)
     rows, norms = [], {}
-    cases = list(itertools.product(options.steps, RULES))
-    with ThreadPoolExecutor(options.at_once) as pool:
-        for some in batched(cases, options.at_once):
-            programs = list(pool.map(lambda case: compiled(case[0], options.sequences, RULES[case[1]]), some))
-            for (steps, name), (program, arguments) in zip(some, programs, strict=True):
-                row: dict[str, Any] = {"steps": steps, "rule": name}
-                row["bytes"] = program.memory_analysis().temp_size_in_bytes
-                if steps <= options.timed:
-                    norm = float(optax.tree.norm(program(*arguments)))
-                    assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-2), (norm, norms)
-                    call = lambda p=program, a=arguments: jax.block_until_ready(p(*a))  # noqa: E731
-                    row["seconds"] = time_calls(call, seconds=0.1, at_least=3).seconds
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+    for steps in options.steps:
+        for name, rule in RULES.items():
+            program, arguments = compiled(steps, options.sequences, rule)
+            row: dict[str, Any] = {"steps": steps, "rule": name}
+            row["bytes"] = program.memory_analysis().temp_size_in_bytes
+            if steps <= options.timed:
+                norm = float(optax.tree.norm(program(*arguments)))
+                assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-2), (norm, norms)
+                call = lambda p=program, a=arguments: jax.block_until_ready(p(*a))  # noqa: E731
+                row["seconds"] = time_calls(call, seconds=0.1, at_least=3).seconds
+            rows.append(row)
+            print(json.dumps(row), flush=True)
     report = {"environment": environment(), "sequences": options.sequences, "rows": rows}
     stem = options.output / f"memory-{report['environment']['platform']}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -122,7 +122,7 @@ def measurements(
     """Of each workload and implementation what was measured, or an `error`; some at once, but timed one by one."""
     ours = OURS[0]
     with ThreadPoolExecutor(settings.at_once) as pool:
-        for some in batched(names, settings.at_once):
+        for some in _batched(names, settings.at_once):
             list(pool.map(lambda name: _write(name, settings.folder), some))
             for name, failed in zip(some, pool.map(lambda name: _check(ours, name, settings), some), strict=True):
                 if failed:
@@ -133,7 +133,7 @@ def measurements(
             for implementation in implementations
             if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
         ]
-        for some in batched(cells, settings.at_once):
+        for some in _batched(cells, settings.at_once):
             checks = list(pool.map(lambda cell: _checked(cell[1], cell[0], settings), some))
             passed = [cell for cell, check in zip(some, checks, strict=True) if "error" not in check]
             ready = dict(
@@ -147,8 +147,7 @@ def measurements(
                     process.popen.kill()
 
 
-def batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """So many at a time, the last ones maybe fewer."""
+def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (values[i : i + size] for i in range(0, len(values), size))
 
 

@@ -15,8 +15,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Role = Literal["output", "input", "kernel"]
-"""What is computed: the output from (input, kernel), the input's cotangent from (output, kernel), the kernel's from
-(input, output)."""
+"""What is computed: the output, or a cotangent of the input or of the kernel."""
+_ARGUMENTS: dict[Role, tuple[Role, Role]] = {
+    "output": ("input", "kernel"),
+    "input": ("output", "kernel"),
+    "kernel": ("input", "output"),
+}
+"""What each is computed from, in order."""
 
 
 def bilinear(
@@ -43,19 +48,16 @@ def bilinear(
     """
     primitive = Primitive(name)
 
+    def bind(wanted: Role, known: dict[Role, Any], settings: dict[str, Any]):
+        return primitive.bind(*(known[name] for name in _ARGUMENTS[wanted]), role=wanted, **settings)
+
     def transpose_first(cotangent, a, b, *, role: Role, **settings):
-        if role == "output":
-            return primitive.bind(cotangent, b, role="input", **settings)
-        if role == "input":
-            return primitive.bind(cotangent, b, role="output", **settings)
-        return primitive.bind(b, cotangent, role="input", **settings)
+        first, second = _ARGUMENTS[role]
+        return bind(first, {role: cotangent, second: b}, settings)
 
     def transpose_second(cotangent, a, b, *, role: Role, **settings):
-        if role == "output":
-            return primitive.bind(a, cotangent, role="kernel", **settings)
-        if role == "input":
-            return primitive.bind(cotangent, a, role="kernel", **settings)
-        return primitive.bind(a, cotangent, role="output", **settings)
+        first, second = _ARGUMENTS[role]
+        return bind(second, {role: cotangent, first: a}, settings)
 
     def batch(arguments, axes, *, role: Role, **settings):
         (a, b), (a_axis, b_axis) = arguments, axes
@@ -82,5 +84,5 @@ def bilinear_flops(a: tuple[int, ...], b: tuple[int, ...], out: tuple[int, ...],
     >>> [bilinear_flops((2, 3), (3, 4), (2, 4), role="output"), bilinear_flops((2, 3), (2, 4), (3, 4), role="kernel")]
     [48, 48]
     """
-    output, kernel = {"output": (out, b), "input": (a, b), "kernel": (b, out)}[role]
-    return 2 * math.prod(output) * math.prod(kernel[:-1])
+    shapes = dict(zip((*_ARGUMENTS[role], role), (a, b, out), strict=True))
+    return 2 * math.prod(shapes["output"]) * math.prod(shapes["kernel"][:-1])
