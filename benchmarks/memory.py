@@ -1,6 +1,6 @@
 """Memory and time of the meta-gradient against inner steps: a Transformer adapted by Adam, by differentiation rule.
 
-    python -m benchmarks.memory --steps 1 4 16 64 --timed 4
+    python -m benchmarks.memory --steps 1 4 16 64 --timed 16
     python -m benchmarks.memory --steps 64 --sequences 2 --timed 64
 
 The model has 4 layers of width 256, on sequences of 128 tokens. Memory is what the compiled program needs beside its
@@ -21,6 +21,7 @@ import metajax as mj
 from benchmarks.throughput import environment
 from metajax.benchmark import time_calls
 
+_SEQUENCES = 8
 RULES: dict[str, dict[str, Any]] = {
     "plain reverse mode": {"mixed_mode": False, "unroll": 1},
     "mixed mode": {"unroll": 1},
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--timed", type=int, default=4, help="longest loop that is also run")
-    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=_SEQUENCES)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,8 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     report = {"environment": environment(), "sequences": options.sequences, "rows": rows}
-    stem = options.output / f"memory-{report['environment']['platform']}"
+    fewer = "" if options.sequences == _SEQUENCES else f"-{options.sequences}-sequences"
+    stem = options.output / f"memory-{report['environment']['platform']}{fewer}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(report) + "\n")
     print(table(report))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from benchmarks.throughput import environment
 from metajax.benchmark.workloads import WORKLOADS
+from metajax.cli.device import use_precision
+from metajax.precision import products_precision
 
 
 def tasks_per_second(name: str, cores: int, seconds: float) -> float:
@@ -80,9 +82,11 @@ def main() -> None:
     whole = start_seconds("import jax, flax, optax, metajax")
     first, second = starts_of_a_config(options.config)
     about = environment()
+    use_precision("default")  # as `metajax bench` did
     text = "\n".join(
         [
-            f"{about['device']}, {about['cores']} cores, jax {about['versions']['jax']}. Tasks per second.",
+            f"{about['device']}, {about['cores']} cores, jax {about['versions']['jax']}. Tasks per second, "
+            f"products in {products_precision()} precision.",
             "",
             *lines,
             "",

@@ -164,8 +164,15 @@ def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array
     def masked(mask, params, data, rng):
         return _metrics(loss_fn, params, data._replace(mask=mask), rng)
 
-    traced = jax.make_jaxpr(masked)(jnp.ones(data.y.shape[0]), params, data, rng).jaxpr
-    return any(each is traced.invars[0] for equation in traced.eqns for each in equation.invars)
+    from jax.interpreters import partial_eval  # looks into functions that are compiled apart, too
+
+    traced = jax.make_jaxpr(masked)(jnp.ones(_size(data)), params, data, rng).jaxpr
+    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    return used[0]
+
+
+def _size(data: Batch) -> int:
+    return jax.tree.leaves(data.y)[0].shape[0]
 
 
 def _metrics(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> Metrics:
@@ -183,7 +190,7 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
             "the loss does not look at data.mask, so it cannot leave out the support set that each query is predicted "
             "with: weigh examples by data.mask, or pass non_transductive=False"
         )
-    only_last = jnp.zeros(support.y.shape[0] + 1).at[-1].set(1)
+    only_last = jnp.zeros(_size(support) + 1).at[-1].set(1)
 
     def measure(xy):
         x, y = xy
@@ -194,7 +201,7 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         batch = Batch(jax.tree.map(join, support.x, x), jax.tree.map(join, support.y, y), only_last)
         return _metrics(loss_fn, params, batch, rng)
 
-    queries, examples = query.y.shape[0], support.y.shape[0] + 1
+    queries, examples = _size(query), _size(support) + 1
     if jax.default_backend() == "cpu":
         together = largest_block(queries, examples, _CACHED_EXAMPLES)
     else:

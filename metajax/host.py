@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from metajax.errors import UserError
 from metajax.parallel import map_tasks, split_over_tasks, step_keys
 from metajax.tasks.episodes import Transform, check, draw_episode
 from metajax.training import TrainState
@@ -102,7 +103,7 @@ def feed(
         steps: Meta-steps to come.
         tasks_per_step: As of `make_train_step`, and so are the next two.
         steps_per_call: Meta-steps of one call, or of each.
-        mesh: Devices that tasks are split over; a process reads only the tasks of its own.
+        mesh: Devices that tasks are split over; a process reads only the tasks of its own, if they divide evenly.
         threads: Grain threads that read images.
         ahead: Calls that are fetched ahead; the devices hold all their images.
 
@@ -112,6 +113,7 @@ def feed(
 
     Raises:
         ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum; if a call has no steps.
+        UserError: If JAX may not use the CPU.
 
     >>> import jax, numpy as np, optax, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
@@ -135,7 +137,7 @@ def feed(
     import grain  # takes a second, and most runs do without
 
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
-    implementation, host = jax.random.key_impl(state.key), jax.local_devices(backend="cpu")[0]
+    implementation, host = jax.random.key_impl(state.key), _host()
     sharding = split_over_tasks(mesh, tasks_per_step)
 
     @jax.jit
@@ -160,3 +162,10 @@ def feed(
     begins = itertools.accumulate(lengths[:-1], initial=first)
     calls = grain.MapDataset.source(list(zip(begins, lengths, strict=True))).map(fetch)
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+
+
+def _host() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError("images on the host need JAX's CPU beside the accelerator: add cpu to JAX_PLATFORMS") from error

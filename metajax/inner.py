@@ -190,7 +190,7 @@ def inner_loop(
         def step(carry, inputs):
             fast, opt_state = carry
             i, rows = inputs
-            batch = data if rows is None else jax.tree.map(lambda a: a[rows], data)
+            batch = data if rows is None else jax.tree.map(lambda a: jnp.asarray(a)[rows], data)
             key = jax.random.fold_in(loss_key, i)
 
             def loss(fast, rest):
@@ -214,6 +214,12 @@ def inner_loop(
         return Adapted(merge(fast, slow), opt_state, trace)
 
     return InnerLoop(init, run, split_adapting, steps)
+
+
+def check_inner_loop(inner: object) -> None:
+    """Raise a `TypeError` unless `inner_loop` made it: an optimiser alone is an easy mistake."""
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
 
 
 def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:

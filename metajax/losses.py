@@ -11,12 +11,12 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
     """Mean cross-entropy of `apply`'s logits, with the accuracy as a metric.
 
     Args:
-        apply: A model `(params, x, rng) -> logits [examples, ways]`.
+        apply: A model `(params, x, rng) -> logits [examples, ..., ways]`.
         varied_ways: Leave out the logits above the largest label of the batch, for tasks that may have fewer ways than
             the model has outputs. Every batch must then have an example of each way, if only one of weight 0.
 
     Returns:
-        A loss on a `Batch` with integer labels `[examples]`; metrics `loss` (nats) and `accuracy` (in `[0, 1]`).
+        A loss on a `Batch` with integer labels `[examples, ...]`; metrics `loss` (nats) and `accuracy` (in `[0, 1]`).
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.classification_loss(lambda params, x, rng: params * x)
@@ -60,16 +60,17 @@ def regression_loss(apply: ApplyFn) -> LossFn:
         if jnp.shape(outputs) != jnp.shape(data.y):
             raise ValueError(f"outputs have shape {jnp.shape(outputs)}, but targets {jnp.shape(data.y)}")
         errors = (outputs - data.y) ** 2
-        loss = weighted_mean(errors.reshape(errors.shape[0], -1).mean(-1), data.mask)
+        loss = weighted_mean(errors, data.mask)
         return loss, {"loss": loss}
 
     return loss_fn
 
 
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean over examples, weighted by `mask`; 0 where nothing counts."""
+    """Mean over examples `[examples, ...]`, weighted by `mask`, `[examples]`; 0 where nothing counts."""
     if mask is None:
         return values.mean()
+    values = values.reshape(values.shape[0], -1).mean(-1)
     mask = mask.astype(values.dtype)
     total = mask.sum()
     weighted = jnp.where(mask > 0, values, 0) * mask  # what does not count may be NaN

@@ -103,7 +103,8 @@ def average_tasks(
         mesh: Devices to split the tasks over, from `task_mesh`; `None` stays on one device.
 
     Returns:
-        The averages, of the structure of one `fn(shared, task)`. Integers are averaged rounding down.
+        The averages, of the structure of one `fn(shared, task)`. Integers are averaged rounding down;
+        a bool is whether it is true of any task.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> float(mj.average_tasks(lambda a, x: a * x, 2.0, jnp.arange(5.0), chunk_size=2))
@@ -218,7 +219,7 @@ def _sum_over_devices(tree: PyTree) -> PyTree:
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
         at = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat, unravel = ravel_pytree([leaves[i] for i in at])
-        for i, total in zip(at, unravel(jax.lax.psum(flat, AXIS)), strict=True):
+        for i, total in zip(at, unravel(jax.lax.psum(flat, AXIS).astype(dtype)), strict=True):
             sums[i] = total
     return structure.unflatten(sums)
 

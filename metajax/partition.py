@@ -29,7 +29,7 @@ class Named:
         for name in self.names:
             if not any(_holds(path, name) for path in paths):
                 parts = sorted({part for path in paths for part in path.split("/") if part})
-                held = ", ".join(parts) or "no names"
+                held = ", ".join(parts) or "no names, as what adapts is one array"
                 raise ValueError(f"{setting}: no parameter path has a part {name!r}; there are {held}")
 
 
@@ -104,7 +104,7 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
 
     Args:
-        params: Parameters.
+        params: Parameters; leaves that were split off before are `None`.
         chooses: The choice.
         setting: What an error calls it.
 
@@ -118,8 +118,8 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     if isinstance(chooses, Named):
         chooses.check(all_names(params), setting)
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
-    chosen = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, mask)
-    rest = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, mask)
+    chosen = map_present(lambda leaf, yes: leaf if yes else None, params, mask)
+    rest = map_present(lambda leaf, yes: None if yes else leaf, params, mask)
     return chosen, rest
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from metajax.learners import Estimate, MetaLearner
 from metajax.parallel import (
     average_tasks,
+    check_chunk_size,
     default_chunk_size,
     replicate,
     replicated,
@@ -120,6 +121,7 @@ def make_train_step(
     for name, value in [("tasks_per_step", tasks_per_step), ("steps_per_call", steps_per_call)]:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_chunk_size(chunk_size)
 
     def measured(shared, task) -> Estimate:
         meta_params, learner_state, sampler = shared

@@ -211,6 +211,9 @@ def test_a_split_that_the_tasks_do_not_have(tmp_path):
     shutil.copy(image, more)
     again = run("train", small(tmp_path, text=text), "--workdir", tmp_path / "run", *options)
     fails(again, "begun with other data: train had", "Choose another --workdir, or the same data")
+    evaluated = run("evaluate", tmp_path / "run")
+    assert evaluated.code == 0, "it may be what the user wants"
+    assert "was trained on other data: train had" in evaluated.err
     more.unlink()
     shutil.rmtree(source / "train")
     assert run("evaluate", tmp_path / "run").code == 0

@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(config, tmp_pa
         r"stopped at step ([\d,]+): (\w+) is not finite.* checkpoint ([\d,]+) of", result.err
     )[0]
     assert step == good
-    assert metric in ("loss", "gradient_norm", "update", "state")
+    assert metric in ("loss", "gradient_norm", "update_norm")
     assert steps(tmp_path / "run")[-1] == int(good)
     found = state(tmp_path / "run")
     assert found[".step"] == int(good)

@@ -87,6 +87,13 @@ def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
             assert ((np.asarray(task.support.x) > 0.7) == bright).all(), "each domain's sampler has its images only"
 
 
+def test_each_domain_says_what_it_holds(experiment, tmp_path):
+    """So that a resumed run notices other data."""
+    holds = experiment.task.tasks(tmp_path).holds
+    assert set(holds) >= {"dark, train", "dark, test", "bright, test"}
+    assert all("images of" in held for held in holds.values())
+
+
 def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
     experiment = dataclasses.replace(experiment, model=MLP(hidden=(4,)))
     parts = build(experiment, tmp_path)

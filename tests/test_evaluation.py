@@ -175,14 +175,16 @@ def test_weights_of_queries_count_in_both_kinds(images):
     )
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("weighs", [True, False])
-def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weighs):
+def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weighs, compiled):
     """It would count the support set that each query is joined with."""
 
     def loss_fn(params, data, rng):
         errors = jnp.square(params * data.x - data.y).mean(-1)
         return (weighted_mean(errors, data.mask) if weighs else errors.mean()), {}
 
+    loss_fn = jax.jit(loss_fn) if compiled else loss_fn
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
     evaluate = mj.make_evaluation(learner, loss_fn, mj.sinusoid(3, 4), steps=1, num_tasks=2)
     if weighs:
@@ -192,3 +194,20 @@ def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weig
     else:
         with pytest.raises(ValueError, match=r"does not look at data\.mask"):
             evaluate(jnp.float32(1.0), jax.random.key(0))
+
+
+def test_targets_may_be_a_tree():
+    """Two targets of one example; without normalisation each query alone has the same loss as all together."""
+
+    def loss_fn(params, data, rng):
+        errors = sum(jnp.square(params * data.x - target).mean(-1) for target in data.y.values())
+        return weighted_mean(errors, data.mask), {}
+
+    def sampler(rng):
+        task = mj.sinusoid(3, 4)(rng)
+        return mj.Task(*(mj.Batch(each.x, {"y": each.y, "half": each.y / 2}) for each in task))
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.01), 1))
+    report = mj.make_evaluation(learner, loss_fn, sampler, steps=1, num_tasks=2)(jnp.float32(1.0), jax.random.key(0))
+    kinds = [report[kind]["loss"]["mean"] for kind in ("transductive", "non_transductive")]
+    np.testing.assert_allclose(*kinds, rtol=1e-5)

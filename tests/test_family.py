@@ -22,7 +22,8 @@ from metajax.learners import (
     rates_per_layer_and_step,
     values_per_step,
 )
-from metajax.partition import named, opposite
+from metajax.learners.scratch import scratch
+from metajax.partition import map_with_names, named, opposite
 
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 SUPPORT, QUERY, START = np.array([0.3, 0.7]), np.array([-1.0, 0.4]), np.array([1.0, -2.0])
@@ -198,6 +199,16 @@ def test_anil_and_boil_are_maml_with_a_mask(learner, adapts):
     estimate = learner(two_layers, sgd(3)).gradient(network(), regression(), KEY, ())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), estimate.gradient, masked.gradient)
     assert_gradient_is_numeric(learner(two_layers, sgd(3)), two_layers, network(), regression())
+
+
+def test_a_mask_of_bools_combines_with_parts():
+    """As the same choice by names does, where a part has split leaves off before."""
+    kernels = map_with_names(lambda path, leaf: path.endswith("kernel"), network())
+    by_mask, by_name = (
+        mj.anil(two_layers, sgd(2, adapts=adapts)).gradient(network(), regression(), KEY, ()).gradient
+        for adapts in (kernels, named("kernel"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_mask, by_name)
 
 
 def test_parts_combine():
@@ -453,7 +464,7 @@ def test_two_parts_of_one_name_are_refused():
         mj.maml(two_layers, sgd(1), mj.learners.learned_rates(), mj.learners.learned_rates())
 
 
-@pytest.mark.parametrize("learner", [mj.maml, mj.reptile, mj.foml, mj.imaml])
+@pytest.mark.parametrize("learner", [mj.maml, mj.reptile, mj.foml, mj.imaml, scratch])
 def test_an_optimizer_is_no_inner_loop(learner):
     with pytest.raises(TypeError, match="inner_loop"):
         learner(two_layers, optax.sgd(0.1))

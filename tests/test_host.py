@@ -14,6 +14,7 @@ from test_cli_helpers import rows, run, small
 import metajax as mj
 from metajax.benchmark import training_calls
 from metajax.cli import train as cli_train
+from metajax.errors import UserError
 
 COUNTS = [6, 9, 7, 12]
 SIZES = {"ways": 3, "shots": 2, "queries": 2, "rotations": True}
@@ -133,6 +134,15 @@ def test_nothing_to_come_is_nothing_fetched(bank):
     for per_call in (0, [2, 0]):
         with pytest.raises(ValueError, match="steps_per_call at least 1"):
             mj.feed(tasks, fresh(), 2, tasks_per_step=1, steps_per_call=per_call)
+
+
+def test_images_on_the_host_need_its_cpu(bank, monkeypatch):
+    def none(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    with pytest.raises(UserError, match="add cpu to JAX_PLATFORMS"):
+        mj.feed(mj.host_episodes(bank, **SIZES), fresh(), 1, tasks_per_step=1)
 
 
 def test_calls_may_be_of_different_lengths(bank):

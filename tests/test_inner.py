@@ -144,6 +144,8 @@ def test_minibatches_are_epochs_of_the_support_set(key):
     np.testing.assert_array_equal(adapted, -3 * np.ones(8), "24 draws of 8 examples are 3 epochs")
     first_epoch = mj.inner_loop(optax.sgd(1.0), 2, batch_size=4).run(count, jnp.zeros(8), jnp.arange(8), key).params
     np.testing.assert_array_equal(first_epoch, -np.ones(8))
+    of_numpy = mj.inner_loop(optax.sgd(1.0), 2, batch_size=4).run(count, jnp.zeros(8), np.arange(8), key).params
+    np.testing.assert_array_equal(of_numpy, first_epoch)
 
 
 def test_a_batch_size_that_does_not_fit_is_named(key):

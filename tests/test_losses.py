@@ -28,6 +28,17 @@ def test_squared_error_is_a_mean_over_outputs_and_weighted_examples():
     np.testing.assert_allclose(loss, ((y - prediction) ** 2)[mask > 0].mean(), rtol=1e-5)
 
 
+def test_sequences_are_weighted_by_example():
+    """As many positions as examples: weights must not fall on positions."""
+    logits = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
+    labels, mask = np.arange(9).reshape(3, 3) % 4, np.array([1.0, 0, 2], np.float32)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    loss_fn = mj.classification_loss(lambda params, x, rng: x)
+    loss, metrics = loss_fn(None, mj.Batch(jnp.asarray(logits), labels, mask), jax.random.key(0))
+    np.testing.assert_allclose(loss, np.average(losses.mean(1), weights=mask), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], np.average((logits.argmax(-1) == labels).mean(1), weights=mask))
+
+
 def test_all_masked_is_zero_and_not_nan():
     loss_fn = mj.regression_loss(lambda params, x, rng: x)
     assert float(loss_fn(None, mj.Batch(jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.zeros(2)), None)[0]) == 0

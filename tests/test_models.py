@@ -296,7 +296,6 @@ def test_batch_norm_uses_the_batch_at_hand():
     out = np.asarray(norm(x)) - np.arange(5.0)
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-3)
-    np.testing.assert_allclose(norm(x)[:3], norm(x)[:3])
     assert not np.allclose(norm(x[:3]), norm(x)[:3]), "an example sees the others"
 
 

@@ -89,11 +89,14 @@ def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
     mesh = mj.task_mesh(jax.devices()[:devices])
 
     def fn(scale, x):
-        return {"value": scale * x, "count": jnp.int32(3)}
+        return {"value": scale * x, "count": jnp.int32(3), "last": x == num_tasks, "none": x < 0}
 
     mean = mj.average_tasks(fn, 2.0, x, chunk_size=chunk, mesh=mesh)
     np.testing.assert_allclose(mean["value"], x.mean() * 2, rtol=1e-12)
     assert int(mean["count"]) == 3
+    assert mean["last"].dtype == mean["none"].dtype == bool
+    assert mean["last"], "of one task"
+    assert not mean["none"]
     stacked = mj.map_tasks(fn, 2.0, x, chunk_size=chunk, mesh=mesh)
     np.testing.assert_array_equal(stacked["value"], 2 * x)
 

@@ -153,7 +153,7 @@ def test_meta_training_learns_sinusoids():
     assert after < 0.6 * before
 
 
-@pytest.mark.parametrize("name", ["tasks_per_step", "steps_per_call"])
+@pytest.mark.parametrize("name", ["tasks_per_step", "steps_per_call", "chunk_size"])
 def test_counts_below_one_are_named(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         setting(**{name: 0})

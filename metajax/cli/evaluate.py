@@ -70,6 +70,11 @@ def run(args: Sequence[str]) -> None:
         experiment = dataclasses.replace(experiment, execution=execution)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
+    changed = options.on is None and workdir.data_differs(options.workdir, parts.tasks.holds)
+    if changed:
+        report.warn(
+            f"{options.workdir} was trained on other data: {changed}. Classes that it trained on may be among these"
+        )
     try:
         state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     except UserError as error:

@@ -33,7 +33,8 @@ from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, TrainingSettings, build
 from metajax.experiment.build import check_training, evaluation_batch_size, purpose_key
 from metajax.host import feed
-from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
+from metajax.parallel import replicate
+from metajax.training import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -170,6 +171,7 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
 
 def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> None:
     settings, step = experiment.training, int(state.step)
+    sampler = replicate(as_partial(parts.tasks.samplers["train"]), mesh)  # once, whatever the lengths of calls
     compiled: dict[int, Callable[[TrainState, Any], Any]] = {}
 
     def advance(state: TrainState, steps: int, fed: Any):
@@ -177,7 +179,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             compiled[steps] = make_train_step(
                 parts.learner,
                 parts.optimizer,
-                parts.tasks.samplers["train"],
+                sampler,
                 tasks_per_step=settings.tasks_per_step,
                 steps_per_call=steps,
                 chunk_size=experiment.execution.chunk_size,
@@ -203,7 +205,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             step += steps
             seconds = time.perf_counter() - began
             row = {"step": step, **{name: float(values.mean()) for name, values in stacked.items()}}
-            row["tasks_per_second"] = round(steps * settings.tasks_per_step / seconds, 1)
+            row["tasks_per_second"] = float(f"{steps * settings.tasks_per_step / seconds:.4g}")
             checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
             if checkpoint_due:
                 row |= validate(state)

@@ -49,7 +49,9 @@ class Domains:
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers; a split has the domains whose data set has it."""
-        banks = {source.name: _banks(source, data_dir) for source in self.sources}
+        made = {source.name: _of_source(source, data_dir) for source in self.sources}
+        banks = {name: each.banks for name, each in made.items()}
+        holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}
         samplers, domains = {}, {}
         for split in ("train", "validation", "test"):
             taken = [each for each in self.sources if split in banks[each.name] and (each.train or split == "test")]
@@ -71,18 +73,18 @@ class Domains:
         if "train" not in samplers:
             raise UserError("task.sources: none is trained on: set train=True for one that has a training split")
         loss = partial(classification_loss, varied_ways=True)
-        return Tasks(samplers, self.max_ways, loss, domains=domains, varied_ways=True)
+        return Tasks(samplers, self.max_ways, loss, domains=domains, holds=holds, varied_ways=True)
 
 
-def _banks(source: Source, data_dir: Path | None) -> dict[str, tasks.Domain]:
-    """The banks of a source, whose own ways and shots do not count."""
+def _of_source(source: Source, data_dir: Path | None) -> Tasks:
+    """The tasks of a source, for their banks: its own ways and shots do not count."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
     counted = {name: value for name, value in fewest.items() if name in fields}
     spec = dataclasses.replace(source.task, **counted)  # pyright: ignore[reportArgumentType]
-    banks = spec.tasks(data_dir).banks
+    made = spec.tasks(data_dir)
     if getattr(spec, "images", None) == "host":
         raise UserError(f"task.sources: the images of {source.name} must be on the device: set images='device'")
-    if not banks:
+    if not made.banks:
         raise UserError(f"task.sources: {source.name} is no data set of classes, so it can be no domain")
-    return banks
+    return made

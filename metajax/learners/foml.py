@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner
 from metajax.partition import merge
 from metajax.types import LossFn
@@ -37,8 +37,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(learner.gradient(jax.numpy.float32(1.0), mj.Task(0.0, 0.0), jax.random.key(0), ()).gradient)
     0.5
     """
-    if not isinstance(inner, InnerLoop):
-        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    check_inner_loop(inner)
     if inner.steps < 1:
         raise ValueError("the last inner gradient needs at least one inner step")
 

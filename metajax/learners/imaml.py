@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner
 from metajax.partition import merge
 from metajax.types import LossFn
@@ -58,8 +58,7 @@ def imaml(
     >>> round(float(estimate.gradient), 4)  # φ* = θ/2, so half of ∇L at 1/2
     0.25
     """
-    if not isinstance(inner, InnerLoop):
-        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    check_inner_loop(inner)
     if strength <= 0 or damping < 0 or cg_steps < 1:
         raise ValueError(
             "strength must be positive, damping not negative and cg_steps at least 1, "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part
 from metajax.types import LossFn
 
@@ -53,8 +53,7 @@ def maml(
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.25
     """
-    if not isinstance(inner, InnerLoop):
-        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    check_inner_loop(inner)
     names = [part.name for part in parts]
     if len({"init", *names}) <= len(names):
         raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner
 from metajax.types import LossFn
 
@@ -42,8 +42,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.75
     """
-    if not isinstance(inner, InnerLoop):
-        raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
+    check_inner_loop(inner)
     if inner.steps < 1:
         raise ValueError("Reptile moves towards what inner steps reach: it needs at least one")
 

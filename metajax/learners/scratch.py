@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner
 from metajax.types import LossFn
 
@@ -34,6 +34,7 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(estimate.gradient), float(estimate.metrics["loss"])  # 1 -> 0.5 -> 0.25, and 0.25² / 2
     (0.0, 0.03125)
     """
+    check_inner_loop(inner)
 
     def adapt(meta_params, support, rng, *, state=(), **options):
         return inner.run(loss_fn, meta_params, support, rng, **options)

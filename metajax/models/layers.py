@@ -26,7 +26,8 @@ class Conv(nnx.Module):
         out_features: Output channels.
         kernel_size: Side of the square kernel.
         stride: Step between outputs.
-        padding: Zeros on each side; `None` is half the kernel, which with stride 1 keeps the size ("same").
+        padding: Zeros on each side; `None` is half the kernel, rounded down, which with stride 1 and an odd side keeps
+            the size ("same").
         use_bias: Whether to add a bias; of no use before normalisation.
         rngs: Source of the initial values (He normal).
 
