@@ -152,7 +152,8 @@ def sinusoid_table() -> str:
             f"{losses['mean'][min(s, last)]:.3f} ± {losses['ci95'][min(s, last)]:.3f}" if s <= last or not last else "–"
             for s in (1, 5, 10)
         ]
-        lines.append(f"| [`{name}`](../configs/{name}.py) | {' | '.join(at)} | {content['evaluation']['num_tasks']} |")
+        link = f"[`{name}`](../configs/{_config_of(name)}.py)"
+        lines.append(f"| {link} | {' | '.join(at)} | {content['evaluation']['num_tasks']} |")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import metajax as mj
 from metajax.cli import configs
@@ -44,11 +45,14 @@ def test_every_config_builds_its_model_and_says_what_to_expect():
         configs.load(name)
 
 
-def test_every_picture_and_record_that_the_readme_links_is_there():
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_what_a_page_links_is_there(page):
+    links = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
     assert links
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (page.parent / link).exists(), link
 
 
 def test_the_public_names_are_documented():
