@@ -109,7 +109,7 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
         setting: What an error calls it.
 
     Raises:
-        ValueError: If a name fits nothing, or the choice is a string.
+        ValueError: If a name fits nothing, a pytree of bools is not like `params`, or the choice is a string.
 
     >>> split({"head": 1, "body": 2}, named("head"))
     ({'body': None, 'head': 1}, {'body': 2, 'head': None})
@@ -118,6 +118,11 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     if isinstance(chooses, Named):
         chooses.check(all_names(params), setting)
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
+    if (lacking := set(all_names(params)) ^ set(all_names(mask))) and not callable(chooses):
+        raise ValueError(
+            f"{setting}: a pytree of bools has one for each parameter, but the two differ in "
+            f"{', '.join(sorted(lacking))}; or choose by metajax.named"
+        )
     chosen = map_present(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = map_present(lambda leaf, yes: None if yes else leaf, params, mask)
     return chosen, rest

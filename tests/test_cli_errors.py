@@ -195,6 +195,14 @@ def test_plot_tells_in_one_line(trained, words, said):
     fails(run("plot", trained, *words), said)
 
 
+def test_plot_says_when_there_is_no_learning_curve(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"ste')
+    plotted = run("plot", tmp_path / "run")
+    assert plotted.code == 0, "the rest is drawn"
+    assert "metrics.jsonl has no line that can be read: no learning curve" in plotted.err
+
+
 def test_a_split_that_the_tasks_do_not_have(tmp_path):
     source = draw_folder(tmp_path / "images", {"train": 3, "test": 3})
     text = SMALL.replace("task=Sinusoid(", "task=Folder(").replace("MLP(hidden=(8,))", "Conv4(channels=4)")

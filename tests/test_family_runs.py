@@ -86,7 +86,7 @@ def test_settings_that_a_learner_refuses_are_one_line():
 
 
 def test_a_head_that_does_not_exist_cannot_adapt():
-    with pytest.raises(mj.UserError, match="learner: what adapts: no parameter path has a part 'top'"):
+    with pytest.raises(mj.UserError, match=r"learner: the name of the head \(head='top'\): no parameter path has"):
         ex.build(small(ex.ANIL(head="top")))
 
 

@@ -292,6 +292,7 @@ def test_minibatches_go_on_across_the_end_of_an_epoch(key):
         ("head", r"say metajax.named\('head'\)"),
         (mj.named("head", "hed"), "no parameter path has a part 'hed'; there are body, head"),
         (mj.opposite(mj.named("hed")), "no parameter path has a part 'hed'"),
+        ({"head": True}, "one for each parameter, but the two differ in body; or choose by metajax.named"),
     ],
 )
 def test_a_choice_that_fits_nothing_says_so(adapts, said):

@@ -120,6 +120,14 @@ def test_sizes_that_the_bank_has_not_are_named(sizes, message):
         mj.episodes(numbered_bank([3, 5, 9]), **sizes)
 
 
+@pytest.mark.parametrize("starts", [[0, 3, 9], [-1, 2, 7], [0, 3]])
+def test_a_bank_whose_classes_lie_outside_its_images_is_refused(starts):
+    """An accelerator would clamp the rows, and show other images."""
+    bank = numbered_bank([3, 5, 9])._replace(starts=np.array(starts))
+    with pytest.raises(ValueError, match="the bank has 17 images, but"):
+        mj.episodes(bank, ways=2, shots=1, queries=1)
+
+
 def test_transforms_get_a_key_for_each_image():
     bank = mj.ClassBank(np.zeros((8, 2, 2, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
     sample = mj.episodes(bank, ways=2, shots=2, queries=2, transform=lambda x, rng: x + jax.random.uniform(rng))

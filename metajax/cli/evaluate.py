@@ -80,10 +80,15 @@ def run(args: Sequence[str]) -> None:
     except UserError as error:
         if options.on is None:
             raise
-        raise UserError(f"{error} (do the tasks of {options.on} fit the model of {options.workdir}?)") from error
+        raise UserError(f"the tasks of {options.on} seem not to fit the model of {options.workdir}: {error}") from error
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
-    with report.out_of_memory("a smaller --chunk-size"):
-        result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
+    try:
+        with report.out_of_memory("a smaller --chunk-size"):
+            result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)
+    except UserError as error:
+        if options.protocol is None:
+            raise
+        raise UserError(f"--protocol {options.protocol}, with the ways and shots of the run: {error}") from error
     report.table(result)
     path = options.output or options.workdir / _report_name(options)
     workdir.write_json(path, {**result, "checkpoint": step, **_asked(options)})

@@ -50,6 +50,8 @@ def run(args: Sequence[str]) -> None:
     rows = metrics.read(options.workdir)
     if rows:
         figures["learning_curve"] = plots.learning_curve(rows)
+    elif (options.workdir / metrics.METRICS).is_file():
+        report.warn(f"{options.workdir / metrics.METRICS} has no line that can be read: no learning curve is drawn")
     evaluation = options.workdir / workdir.EVALUATION
     if evaluation.is_file():
         try:

@@ -1,10 +1,13 @@
 """Where an experiment's tasks come from, as settings."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
 
 from metajax import data, tasks
 from metajax.errors import UserError
@@ -25,7 +28,7 @@ class Tasks(NamedTuple):
         banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
         domains: For each split the samplers of its domains by name, where tasks come from several.
         on_host: Those of each split whose images stay on the host, which training may fetch ahead.
-        holds: How much each split has, to tell whether a data set is still the same.
+        holds: How much each split has, and a fingerprint, to tell whether a data set is still the same.
         varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then leaves out the rest.
     """
 
@@ -307,9 +310,7 @@ def _episodes(
             raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
 
     made = {split: episodes(split, bank) for split, bank in dataset.splits.items()}
-    holds = {
-        split: f"{bank.counts.sum()} images of {len(bank.counts)} classes" for split, bank in dataset.splits.items()
-    }
+    holds = {split: _held(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
     if on_host:
         samplers = {split: each.sampler for split, each in made.items()}
         whole = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=made, holds=holds)
@@ -317,6 +318,13 @@ def _episodes(
         banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
         whole = Tasks(made, ways, classification_loss, dataset.class_names, banks, holds=holds)
     return _with_ways(whole, train, test)
+
+
+def _held(bank: ClassBank, names: list[str]) -> str:
+    """How much, and a fingerprint: of the names and sizes of classes, and of an image of each."""
+    said = zlib.crc32(repr((names, bank.counts.tolist())).encode())
+    said = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), said)
+    return f"{bank.counts.sum()} images of {len(bank.counts)} classes ({said:08x})"
 
 
 def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:

@@ -9,13 +9,14 @@ from metajax.partition import Chooses, merge, named, opposite, split
 from metajax.types import LossFn
 
 
-def only(adapts: Chooses) -> Part:
+def only(adapts: Chooses, setting: str = "what adapts") -> Part:
     """Let only some leaves adapt in the inner loop; the others are meta-learned and stay put there.
 
     The inner gradient by the others is not computed at all.
 
     Args:
         adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool` or a pytree of bools.
+        setting: What an error calls them.
 
     Returns:
         A part for `maml`, of the name `only`, that meta-learns nothing more.
@@ -25,10 +26,14 @@ def only(adapts: Chooses) -> Part:
     """
 
     def change(learned, adaptation, support):
-        fast, slow = split(adaptation.params, adapts, "what adapts")
+        fast, slow = split(adaptation.params, adapts, setting)
         return adaptation._replace(params=fast, view=lambda fast, step: adaptation.view(merge(fast, slow), step))
 
     return Part("only", change)
+
+
+def _called(head: str) -> str:
+    return f"the name of the head (head={head!r})"
 
 
 def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
@@ -57,7 +62,7 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     >>> float(adapted["body"]), float(adapted["head"])
     (1.0, 0.0)
     """
-    return maml(loss_fn, inner, only(named(head)), *parts)
+    return maml(loss_fn, inner, only(named(head), _called(head)), *parts)
 
 
 def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
@@ -86,7 +91,7 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     >>> float(adapted["body"]), float(adapted["head"])
     (0.0, 1.0)
     """
-    return maml(loss_fn, inner, only(opposite(named(head))), *parts)
+    return maml(loss_fn, inner, only(opposite(named(head)), _called(head)), *parts)
 
 
 @dataclasses.dataclass(frozen=True)

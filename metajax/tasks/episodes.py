@@ -186,6 +186,12 @@ def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     images, counts = np.shape(bank.images), np.asarray(bank.counts)
+    starts = np.asarray(bank.starts)
+    if starts.shape != counts.shape or starts.min() < 0 or (starts + counts).max() > images[0]:
+        raise ValueError(
+            f"the bank has {images[0]} images, but its {starts.size} starts and {counts.size} counts go "
+            f"from {starts.min()} to {(starts + counts).max() if starts.shape == counts.shape else '?'}"
+        )
     classes = len(counts) * (4 if rotations else 1)
     if ways > classes:
         raise ValueError(f"ways = {ways}, but the bank has only {classes} class{'es' if classes != 1 else ''}")
