@@ -189,8 +189,8 @@ def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool)
     starts = np.asarray(bank.starts)
     if starts.shape != counts.shape or starts.min() < 0 or (starts + counts).max() > images[0]:
         raise ValueError(
-            f"the bank has {images[0]} images, but its {starts.size} starts and {counts.size} counts go "
-            f"from {starts.min()} to {(starts + counts).max() if starts.shape == counts.shape else '?'}"
+            f"the bank has {images[0]} images, but its classes do not lie within them: of each class starts has the "
+            "first image and counts how many follow"
         )
     classes = len(counts) * (4 if rotations else 1)
     if ways > classes:
