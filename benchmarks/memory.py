@@ -66,8 +66,8 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row), flush=True)
     report = {"environment": environment(), "sequences": options.sequences, "rows": rows}
-    fewer = "" if options.sequences == _SEQUENCES else f"-{options.sequences}-sequences"
-    stem = options.output / f"memory-{report['environment']['platform']}{fewer}"
+    size = "" if options.sequences == _SEQUENCES else f"-{options.sequences}-sequences"
+    stem = options.output / f"memory-{report['environment']['platform']}{size}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(report) + "\n")
     print(table(report))

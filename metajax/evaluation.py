@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from metajax.learners import MetaLearner
@@ -164,10 +165,8 @@ def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array
     def masked(mask, params, data, rng):
         return _metrics(loss_fn, params, data._replace(mask=mask), rng)
 
-    from jax.interpreters import partial_eval  # looks into functions that are compiled apart, too
-
     traced = jax.make_jaxpr(masked)(jnp.ones(_size(data)), params, data, rng).jaxpr
-    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # in functions compiled apart, too
     return used[0]
 
 

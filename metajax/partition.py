@@ -29,7 +29,7 @@ class Named:
         for name in self.names:
             if not any(_holds(path, name) for path in paths):
                 parts = sorted({part for path in paths for part in path.split("/") if part})
-                held = ", ".join(parts) or "no names, as what adapts is one array"
+                held = ", ".join(parts) or "no names: there is one array"
                 raise ValueError(f"{setting}: no parameter path has a part {name!r}; there are {held}")
 
 
@@ -118,7 +118,7 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     if isinstance(chooses, Named):
         chooses.check(all_names(params), setting)
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
-    if (lacking := set(all_names(params)) ^ set(all_names(mask))) and not callable(chooses):
+    if not callable(chooses) and (lacking := set(all_names(params)) ^ set(all_names(mask))):
         raise ValueError(
             f"{setting}: a pytree of bools has one for each parameter, but the two differ in "
             f"{', '.join(sorted(lacking))}; or choose by metajax.named"

@@ -14,6 +14,7 @@ from PIL import Image
 from metajax.data import folder, load, load_folder, prepare
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
+from metajax.experiment import Folder, Shots
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "tiny_imagenet" / "tiny_imagenet_60.zip"
 RED = (255, 0, 0)
@@ -333,3 +334,19 @@ def test_real_archive(tmp_path):
             for offset, file in enumerate(files):
                 expected = np.asarray(Image.open(archive.open(file)).convert("RGB"))
                 np.testing.assert_array_equal(loaded.splits[split].images[start + offset], expected)
+
+
+def test_a_run_can_tell_as_many_other_images(tmp_path):
+    """Two classes that change places, one of which may have been trained on."""
+    names = [f"{split}/{split}{c}" for split in ("train", "test") for c in range(2)]
+    images = {f"{name}/{i}.png": colour((60 * at, 0, 9 * i)) for at, name in enumerate(names) for i in range(3)}
+    source = put(tmp_path / "images", images)
+    spec = Folder(source=source, size=8, ways=2, train=Shots(queries=2), test=Shots(queries=2))
+    before = spec.tasks(tmp_path / "data").holds
+    assert spec.tasks(tmp_path / "data").holds == before
+    one, other, aside = source / "train" / "train0", source / "test" / "test0", tmp_path / "aside"
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    after = spec.tasks(tmp_path / "data").holds
+    assert {split for split in before if after[split] != before[split]} == {"train", "test"}
