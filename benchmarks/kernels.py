@@ -29,7 +29,7 @@ from metajax.benchmark import WORKLOADS, choose, standard, training_call
 from metajax.cli.device import choose_mesh, prepare_devices, use_precision
 
 KINDS = ("products", "moves", "arithmetic")
-_PRODUCTS = ("dot", "convolution", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton")
+_PRODUCTS = ("dot", "convol", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton", "wgrad", "dgrad")
 _MOVES = {"copy", "bitcast", "transpose", "pad", "slice", "concatenate", "broadcast", "reverse", "reshape", "gather"}
 _SILENT = {"fusion", "wrapped", "loop", "input", "dynamic", "update"}
 """Parts of a name that do not say what is computed."""
@@ -134,6 +134,8 @@ def kind_of(name: str) -> str | None:
     ['products', 'moves', 'arithmetic', None]
     >>> kind_of("fusion.3")  # which may be anything
     'arithmetic'
+    >>> kind_of("sm90_xmma_dgrad_implicit_gemm_indexed_f32f32"), kind_of("input_concatenate_transpose_fusion")
+    ('products', 'moves')
     """
     name = re.sub(r"(\.clone|\.\d+)*$", "", name)
     if name in _HOLDERS or name.startswith("end: "):

@@ -5,9 +5,9 @@
     python -m benchmarks.throughput --at-once 12         # where there are many cores beside an accelerator
 
 Each implementation runs in a process of its own on the same initial values and tasks, and is timed while no other
-runs; `--at-once` processes are checked together before, and compiled if they are JAX. It is timed in float32, after its
-meta-gradient of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12 with an
-example of each class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks
+runs; before that `--at-once` processes at a time are checked and, if they are JAX, compiled. It is timed in float32,
+after its meta-gradient of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12
+with an example of each class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks
 ready-made; metajax is timed as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands
 rounded to bfloat16 (in metajax those of convolutions, in PyTorch under its autocast); it is not checked, since it is
 not the same. Writes `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
@@ -29,7 +29,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ from metajax.benchmark.workloads import WORKLOADS, Workload, choose, make_tasks
 ROUNDED = ", bfloat16"
 OURS = ("metajax", "metajax, one device", f"metajax{ROUNDED}")
 Arrays = dict[str, np.ndarray]
+Cell = tuple[str, str]
+"""A workload and an implementation, by their names."""
 JAX = {"JAX, vmap and lax.conv": "jax_obvious"}
 EVERYONE = (*OURS, *JAX, *PEERS, *(f"{peer}{ROUNDED}" for peer in PEERS))
 _READY = "ready\n"
@@ -79,7 +81,13 @@ def main() -> None:
     partial = stem.with_suffix(".partial.json")  # what an interrupted run leaves
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), options.seconds, options.patience, options.at_once)
-        for name, implementation, measured in measurements(names, options.implementations, settings):
+        cells = [
+            (name, implementation)
+            for name in names
+            for implementation in options.implementations
+            if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
+        ]
+        for name, implementation, measured in measurements(cells, settings):
             results.setdefault(name, {})[implementation] = measured
             said = measured.get("error") or f"{rate(name, measured['seconds'])} tasks/s"
             print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
@@ -116,53 +124,28 @@ class Settings(NamedTuple):
     at_once: int
 
 
-def measurements(
-    names: Sequence[str], implementations: Sequence[str], settings: Settings
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of each workload and implementation what was measured, or an `error`; some at once, but timed one by one."""
-    ours = OURS[0]
-    with ThreadPoolExecutor(settings.at_once) as pool:
-        for some in _batched(names, settings.at_once):
-            list(pool.map(lambda name: _write(name, settings.folder), some))
-            for name, failed in zip(some, pool.map(lambda name: _check(ours, name, settings), some), strict=True):
-                if failed:
-                    raise SystemExit(f"{name}: {ours}: {failed['error']}")
-        cells = [
-            (name, implementation)
-            for name in names
-            for implementation in implementations
-            if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
-        ]
-        for some in _batched(cells, settings.at_once):
-            checks = list(pool.map(lambda cell: _checked(cell[1], cell[0], settings), some))
-            passed = [cell for cell, check in zip(some, checks, strict=True) if "error" not in check]
-            ready = dict(
-                zip(passed, pool.map(lambda cell: _made_ready(cell[1], cell[0], settings), passed), strict=True)
-            )
-            try:
-                for cell, check in zip(some, checks, strict=True):
-                    yield *cell, {**(timed(ready[cell], settings) if cell in ready else {}), **check}
-            finally:
-                for process in ready.values():
-                    process.popen.kill()
+def measurements(cells: Sequence[Cell], settings: Settings) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Of each workload and implementation what was measured, or an `error`; prepared at once, but timed one by one."""
+    names = dict.fromkeys(name for name, _ in cells)
+    with ThreadPoolExecutor(settings.at_once) as pool, contextlib.ExitStack() as on_exit:
+        on_exit.callback(pool.shutdown, cancel_futures=True)
+        written = {name: pool.submit(_write, name, settings.folder) for name in names}
+        ours = {name: pool.submit(_check, (name, OURS[0]), written[name], settings) for name in names}
+        # A process that is ready waits for its turn, and leaves the cores to the others.
+        for some in _batched(cells, 2 * settings.at_once - 1):
+            prepared = [pool.submit(_prepared, cell, written[cell[0]], settings) for cell in some]
+            on_exit.callback(_end, prepared)
+            wait(prepared)
+            for cell, (failed, process) in zip(some, (each.result() for each in prepared), strict=True):
+                name, implementation = cell
+                if error := ours[name].result():
+                    raise SystemExit(f"{name}: {OURS[0]}: {error['error']}")
+                check = failed or ({} if implementation.endswith(ROUNDED) else _compared(cell, settings))
+                yield *cell, {**(timed(process, settings) if process and "error" not in check else {}), **check}
 
 
 def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (values[i : i + size] for i in range(0, len(values), size))
-
-
-def _checked(implementation: str, name: str, settings: Settings) -> dict[str, Any]:
-    """How far an implementation's meta-gradient is from ours, or an error if it is too far."""
-    if implementation.endswith(ROUNDED):
-        return {}
-    if implementation != OURS[0]:
-        failed = _check(implementation, name, settings)
-        if failed:
-            return failed
-    difference = _difference(settings.folder / name, implementation)
-    if difference > TOLERANCE:
-        return {"error": f"its meta-gradient differs by {difference:.1e}"}
-    return {"difference": difference}
 
 
 def _write(name: str, folder: Path) -> None:
@@ -178,9 +161,37 @@ def _write(name: str, folder: Path) -> None:
     np.savez(folder / name / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
 
 
-def _check(implementation: str, name: str, settings: Settings) -> dict[str, Any]:
+def _prepared(cell: Cell, written: Future, settings: Settings) -> tuple[dict[str, Any], "_Process | None"]:
+    """Let a process write a meta-gradient, and another one get ready to be timed; or an error, and none."""
+    checks = cell[1] != OURS[0] and not cell[1].endswith(ROUNDED)
+    failed = _check(cell, written, settings) if checks else {}
+    written.result()
+    return failed, None if failed else _made_ready(cell, settings)
+
+
+def _end(prepared: Sequence[Future]) -> None:
+    """End the processes that have not had their turn."""
+    for each in prepared:
+        process = None if each.cancelled() or each.exception() else each.result()[1]
+        if process:
+            with process.popen as popen:
+                popen.kill()
+
+
+def _check(cell: Cell, written: Future, settings: Settings) -> dict[str, Any]:
     """Let a process write a meta-gradient; returns `{}` or an error."""
-    return _finish(_start("check", implementation, name, settings), settings)
+    written.result()
+    return _finish(_start("check", cell, settings), settings)
+
+
+def _compared(cell: Cell, settings: Settings) -> dict[str, Any]:
+    """How far a meta-gradient is from ours, or an error if that is too far or it is not there."""
+    difference = _difference(settings.folder / cell[0], cell[1])
+    return (
+        {"difference": difference}
+        if difference <= TOLERANCE
+        else {"error": f"its meta-gradient differs by {difference:.1e}"}
+    )
 
 
 class _Process(NamedTuple):
@@ -191,7 +202,8 @@ class _Process(NamedTuple):
     said: str = ""
 
 
-def _start(what: str, implementation: str, name: str, settings: Settings) -> _Process:
+def _start(what: str, cell: Cell, settings: Settings) -> _Process:
+    name, implementation = cell
     command = [sys.executable, "-m", "benchmarks.throughput", "--seconds", str(settings.seconds), "--child"]
     command += [what, implementation, name, str(settings.folder / name)]
     variables = {**os.environ, "JAX_ENABLE_X64": str(int(what == "check"))}
@@ -205,9 +217,9 @@ def _start(what: str, implementation: str, name: str, settings: Settings) -> _Pr
     return _Process(popen, errors)
 
 
-def _made_ready(implementation: str, name: str, settings: Settings) -> _Process:
+def _made_ready(cell: Cell, settings: Settings) -> _Process:
     """Start timing an implementation, up to where it waits for its turn, or has failed."""
-    process = _start("time", implementation, name, settings)
+    process = _start("time", cell, settings)
     said = ""
     with _patience(process, settings):
         for line in process.popen.stdout or ():
@@ -294,16 +306,18 @@ def gradient_of(implementation: str, workload: Workload, params: Arrays, tasks: 
 
 
 def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays, seconds: float) -> dict[str, Any]:
+    from metajax.benchmark import time_calls
+
     if implementation in OURS:
         return _time_ours(implementation, workload, seconds)
     peer = _peer(implementation.removesuffix(ROUNDED))
-    compiles = implementation in JAX
-    if not compiles:  # it tries out chunk sizes when it is prepared
-        _wait_for_turn()
-    with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
-        step, _ = peer.prepare(workload, params, tasks)
-        timing = _time_in_turn(step, seconds, wait=compiles)
+    if implementation in JAX:
+        timing = _time_in_turn(peer.prepare(workload, params, tasks)[0], seconds)
         return {**timing, "peak_bytes": _peak_bytes_of_peer(implementation)}
+    _wait_for_turn()  # it tries out chunk sizes when it is prepared
+    with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
+        timing = time_calls(peer.prepare(workload, params, tasks)[0], seconds=seconds)
+        return {**timing._asdict(), "peak_bytes": _peak_bytes_of_peer(implementation)}
 
 
 def _peak_bytes_of_peer(implementation: str) -> int:
@@ -318,16 +332,14 @@ def _peak_bytes_of_peer(implementation: str) -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes([])
 
 
-def _time_in_turn(call: Callable[[], Any], seconds: float, *, wait: bool = True) -> dict[str, Any]:
-    """Warm up, and time when the turn has come."""
+def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
+    """Compile, and time when the turn has come."""
     from metajax.benchmark import time_calls
 
     began = time.perf_counter()
     call()
     first = time.perf_counter() - began
-    call()
-    if wait:
-        _wait_for_turn()
+    _wait_for_turn()
     return time_calls(call, seconds=seconds)._replace(first_seconds=first)._asdict()
 
 
@@ -380,7 +392,8 @@ def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[
     devices = list(mesh.devices.flat)
     exact = "float32" if devices[0].platform == "cpu" else "default"  # TF32 on a GPU
     use_precision("bfloat16" if implementation.endswith(ROUNDED) else exact)
-    steps = 100 if workload.model == "mlp" else 1 if workload.slow else 5
+    many = 5 if devices[0].platform == "cpu" else 25  # as training does by default
+    steps = 100 if workload.model == "mlp" else 1 if workload.slow else many
     timing = _time_in_turn(training_call(workload, mesh, steps), seconds)
     plain = standard(workload, mixed_mode=False)  # what has to be computed, not what is computed twice
     flops = task_flops(plain.learner, plain.sampler, plain.params) * workload.tasks * steps / timing["seconds"]

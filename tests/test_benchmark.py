@@ -60,7 +60,7 @@ def test_the_obvious_way_gives_the_same_meta_gradient(name, changes):
 
 def test_implementations_are_checked_and_then_timed(tmp_path):
     settings = Settings(tmp_path, seconds=0.01, patience=300, at_once=2)
-    measured = list(measurements(["sinusoid, 1 step"], ["metajax", *JAX], settings))
+    measured = list(measurements([("sinusoid, 1 step", name) for name in ("metajax", *JAX)], settings))
     assert [cell[:2] for cell in measured] == [("sinusoid, 1 step", name) for name in ("metajax", *JAX)]
     for _, name, result in measured:
         assert result["seconds"] > 0, result
@@ -69,7 +69,7 @@ def test_implementations_are_checked_and_then_timed(tmp_path):
 
 def test_a_measurement_that_takes_too_long_is_given_up(tmp_path):
     with pytest.raises(SystemExit, match="sinusoid, 1 step: metajax: not done after 0 s"):
-        next(measurements(["sinusoid, 1 step"], ["metajax"], Settings(tmp_path, 0.01, patience=0.01, at_once=1)))
+        next(measurements([("sinusoid, 1 step", "metajax")], Settings(tmp_path, 0.01, patience=0.01, at_once=1)))
 
 
 def in_float64(tree):
