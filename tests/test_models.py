@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import metajax as mj
 from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
-from metajax.models.convolution import convolve
+from metajax.models.convolution import Geometry, convolve, windows
 from metajax.models.layers import convolve_and_pool
 from metajax.models.product import dot_general
 
@@ -144,6 +144,32 @@ def test_a_product_keeps_the_precision_that_held_where_it_was_written():
     assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("dot_general") == 2
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    height=st.integers(4, 9),
+    width=st.sampled_from([4, 7, 15, 16, 17, 30]),
+    size=st.sampled_from([1, 2, 3, 5]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    channels=st.sampled_from([3, 16]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+)
+def test_windows_are_the_pixels_under_a_kernel_and_so_are_their_derivatives(
+    height, width, size, stride, padding, channels, dtype
+):
+    """Cut from rows or pixel by pixel; exactly, for they only move values."""
+    height, width = max(height, size), max(width, size)
+    images = jax.random.normal(jax.random.key(0), (2, height, width, channels), dtype)
+    cut = functools.partial(windows, geometry=Geometry(height, width, size, stride, padding))
+    out = np.asarray(cut(images))
+    around = np.pad(np.asarray(images), [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    for row, column in np.ndindex(out.shape[1:3]):
+        at = around[:, row * stride : row * stride + size, column * stride : column * stride + size]
+        np.testing.assert_array_equal(out[:, row, column], at.reshape(2, -1))
+    assert out.shape[1:3] == tuple((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    np.testing.assert_array_equal(jax.jvp(cut, (images,), (images,))[1], out)
+
+
 def derivatives(fn, batched):
     """First and second derivatives of an energy of `fn(x, w)`: forward over reverse and reverse over reverse."""
 
@@ -251,6 +277,22 @@ def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, m
     for a, b, c in zip(ours, theirs, exact, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         assert examples == 0 or np.abs(np.asarray(a) - c).max() > 1e-3
+
+
+@pytest.mark.parametrize(("stride", "precision"), [(1, "bfloat16"), (1, "float32"), (2, "float32")])
+def test_a_kernel_s_cotangent_by_blocks_of_images_is_that_of_all(key, monkeypatch, stride, precision):
+    x, w = jax.random.normal(key, (6, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 4))
+    cotangent = jax.random.normal(key, (6, 8 // stride, 8 // stride, 4))
+
+    def by_kernel(w, x, cotangent):
+        return jax.vjp(lambda w: convolve(x, w, stride=stride, padding=1), w)[1](cotangent)[0]
+
+    with jax.default_matmul_precision(precision):
+        whole = jax.jit(by_kernel)(w, x, cotangent)
+        monkeypatch.setattr(convolution, "_SMALL_BLOCK_BYTES", 2 * (8 // stride) ** 2 * 9 * 16 * 4)
+        program = jax.jit(lambda *arrays: by_kernel(*arrays)).lower(w, x, cotangent)
+    assert "while" in program.as_text(), "blocks one after the other"
+    np.testing.assert_allclose(program.compile()(w, x, cotangent), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_pooling_before_normalisation_is_pooling_after(key):

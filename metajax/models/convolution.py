@@ -20,10 +20,14 @@ from metajax.precision import products_precision
 
 _BLOCK_BYTES = 6_000_000
 """Windows in use at once: what a core's share of the last cache holds."""
+_SMALL_BLOCK_BYTES = 1_000_000
+"""The same where they are made for one product alone: what a core's own cache holds."""
 _WIDE = 128
 """Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
+_FEW_COLUMNS = 16
+"""Columns of an output up to which windows are cut from rows: each column is an operation of the program."""
 
 
 class Geometry(NamedTuple):
@@ -83,13 +87,12 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
-    few_overlap = geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
     if jax.default_backend() != "cpu":
-        return (_by_windows if few_overlap else _transposed)(a, b, role=role, geometry=geometry)
+        return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
     small = min(geometry.height, geometry.width) <= geometry.size
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
-    if role != "kernel" and (small or few_overlap):
+    if role != "kernel" and (small or _few_overlap(geometry)):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
         # beat a native convolution in float32 if windows overlap little, or serve many outputs (above);
         # in bfloat16 it is slow on a CPU.
@@ -103,6 +106,11 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     if role == "input":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
+
+
+def _few_overlap(geometry: Geometry) -> bool:
+    """Whether windows overlap so little that rounded products of them pay for the output too, which shares them."""
+    return geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
 
 
 def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
@@ -131,15 +139,17 @@ def _images(output: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
     """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
-    examples, channels = images.shape[0], images.shape[-1]
+    examples, channels, features = images.shape[0], images.shape[-1], output.shape[-1]
     window = geometry.size**2 * channels * (2 if geometry.rounded else images.dtype.itemsize)
-    block = largest_block(examples, math.prod(output.shape[1:3]) * window, _BLOCK_BYTES)
+    total = geometry.size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
+    most = _BLOCK_BYTES if _few_overlap(geometry) else max(_SMALL_BLOCK_BYTES, min(total, _BLOCK_BYTES))
+    block = largest_block(examples, math.prod(output.shape[1:3]) * window, most)
 
     def add(total, block):
         images, output = block
         return total + _kernel_by_windows(images, output, geometry), None
 
-    zeros = jnp.zeros((geometry.size, geometry.size, channels, output.shape[-1]), images.dtype)
+    zeros = jnp.zeros((geometry.size, geometry.size, channels, features), images.dtype)
     if block == examples:
         return add(zeros, (images, output))[0]
     blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
@@ -164,7 +174,7 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
     if role == "output":
         return jnp.matmul(windows(_operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
     images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
-    to_images = jax.linear_transpose(lambda images: _windows(images, geometry), images)
+    to_images = jax.linear_transpose(lambda images: _windows_by_pixels(images, geometry), images)
     return to_images(jnp.matmul(_operand(a, geometry), matrix.T, preferred_element_type=a.dtype))[0]
 
 
@@ -194,27 +204,40 @@ def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
     return x.astype(jnp.bfloat16) if geometry.rounded else x
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
     """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
-    return _windows_as_integers(images, geometry) if images.dtype == jnp.bfloat16 else _windows(images, geometry)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _windows_as_integers(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Of bfloat16, which compilers for a CPU would move as float32, converted back and forth."""
-    moved = _windows(lax.bitcast_convert_type(images, jnp.uint16), geometry)
+    on_cpu = jax.default_backend() == "cpu"
+    in_rows = on_cpu and images.shape[-1] >= _LEAST_ROUNDED and _output_sides(geometry)[1] <= _FEW_COLUMNS
+    cut = _windows_by_rows if in_rows else _windows_by_pixels
+    if images.dtype != jnp.bfloat16:
+        return cut(images, geometry)
+    # Compilers for a CPU would move it as float32, converted back and forth.
+    moved = cut(lax.bitcast_convert_type(images, jnp.uint16), geometry)
     return lax.bitcast_convert_type(moved, jnp.bfloat16)
 
 
-@_windows_as_integers.defjvp
-def _windows_as_integers_jvp(geometry, primals, tangents):  # integers have no derivative
+@windows.defjvp
+def _windows_jvp(geometry, primals, tangents):  # integers have no derivative, and rows have a slow one
     (images,), (along,) = primals, tangents
-    return _windows_as_integers(images, geometry), _windows(along, geometry)
+    return windows(images, geometry), _windows_by_pixels(along, geometry)
 
 
-def _windows(images: jax.Array, geometry: Geometry) -> jax.Array:
-    size, stride, padding = geometry.size, geometry.stride, geometry.padding
-    x = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+def _windows_by_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
+    """First the rows that windows share, then their columns: longer pieces to copy than pixels, of few columns."""
+    size, stride, channels = geometry.size, geometry.stride, images.shape[-1]
+    height, width = _output_sides(geometry)
+    x = _padded(images, geometry)
+    x = x.reshape(*x.shape[:2], x.shape[2] * channels)
+    rows = jnp.stack([x[:, i : i + (height - 1) * stride + 1 : stride] for i in range(size)], axis=2)
+    starts = [column * stride * channels for column in range(width)]
+    columns = jnp.stack([rows[..., start : start + size * channels] for start in starts], axis=2)
+    return columns.reshape(*columns.shape[:3], size**2 * channels)
+
+
+def _windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
+    size, stride = geometry.size, geometry.stride
+    x = _padded(images, geometry)
     height, width = _output_sides(geometry)
     slices = [
         x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
@@ -222,6 +245,11 @@ def _windows(images: jax.Array, geometry: Geometry) -> jax.Array:
         for j in range(size)
     ]
     return jnp.concatenate(slices, axis=-1)
+
+
+def _padded(images: jax.Array, geometry: Geometry) -> jax.Array:
+    padding = (geometry.padding, geometry.padding)
+    return jnp.pad(images, ((0, 0), padding, padding, (0, 0)))
 
 
 def _output_sides(geometry: Geometry) -> tuple[int, int]:
