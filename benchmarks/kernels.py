@@ -134,8 +134,8 @@ def kind_of(name: str) -> str | None:
     ['products', 'moves', 'arithmetic', None]
     >>> kind_of("fusion.3")  # which may be anything
     'arithmetic'
-    >>> kind_of("sm90_xmma_dgrad_implicit_gemm_indexed_f32f32"), kind_of("input_concatenate_transpose_fusion")
-    ('products', 'moves')
+    >>> kind_of("void wgrad_alg0_engine_NHWC<float>"), kind_of("void convolve_common_engine_float_NHWC<float>")
+    ('products', 'products')
     """
     name = re.sub(r"(\.clone|\.\d+)*$", "", name)
     if name in _HOLDERS or name.startswith("end: "):

@@ -115,7 +115,7 @@ class Settings(NamedTuple):
         folder: For what processes hand to each other.
         seconds: Of timed calls for each measurement.
         patience: Seconds until a measurement is given up.
-        at_once: Processes that are checked, or made ready, together.
+        at_once: Processes that are checked, or made ready, together; nearly twice as many are alive.
     """
 
     folder: Path
@@ -125,23 +125,32 @@ class Settings(NamedTuple):
 
 
 def measurements(cells: Sequence[Cell], settings: Settings) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of each workload and implementation what was measured, or an `error`; prepared at once, but timed one by one."""
+    """Of each workload and implementation what was measured, or an `error`; prepared some at a time, timed one by one.
+
+    Processes that are ready wait for their turn, and leave the cores to those that compile: nearly twice `at_once` of
+    them in all, but one alone if that is 1, for it may take all of an accelerator's memory.
+    """
     names = dict.fromkeys(name for name, _ in cells)
+    begun: list[Future] = []
     with ThreadPoolExecutor(settings.at_once) as pool, contextlib.ExitStack() as on_exit:
-        on_exit.callback(pool.shutdown, cancel_futures=True)
+        on_exit.callback(_end, begun)
+        on_exit.callback(pool.shutdown, cancel_futures=True)  # before: it waits for what still starts processes
         written = {name: pool.submit(_write, name, settings.folder) for name in names}
         ours = {name: pool.submit(_check, (name, OURS[0]), written[name], settings) for name in names}
-        # A process that is ready waits for its turn, and leaves the cores to the others.
         for some in _batched(cells, 2 * settings.at_once - 1):
             prepared = [pool.submit(_prepared, cell, written[cell[0]], settings) for cell in some]
-            on_exit.callback(_end, prepared)
-            wait(prepared)
-            for cell, (failed, process) in zip(some, (each.result() for each in prepared), strict=True):
-                name, implementation = cell
-                if error := ours[name].result():
+            begun += prepared
+            for name, check in ours.items():
+                if error := check.result():
                     raise SystemExit(f"{name}: {OURS[0]}: {error['error']}")
-                check = failed or ({} if implementation.endswith(ROUNDED) else _compared(cell, settings))
-                yield *cell, {**(timed(process, settings) if process and "error" not in check else {}), **check}
+            wait(prepared)
+            for cell, future in zip(some, prepared, strict=True):
+                failed, process = future.result()
+                check = failed or ({} if cell[1].endswith(ROUNDED) else _compared(cell, settings))
+                if "error" in check:
+                    _end([future])
+                    process = None
+                yield *cell, {**(timed(process, settings) if process else {}), **check}
 
 
 def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -185,7 +194,7 @@ def _check(cell: Cell, written: Future, settings: Settings) -> dict[str, Any]:
 
 
 def _compared(cell: Cell, settings: Settings) -> dict[str, Any]:
-    """How far a meta-gradient is from ours, or an error if that is too far or it is not there."""
+    """How far a meta-gradient is from ours, or an error if that is too far or no number."""
     difference = _difference(settings.folder / cell[0], cell[1])
     return (
         {"difference": difference}

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
-from benchmarks import peers
+from benchmarks import peers, throughput
 from benchmarks.peers import PEERS, jax_obvious
 from benchmarks.throughput import JAX, Settings, flattened, measurements
 from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
@@ -65,6 +65,18 @@ def test_implementations_are_checked_and_then_timed(tmp_path):
     for _, name, result in measured:
         assert result["seconds"] > 0, result
         assert result["difference"] == 0 if name == "metajax" else 0 < result["difference"] < 1e-6
+
+
+def test_what_differs_is_not_timed_and_its_process_ends(tmp_path, monkeypatch):
+    started, start = [], throughput._start
+    monkeypatch.setattr(throughput, "TOLERANCE", -1.0)
+    monkeypatch.setattr(throughput, "_start", lambda *args: started.append(start(*args)) or started[-1])
+    cells = [("sinusoid, 1 step", "metajax")] * 2
+    results = measurements(cells, Settings(tmp_path, seconds=0.01, patience=300, at_once=1))
+    assert next(results) == (*cells[0], {"error": "its meta-gradient differs by 0.0e+00"})
+    assert len(started) == 2, "to check it, and to be timed"
+    assert all(process.popen.returncode is not None for process in started)
+    results.close()
 
 
 def test_a_measurement_that_takes_too_long_is_given_up(tmp_path):

@@ -49,16 +49,17 @@ def test_a_convolution_under_vmap_is_no_grouped_convolution():
     assert "dot_general" in text
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=10)
 @given(
     side=st.integers(4, 7),
     kernel=st.sampled_from([2, 3, 4]),
     stride=st.integers(1, 3),
     padding=st.integers(0, 4),
     batched=st.sampled_from([None, (0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1)]),
+    channels=st.sampled_from([3, 16]),
     forms_of=st.sampled_from(["cpu", "gpu"]),
 )
-def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched, forms_of):
+def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, padding, batched, channels, forms_of):
     """First and second, forward over reverse and reverse over reverse, alone and under vmap over either argument."""
 
     def lax_convolve(x, w):
@@ -67,7 +68,7 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
 
     with jax.enable_x64(True), mock.patch.object(jax, "default_backend", return_value=forms_of):
         rng, axes = np.random.default_rng(0), batched or (None, None)
-        shapes = [(2, side, side + 1, 3), (kernel, kernel, 3, 2)]
+        shapes = [(2, side, side + 1, channels), (kernel, kernel, channels, 2)]
         shapes = [s if axis is None else (*s[:axis], 3, *s[axis:]) for s, axis in zip(shapes, axes, strict=True)]
         (x, dx), (w, dw) = (rng.normal(size=(2, *shape)) for shape in shapes)
         ours = derivatives(lambda x, w: convolve(x, w, stride=stride, padding=padding), batched)(x, w, dx, dw)
@@ -293,6 +294,16 @@ def test_a_kernel_s_cotangent_by_blocks_of_images_is_that_of_all(key, monkeypatc
         program = jax.jit(lambda *arrays: by_kernel(*arrays)).lower(w, x, cotangent)
     assert "while" in program.as_text(), "blocks one after the other"
     np.testing.assert_allclose(program.compile()(w, x, cotangent), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_of_bfloat16_images_are_summed_in_float32(monkeypatch):
+    """Each adds 1 to 256, and the sum 272 is of bfloat16; 256 + 1 is not, nor is any sum after it."""
+    x = jnp.ones((17, 4, 4, 16), jnp.bfloat16)
+    cotangent = jnp.zeros_like(x).at[:, 0, 0].set(1).at[0].set(16)
+    monkeypatch.setattr(convolution, "_SMALL_BLOCK_BYTES", 1)
+    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 1)  # a block for each image
+    geometry = Geometry(4, 4, size=1, stride=1, padding=0)
+    np.testing.assert_array_equal(np.float32(convolution._kernel_in_blocks(x, cotangent, geometry)), 272)
 
 
 def test_pooling_before_normalisation_is_pooling_after(key):

@@ -28,6 +28,8 @@ _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
 _FEW_COLUMNS = 16
 """Columns of an output up to which windows are cut from rows: each column is an operation of the program."""
+_ROW_CHANNELS = 16
+"""Channels of images from which they are: pieces of rows of few are as short as pixels of many, and slower to copy."""
 
 
 class Geometry(NamedTuple):
@@ -141,19 +143,20 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
     """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
     examples, channels, features = images.shape[0], images.shape[-1], output.shape[-1]
     window = geometry.size**2 * channels * (2 if geometry.rounded else images.dtype.itemsize)
-    total = geometry.size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
-    most = _BLOCK_BYTES if _few_overlap(geometry) else max(_SMALL_BLOCK_BYTES, min(total, _BLOCK_BYTES))
+    kernel = geometry.size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
+    most = _BLOCK_BYTES if _few_overlap(geometry) else max(_SMALL_BLOCK_BYTES, min(kernel, _BLOCK_BYTES))
     block = largest_block(examples, math.prod(output.shape[1:3]) * window, most)
+    if block == examples:
+        return _kernel_by_windows(images, output, geometry)
+    dtype = jnp.promote_types(images.dtype, jnp.float32)  # many sums would lose digits of a narrower one
 
     def add(total, block):
         images, output = block
-        return total + _kernel_by_windows(images, output, geometry), None
+        return total + _kernel_by_windows(images, output, geometry, dtype), None
 
-    zeros = jnp.zeros((geometry.size, geometry.size, channels, features), images.dtype)
-    if block == examples:
-        return add(zeros, (images, output))[0]
+    zeros = jnp.zeros((geometry.size, geometry.size, channels, features), dtype)
     blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
-    return lax.scan(add, zeros, blocks)[0]
+    return lax.scan(add, zeros, blocks)[0].astype(images.dtype)
 
 
 def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
@@ -189,13 +192,14 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
     return out.reshape(-1, *out.shape[2:])
 
 
-def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
+def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry, dtype: Any = None) -> jax.Array:
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
     patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
+    dtype = dtype or images.dtype
     if patches.shape[-1] < output.shape[-1]:
-        product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=images.dtype)
+        product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)
     else:
-        product = jnp.einsum("bhwo,bhwk->ok", cotangent, patches, preferred_element_type=images.dtype)
+        product = jnp.einsum("bhwo,bhwk->ok", cotangent, patches, preferred_element_type=dtype)
         product = lax.optimization_barrier(product).T
     return product.reshape(geometry.size, geometry.size, images.shape[-1], output.shape[-1])
 
@@ -207,9 +211,8 @@ def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
     """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
-    on_cpu = jax.default_backend() == "cpu"
-    in_rows = on_cpu and images.shape[-1] >= _LEAST_ROUNDED and _output_sides(geometry)[1] <= _FEW_COLUMNS
-    cut = _windows_by_rows if in_rows else _windows_by_pixels
+    fits = geometry.size > 1 and images.shape[-1] >= _ROW_CHANNELS and _output_sides(geometry)[1] <= _FEW_COLUMNS
+    cut = _windows_by_rows if fits and jax.default_backend() == "cpu" else _windows_by_pixels
     if images.dtype != jnp.bfloat16:
         return cut(images, geometry)
     # Compilers for a CPU would move it as float32, converted back and forth.

@@ -14,7 +14,7 @@ from metajax.models.convolution import convolve, largest_block
 
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
-"""Activations in use at once: what a core's own cache holds."""
+"""Activations in use at once: about what a core's own cache holds."""
 _in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
