@@ -61,7 +61,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="processes to prepare together; up to the cores"
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes to prepare together, up to the cores; nearly twice as many are alive",
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)

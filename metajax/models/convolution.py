@@ -147,14 +147,14 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
     most = _BLOCK_BYTES if _few_overlap(geometry) else max(_SMALL_BLOCK_BYTES, min(kernel, _BLOCK_BYTES))
     block = largest_block(examples, math.prod(output.shape[1:3]) * window, most)
     if block == examples:
-        return _kernel_by_windows(images, output, geometry)
-    dtype = jnp.promote_types(images.dtype, jnp.float32)  # many sums would lose digits of a narrower one
+        return _kernel_by_windows(images, output, geometry).astype(images.dtype)
 
     def add(total, block):
         images, output = block
-        return total + _kernel_by_windows(images, output, geometry, dtype), None
+        return total + _kernel_by_windows(images, output, geometry), None
 
-    zeros = jnp.zeros((geometry.size, geometry.size, channels, features), dtype)
+    shape = (geometry.size, geometry.size, channels, features)
+    zeros = jnp.zeros(shape, jnp.promote_types(images.dtype, jnp.float32))
     blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
     return lax.scan(add, zeros, blocks)[0].astype(images.dtype)
 
@@ -172,7 +172,7 @@ def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """The same as a matrix product, which `vmap` makes a batched one."""
     if role == "kernel":
-        return _kernel_by_windows(a, b, geometry)
+        return _kernel_by_windows(a, b, geometry).astype(a.dtype)
     matrix = _operand(b.reshape(-1, b.shape[-1]), geometry)
     if role == "output":
         return jnp.matmul(windows(_operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
@@ -192,10 +192,11 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
     return out.reshape(-1, *out.shape[2:])
 
 
-def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry, dtype: Any = None) -> jax.Array:
+def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
+    """The kernel's cotangent, in float32 at least: sums of blocks would lose digits of a narrower type."""
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
     patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
-    dtype = dtype or images.dtype
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)
     else:
