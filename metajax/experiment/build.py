@@ -120,7 +120,7 @@ def _support(sampler: TaskSampler) -> Any:
 
 def _check_padded(module: nnx.Module) -> None:
     """What would see the padding of tasks of varying size."""
-    if any(isinstance(part, BatchNorm | nnx.BatchNorm) for _, part in nnx.iter_modules(module)):
+    if any(isinstance(part, BatchNorm | nnx.BatchNorm) for _, part in nnx.iter_graph(module)):
         raise UserError(
             "model: batch normalisation would count the padding of tasks of varying size: choose --model.norm group, "
             "which normalises each example alone"

@@ -9,6 +9,7 @@ primitive is windows of the image times a matrix.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax.models.bilinear import Role, bilinear
+from metajax.models.winograd import convolve_tiles, kernel_cotangent
 from metajax.precision import products_precision
 
 _BLOCK_BYTES = 6_000_000
@@ -26,6 +28,10 @@ _WIDE = 128
 """Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
+_TILED_CHANNELS = 32
+"""Channels of images and of outputs from which tiles of a 3 × 3 convolution save time, twice as many for its kernel."""
+_TILES = 2_000
+"""Tiles of all images from which they do: each convolution by tiles makes a program longer, and slower to compile."""
 _FEW_COLUMNS = 16
 """Columns of an output up to which windows are cut from rows: each column is an operation of the program."""
 _ROW_CHANNELS = 16
@@ -92,6 +98,8 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     if jax.default_backend() != "cpu":
         return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
     small = min(geometry.height, geometry.width) <= geometry.size
+    if _fit_tiles(role, a, b, geometry):
+        return _by_tiles(role, a, b, geometry)
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
     if role != "kernel" and (small or _few_overlap(geometry)):
@@ -104,7 +112,7 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
         return _forward(a, b, geometry)
     if role == "input" and geometry.stride == 1:
-        return _images(a, b, geometry)
+        return _forward(a, _turned(b), geometry._replace(padding=geometry.size - 1 - geometry.padding))
     if role == "input":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
@@ -132,11 +140,38 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _images(output: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """The images' cotangent at stride 1: a convolution of the output's with the kernel turned."""
+def _turned(kernel: jax.Array) -> jax.Array:
+    """The kernel that makes the images' cotangent at stride 1 of the output's."""
     # The barrier keeps the compiler from folding the turn into a layout of the kernel that its fast path lacks.
-    turned = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    return _forward(output, turned, geometry._replace(padding=geometry.size - 1 - geometry.padding))
+    return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+
+
+def _fit_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> bool:
+    """Whether the products that tiles save cost more than the sums that they take."""
+    if (geometry.size, geometry.stride) != (3, 1) or geometry.padding >= geometry.size or a.dtype.itemsize < 4:
+        return False
+    channels = (a.shape[-1], b.shape[-1]) if role == "kernel" else b.shape[2:]
+    least = 2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS
+    tiles = a.shape[0] * math.prod(_output_sides(geometry)) // 4
+    return min(channels) >= least and tiles >= max(_TILES, 4 * max(channels))
+
+
+def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
+    """By blocks of examples whose sums stay in the cache, unless the kernel's take more."""
+    if role == "input":
+        height, width = _output_sides(geometry)
+        turned = geometry._replace(height=height, width=width, padding=geometry.size - 1 - geometry.padding)
+        return _by_tiles("output", a, _turned(b), turned)
+    inner, outer = (a.shape[-1], b.shape[-1]) if role == "kernel" else b.shape[2:]
+    sums = 16 * inner * a.dtype.itemsize
+    each, most = math.prod(_output_sides(geometry)) // 4 * sums, max(_BLOCK_BYTES, 2 * outer * sums)
+    dtype = jnp.bfloat16 if geometry.rounded else None
+    if role == "kernel":
+        most = min(most, a.shape[0] // 2 * each)  # a loop of one block would be none: see there
+        block = largest_block(a.shape[0], each, most)
+        return kernel_cotangent(a, b, padding=geometry.padding, block=block, product_dtype=dtype)
+    run = functools.partial(convolve_tiles, kernel=b, padding=geometry.padding, product_dtype=dtype)
+    return _over_blocks(run, a, largest_block(a.shape[0], each, most))
 
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
@@ -185,10 +220,14 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
     """The same by blocks of examples whose windows stay in the cache."""
     positions, itemsize = math.prod(_output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
     block = largest_block(a.shape[0], positions * geometry.size**2 * b.shape[2] * itemsize, _BLOCK_BYTES)
-    if block == a.shape[0]:
-        return _by_windows(a, b, role=role, geometry=geometry)
-    blocks = a.reshape(-1, block, *a.shape[1:])
-    out = lax.map(lambda a: _by_windows(a, b, role=role, geometry=geometry), blocks)
+    return _over_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block)
+
+
+def _over_blocks(fn: Callable[[jax.Array], jax.Array], x: jax.Array, block: int) -> jax.Array:
+    """A function of examples on some of them at a time."""
+    if block == x.shape[0]:
+        return fn(x)
+    out = lax.map(fn, x.reshape(-1, block, *x.shape[1:]))
     return out.reshape(-1, *out.shape[2:])
 
 

@@ -1,0 +1,124 @@
+"""Convolution with kernels of 3 × 3 by Winograd's minimal filtering: 16 products for 4 outputs in place of 36.
+
+Outputs go by tiles of 2 × 2. What a tile sees, 4 × 4 pixels, and the kernel are turned into 16 sums each; the products
+of these are matrix products over channels, and sums of them are the outputs.
+
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), F(2×2, 3×3).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+
+def convolve_tiles(
+    images: jax.Array, kernel: jax.Array, *, padding: int, product_dtype: DTypeLike | None = None
+) -> jax.Array:
+    """A convolution at stride 1.
+
+    Args:
+        images: `[examples, height, width, in]`.
+        kernel: `[3, 3, in, out]`.
+        padding: Zeros on each side.
+        product_dtype: What operands of products are rounded to; sums keep the type of the images.
+
+    Returns:
+        `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`.
+
+    >>> import jax.numpy as jnp
+    >>> convolve_tiles(jnp.ones((1, 4, 5, 2)), jnp.ones((3, 3, 2, 7)), padding=0)[0, :, :, 0].tolist()
+    [[18.0, 18.0, 18.0], [18.0, 18.0, 18.0]]
+    """
+    height, width = (side + 2 * padding - 2 for side in images.shape[1:3])
+    rows, columns = -(-height // 2), -(-width // 2)
+    kernels = [sums for line in _of_kernel(kernel) for sums in _of_kernel(line)]
+    pixels = _pixels(images, padding, rows, columns)
+    products = [_product(*pair, product_dtype) for pair in zip(pixels, kernels, strict=True)]
+    left, right = zip(*(_of_products(*products[line : line + 4]) for line in range(0, 16, 4)), strict=True)
+    lines = zip(_of_products(*left), _of_products(*right), strict=True)
+    tiles = jnp.stack([jnp.stack(line, axis=3) for line in lines], axis=2)
+    return tiles.reshape(images.shape[0], 2 * rows, 2 * columns, kernel.shape[-1])[:, :height, :width]
+
+
+def kernel_cotangent(
+    images: jax.Array, output: jax.Array, *, padding: int, block: int, product_dtype: DTypeLike | None = None
+) -> jax.Array:
+    """The kernel's cotangent from the output's, the transpose of `convolve_tiles`.
+
+    Args:
+        images: `[examples, height, width, in]`.
+        output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`.
+        padding: Zeros on each side.
+        block: Examples at once, a divisor of all.
+        product_dtype: What operands of products are rounded to; sums keep the type of the images.
+
+    Returns:
+        `[3, 3, in, out]`.
+
+    >>> import jax.numpy as jnp
+    >>> images, output = jnp.ones((2, 4, 5, 2)), jnp.ones((2, 2, 3, 7))
+    >>> kernel_cotangent(images, output, padding=0, block=1)[:, :, 0, 0].tolist()
+    [[12.0, 12.0, 12.0], [12.0, 12.0, 12.0], [12.0, 12.0, 12.0]]
+    """
+    examples, height, width, features = output.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
+    # A product wants its first operand with channels first: the outputs are turned once, outside of the loop, where
+    # the compiler does not turn each of the 16 sums of them.
+    turned = x.reshape(examples // block, block, rows, 2, columns, 2, features).transpose(0, 3, 5, 6, 1, 2, 4)
+    turned = turned.reshape(examples // block, 2, 2, features, block * rows * columns)
+
+    def add(totals: list[jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+        images, ((a, b), (c, d)) = block
+        lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
+        outputs = [sums for line in lines for sums in _of_outputs(*line)]
+        pixels = (sums.reshape(-1, sums.shape[-1]) for sums in _pixels(images, padding, rows, columns))
+        products = [_product(*pair, product_dtype) for pair in zip(outputs, pixels, strict=True)]
+        return jax.tree.map(jnp.add, totals, products), None
+
+    zeros = [jnp.zeros((features, images.shape[-1]), images.dtype)] * 16
+    totals, _ = lax.scan(add, zeros, (images.reshape(-1, block, *images.shape[1:]), turned))
+    lines = [_to_kernel(*totals[line : line + 4]) for line in range(0, 16, 4)]
+    kernel = [_to_kernel(*column) for column in zip(*lines, strict=True)]
+    return jnp.array([[kernel[j][i].T for j in range(3)] for i in range(3)])
+
+
+def _pixels(images: jax.Array, padding: int, rows: int, columns: int) -> list[jax.Array]:
+    """Of what each tile sees the 16 sums, `[examples, rows, columns, in]` each."""
+    beyond = [
+        (padding, 2 * count + 2 - side - padding)
+        for count, side in zip((rows, columns), images.shape[1:3], strict=True)
+    ]
+    x = jnp.pad(images, [(0, 0), *beyond, (0, 0)])
+    return [sums for line in _of_images(x, 1, rows) for sums in _of_images(line, 2, columns)]
+
+
+def _product(a: jax.Array, b: jax.Array, product_dtype: DTypeLike | None) -> jax.Array:
+    dtype = a.dtype if product_dtype is None else product_dtype
+    return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=a.dtype)
+
+
+def _of_images(x: jax.Array, axis: int, tiles: int) -> tuple[jax.Array, ...]:
+    """Of the four lines of each tile, two lines apart, the four sums."""
+    a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
+    return a - c, b + c, c - b, b - d
+
+
+def _of_kernel(kernel: jax.Array) -> tuple[jax.Array, ...]:
+    a, b, c = kernel
+    return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+
+def _of_products(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return a + b + c, b - c - d
+
+
+def _of_outputs(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+    """The transpose of `_of_products`."""
+    return a, a + b, a - b, -b
+
+
+def _to_kernel(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, ...]:
+    """The transpose of `_of_kernel`."""
+    return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
