@@ -66,8 +66,9 @@ def _seconds(call: Callable[[], Any]) -> float:
 def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: float = 2.0) -> float:
     """Floating-point operations a second of products of square matrices, one on each device at a time.
 
-    What no model can exceed: of `float32` operands in the default precision of a product, as it holds for models; of
-    `bfloat16` operands where that rounds to them. Their `size` is by default what fills a device.
+    What no model can exceed, but by convolutions that do with fewer products: of `float32` operands in the default
+    precision of a product, as it holds for models; of `bfloat16` operands where that rounds to them. Their `size` is by
+    default what fills a device.
     """
     rounds = products_precision() == "bfloat16"
     size = size or (1536 if devices[0].platform == "cpu" else 8192)

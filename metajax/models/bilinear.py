@@ -5,6 +5,7 @@ derivatives are the other two, so that derivatives of any order are again the op
 role is computed in the form that its author chose for it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -70,7 +71,11 @@ def bilinear(
     def abstract(a, b, **settings):
         return a.update(shape=shape(a, b, **settings), weak_type=False)
 
-    primitive.def_impl(evaluate)
+    @functools.cache
+    def compiled(settings: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
+        return jax.jit(functools.partial(evaluate, **dict(settings)))
+
+    primitive.def_impl(lambda a, b, **settings: compiled(tuple(settings.items()))(a, b))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
     ad.defbilinear(primitive, transpose_first, transpose_second)

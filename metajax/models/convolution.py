@@ -1,7 +1,8 @@
 """Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
 
 It is one primitive in three roles, so that second derivatives are convolutions of the forms that compilers know; left
-to themselves, they come out in forms that run ten times slower.
+to themselves, they come out in forms that run ten times slower. Large ones of 3 × 3 go by tiles on a CPU
+(`winograd.py`).
 
 Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
 primitive is windows of the image times a matrix.
@@ -21,7 +22,7 @@ from metajax.models.winograd import convolve_tiles, kernel_cotangent
 from metajax.precision import products_precision
 
 _BLOCK_BYTES = 6_000_000
-"""Windows in use at once: what a core's share of the last cache holds."""
+"""Windows, or sums of tiles, in use at once: what a core's share of the last cache holds."""
 _SMALL_BLOCK_BYTES = 1_000_000
 """The same where they are made for one product alone: what a core's own cache holds."""
 _WIDE = 128
@@ -29,7 +30,7 @@ _WIDE = 128
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
 _TILED_CHANNELS = 32
-"""Channels of images and of outputs from which tiles of a 3 × 3 convolution save time, twice as many for its kernel."""
+"""Channels of images and of outputs from which tiles save time; for the cotangent of the kernel twice as many."""
 _TILES = 2_000
 """Tiles of all images from which they do: each convolution by tiles makes a program longer, and slower to compile."""
 _FEW_COLUMNS = 16
@@ -63,7 +64,8 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
 
     Under `jax.default_matmul_precision("bfloat16")` the operands of its matrix products, and of its derivatives', are
     rounded to bfloat16 and summed in their own type, on every device, if images have 16 channels or more; what runs as
-    a native convolution is left to the compiler.
+    a native convolution is left to the compiler. Large convolutions of 3 × 3 with 32 channels or more go by tiles on a
+    CPU: what is rounded are sums of 4 pixels, at nearly twice the error.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -98,8 +100,8 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     if jax.default_backend() != "cpu":
         return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
     small = min(geometry.height, geometry.width) <= geometry.size
-    if _fit_tiles(role, a, b, geometry):
-        return _by_tiles(role, a, b, geometry)
+    if block := _tiled_examples(role, a, b, geometry):
+        return _by_tiles(role, a, b, geometry, block)
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
     if role != "kernel" and (small or _few_overlap(geometry)):
@@ -141,37 +143,45 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 
 def _turned(kernel: jax.Array) -> jax.Array:
-    """The kernel that makes the images' cotangent at stride 1 of the output's."""
+    """The kernel with which a convolution of the output's cotangent, at stride 1, is the images'."""
     # The barrier keeps the compiler from folding the turn into a layout of the kernel that its fast path lacks.
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
-def _fit_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> bool:
-    """Whether the products that tiles save cost more than the sums that they take."""
-    if (geometry.size, geometry.stride) != (3, 1) or geometry.padding >= geometry.size or a.dtype.itemsize < 4:
-        return False
-    channels = (a.shape[-1], b.shape[-1]) if role == "kernel" else b.shape[2:]
-    least = 2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS
-    tiles = a.shape[0] * math.prod(_output_sides(geometry)) // 4
-    return min(channels) >= least and tiles >= max(_TILES, 4 * max(channels))
-
-
-def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> jax.Array:
-    """By blocks of examples whose sums stay in the cache, unless the kernel's take more."""
-    if role == "input":
-        height, width = _output_sides(geometry)
-        turned = geometry._replace(height=height, width=width, padding=geometry.size - 1 - geometry.padding)
-        return _by_tiles("output", a, _turned(b), turned)
-    inner, outer = (a.shape[-1], b.shape[-1]) if role == "kernel" else b.shape[2:]
-    sums = 16 * inner * a.dtype.itemsize
-    each, most = math.prod(_output_sides(geometry)) // 4 * sums, max(_BLOCK_BYTES, 2 * outer * sums)
-    dtype = jnp.bfloat16 if geometry.rounded else None
+def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> int:
+    """Examples that go by tiles at once, or 0 where the sums of tiles cost more than the products that they save."""
+    narrow = min(geometry.height, geometry.width) <= geometry.size
+    exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels in fewer digits would lose some
+    if (geometry.size, geometry.stride) != (3, 1) or geometry.padding >= geometry.size or narrow or not exact:
+        return 0
+    inner, outer = _channels(role, a, b)
+    height, width = (geometry.height, geometry.width) if role == "input" else _output_sides(geometry)
+    tiles = -(-height // 2) * -(-width // 2)
+    sums_bytes = 16 * inner * a.dtype.itemsize  # of a tile, and of each output channel's kernel
+    most = max(_BLOCK_BYTES, 2 * outer * sums_bytes)  # twice what is read again for each block
     if role == "kernel":
-        most = min(most, a.shape[0] // 2 * each)  # a loop of one block would be none: see there
-        block = largest_block(a.shape[0], each, most)
-        return kernel_cotangent(a, b, padding=geometry.padding, block=block, product_dtype=dtype)
-    run = functools.partial(convolve_tiles, kernel=b, padding=geometry.padding, product_dtype=dtype)
-    return _over_blocks(run, a, largest_block(a.shape[0], each, most))
+        most = min(most, a.shape[0] // 2 * tiles * sums_bytes)  # at least two blocks: see `kernel_cotangent`
+    block = largest_block(a.shape[0], tiles * sums_bytes, most)
+    enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
+    wide = min(inner, outer) >= (2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS)
+    filled = 16 * tiles <= 6 * height * width  # at the edges of odd sides products are of nothing
+    return block if enough and wide and filled and (role != "kernel" or block < a.shape[0]) else 0
+
+
+def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
+    """Of images and of outputs."""
+    return (a.shape[-1], b.shape[-1]) if role == "kernel" else (b.shape[2], b.shape[3])
+
+
+def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block: int) -> jax.Array:
+    """The same by sums of tiles, of some examples at a time, whose sums stay in the cache."""
+    padding, dtype = geometry.padding, jnp.bfloat16 if geometry.rounded else None
+    if role == "kernel":
+        return kernel_cotangent(a, b, padding=padding, block=block, product_dtype=dtype)
+    if role == "input":
+        b, padding = _turned(b), geometry.size - 1 - padding
+    run = functools.partial(convolve_tiles, kernel=b, padding=padding, product_dtype=dtype)
+    return _over_blocks(run, a, block)
 
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:

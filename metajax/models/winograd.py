@@ -48,9 +48,9 @@ def kernel_cotangent(
 
     Args:
         images: `[examples, height, width, in]`.
-        output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`.
+        output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, of the same type.
         padding: Zeros on each side.
-        block: Examples at once, a divisor of all.
+        block: Examples at once, a divisor of all; if it is all of them, it is correct but slow.
         product_dtype: What operands of products are rounded to; sums keep the type of the images.
 
     Returns:
@@ -64,16 +64,16 @@ def kernel_cotangent(
     examples, height, width, features = output.shape
     rows, columns = -(-height // 2), -(-width // 2)
     x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
-    # A product wants its first operand with channels first: the outputs are turned once, outside of the loop, where
-    # the compiler does not turn each of the 16 sums of them.
+    # A product wants its first operand with channels first. Outside of a loop of two blocks or more the outputs are
+    # turned once; inside the compiler would turn each of their 16 sums.
     turned = x.reshape(examples // block, block, rows, 2, columns, 2, features).transpose(0, 3, 5, 6, 1, 2, 4)
     turned = turned.reshape(examples // block, 2, 2, features, block * rows * columns)
 
-    def add(totals: list[jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
-        images, ((a, b), (c, d)) = block
+    def add(totals: list[jax.Array], some: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+        pictures, ((a, b), (c, d)) = some
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
-        pixels = (sums.reshape(-1, sums.shape[-1]) for sums in _pixels(images, padding, rows, columns))
+        pixels = (sums.reshape(-1, sums.shape[-1]) for sums in _pixels(pictures, padding, rows, columns))
         products = [_product(*pair, product_dtype) for pair in zip(outputs, pixels, strict=True)]
         return jax.tree.map(jnp.add, totals, products), None
 
