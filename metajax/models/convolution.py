@@ -99,12 +99,11 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
     if jax.default_backend() != "cpu":
         return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
-    small = min(geometry.height, geometry.width) <= geometry.size
     if block := _tiled_examples(role, a, b, geometry):
         return _by_tiles(role, a, b, geometry, block)
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
-    if role != "kernel" and (small or _few_overlap(geometry)):
+    if role != "kernel" and (_small(geometry) or _few_overlap(geometry)):
         # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
         # beat a native convolution in float32 if windows overlap little, or serve many outputs (above);
         # in bfloat16 it is slow on a CPU.
@@ -114,10 +113,15 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
         return _forward(a, b, geometry)
     if role == "input" and geometry.stride == 1:
-        return _forward(a, _turned(b), geometry._replace(padding=geometry.size - 1 - geometry.padding))
+        return _forward(a, _turned(b), geometry._replace(padding=_turned_padding(geometry)))
     if role == "input":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
+
+
+def _small(geometry: Geometry) -> bool:
+    """Whether images are no larger than a kernel."""
+    return min(geometry.height, geometry.width) <= geometry.size
 
 
 def _few_overlap(geometry: Geometry) -> bool:
@@ -148,11 +152,17 @@ def _turned(kernel: jax.Array) -> jax.Array:
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
+def _turned_padding(geometry: Geometry) -> int:
+    """Of the output's cotangent, for a convolution with that kernel."""
+    return geometry.size - 1 - geometry.padding
+
+
 def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> int:
     """Examples that go by tiles at once, or 0 where the sums of tiles cost more than the products that they save."""
-    narrow = min(geometry.height, geometry.width) <= geometry.size
+    of_its_kind = (geometry.size, geometry.stride) == (3, 1) and _turned_padding(geometry) >= 0
     exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels in fewer digits would lose some
-    if (geometry.size, geometry.stride) != (3, 1) or geometry.padding >= geometry.size or narrow or not exact:
+    one_block = role == "kernel" and a.shape[0] == 1  # which `kernel_cotangent` is slow on
+    if not (of_its_kind and exact) or one_block or _small(geometry):
         return 0
     inner, outer = _channels(role, a, b)
     height, width = (geometry.height, geometry.width) if role == "input" else _output_sides(geometry)
@@ -160,12 +170,12 @@ def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) 
     sums_bytes = 16 * inner * a.dtype.itemsize  # of a tile, and of each output channel's kernel
     most = max(_BLOCK_BYTES, 2 * outer * sums_bytes)  # twice what is read again for each block
     if role == "kernel":
-        most = min(most, a.shape[0] // 2 * tiles * sums_bytes)  # at least two blocks: see `kernel_cotangent`
+        most = min(most, a.shape[0] // 2 * tiles * sums_bytes)  # two blocks at least
     block = largest_block(a.shape[0], tiles * sums_bytes, most)
     enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
     wide = min(inner, outer) >= (2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS)
     filled = 16 * tiles <= 6 * height * width  # at the edges of odd sides products are of nothing
-    return block if enough and wide and filled and (role != "kernel" or block < a.shape[0]) else 0
+    return block if enough and wide and filled else 0
 
 
 def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
@@ -179,7 +189,7 @@ def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block:
     if role == "kernel":
         return kernel_cotangent(a, b, padding=padding, block=block, product_dtype=dtype)
     if role == "input":
-        b, padding = _turned(b), geometry.size - 1 - padding
+        b, padding = _turned(b), _turned_padding(geometry)
     run = functools.partial(convolve_tiles, kernel=b, padding=padding, product_dtype=dtype)
     return _over_blocks(run, a, block)
 
