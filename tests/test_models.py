@@ -317,15 +317,19 @@ def test_pooling_before_normalisation_is_pooling_after(key):
 
 
 @pytest.mark.parametrize("own_kernels", [False, True])
-def test_blocks_of_examples_change_nothing(monkeypatch, own_kernels):
-    """The value, its gradient and that gradient's derivative, for one kernel or one for each of two tasks."""
+@pytest.mark.parametrize("channels", [3, 16])
+def test_blocks_of_examples_change_nothing(monkeypatch, channels, own_kernels):
+    """The value, its gradient and that gradient's derivative, for one kernel or one for each of two tasks.
+
+    Of few channels outputs are computed again in the backward pass; of many they are kept.
+    """
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        kernels, along = rng.normal(size=(2, 2, 3, 3, 3, 4))
-        images = rng.normal(size=(2, 6, 9, 8, 3))
+        kernels, along = rng.normal(size=(2, 2, 3, 3, channels, 4))
+        images = rng.normal(size=(2, 6, 9, 8, channels))
 
         def energy(kernel, x):
-            conv = Conv(3, 4, rngs=nnx.Rngs(0))
+            conv = Conv(channels, 4, rngs=nnx.Rngs(0))
             conv.kernel = nnx.Param(kernel)
             pooled, (mean, mean_square) = convolve_and_pool(conv, x)
             return jnp.sin(pooled).sum() * jnp.sin(mean).sum() + jnp.cos(mean_square).sum()
@@ -340,6 +344,20 @@ def test_blocks_of_examples_change_nothing(monkeypatch, own_kernels):
         assert "while" in jax.jit(run).lower(kernels, along, images).as_text(), "blocks one after the other"
         for a, b in zip(jax.tree.leaves(run(kernels, along, images)), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_outside_of_jit_a_pooled_convolution_is_compiled_once(key, monkeypatch):
+    traced = []
+    monkeypatch.setattr(layers, "_BLOCK_BYTES", 1)  # a block for each image
+    monkeypatch.setattr(layers, "max_pool", lambda x: traced.append(x.shape) or max_pool(x))
+    conv, x = Conv(3, 5, rngs=nnx.Rngs(0)), jax.random.normal(key, (4, 6, 6, 3))
+    first, _ = convolve_and_pool(conv, x)
+    assert set(traced) == {(1, 6, 6, 5)}
+    traced.clear()
+    again, _ = convolve_and_pool(conv, x)
+    assert not traced
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_allclose(first, max_pool(conv(x)), rtol=1e-5, atol=1e-5)
 
 
 def test_batch_norm_uses_the_batch_at_hand():

@@ -253,15 +253,19 @@ def _over_blocks(fn: Callable[[jax.Array], jax.Array], x: jax.Array, block: int)
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
     """The kernel's cotangent, in float32 at least: sums of blocks would lose digits of a narrower type."""
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
+    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":
+        rows = _windows_as_rows(images, geometry)
+        return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
     patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)
     else:
         product = jnp.einsum("bhwo,bhwk->ok", cotangent, patches, preferred_element_type=dtype)
         product = lax.optimization_barrier(product).T
-    return product.reshape(geometry.size, geometry.size, images.shape[-1], output.shape[-1])
+    return product.reshape(shape)
 
 
 def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
@@ -299,15 +303,27 @@ def _windows_by_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def _windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
+    return jnp.concatenate(_shifted(_padded(images, geometry), geometry, axis=1), axis=-1)
+
+
+def _windows_as_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
+    """`[size * size * c, examples * h' * w']`: of few channels, rows of an image are longer pieces to copy."""
+    # Barriers keep the compiler from making a pixel at a time of what is copied by rows.
+    x = lax.optimization_barrier(_padded(images, geometry).transpose(3, 0, 1, 2))
+    rows = jnp.concatenate(_shifted(x, geometry, axis=2))
+    return lax.optimization_barrier(rows.reshape(rows.shape[0], -1))
+
+
+def _shifted(padded: jax.Array, geometry: Geometry, axis: int) -> list[jax.Array]:
+    """What each weight of a kernel meets, of images whose rows lie along an axis and columns along the next."""
     size, stride = geometry.size, geometry.stride
-    x = _padded(images, geometry)
-    height, width = _output_sides(geometry)
-    slices = [
-        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+    rows, columns = ((side - 1) * stride + 1 for side in _output_sides(geometry))
+    before = (slice(None),) * axis
+    return [
+        padded[(*before, slice(i, i + rows, stride), slice(j, j + columns, stride))]
         for i in range(size)
         for j in range(size)
     ]
-    return jnp.concatenate(slices, axis=-1)
 
 
 def _padded(images: jax.Array, geometry: Geometry) -> jax.Array:

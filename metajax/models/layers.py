@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Iterator
 from typing import Literal
@@ -15,6 +16,8 @@ from metajax.models.convolution import convolve, largest_block
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
 """Activations in use at once: about what a core's own cache holds."""
+_FEW_CHANNELS = 16
+"""Channels of images below which a convolution takes less time than to store its output and read it again."""
 _in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
@@ -56,8 +59,13 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, in]` to `[batch, height', width', out]`."""
-        out = convolve(x, self.kernel[...], stride=self.stride, padding=self.padding)
-        return out if self.bias is None else out + self.bias[...]
+        bias = None if self.bias is None else self.bias[...]
+        return _convolve(x, self.kernel[...], bias, stride=self.stride, padding=self.padding)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, stride: int, padding: int) -> jax.Array:
+    out = convolve(x, kernel, stride=stride, padding=padding)
+    return out if bias is None else out + bias
 
 
 class BatchNorm(nnx.Module):
@@ -156,7 +164,8 @@ def nothing_twice() -> Iterator[None]:
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """A convolution, pooled by maximum, and its moments before that.
 
-    On a CPU a large one goes by blocks of examples that stay in the cache, and is computed again in the backward pass.
+    On a CPU a large one goes by blocks of examples that stay in the cache, and one of few channels is computed again in
+    the backward pass.
 
     Args:
         conv: The convolution.
@@ -171,22 +180,34 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
     >>> pooled.shape, mean.shape
     ((4, 14, 14, 8), (8,))
     """
-
-    def pooled_sums(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        out = conv(x)
-        return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
-
     out = jax.eval_shape(conv, x)
     block = largest_block(x.shape[0], math.prod(out.shape[1:]) * out.dtype.itemsize, _BLOCK_BYTES)
-    if block == x.shape[0] or not _in_blocks.get() or jax.default_backend() != "cpu":
-        pooled, total, square = pooled_sums(x)
-    else:
-        blocks = x.reshape(-1, block, *x.shape[1:])
-        pooled, totals, squares = jax.lax.map(jax.checkpoint(pooled_sums, prevent_cse=False), blocks)
-        pooled = pooled.reshape(x.shape[0], *pooled.shape[2:])
-        total, square = totals.sum(0), squares.sum(0)
+    whole = block == x.shape[0] or not _in_blocks.get() or jax.default_backend() != "cpu"
+    run = _pooled_sums if whole else functools.partial(_pooled_sums_by_blocks, block=block)
+    bias = None if conv.bias is None else conv.bias[...]
+    pooled, total, square = run(x, conv.kernel[...], bias, stride=conv.stride, padding=conv.padding)
     count = math.prod(out.shape[:-1])
     return pooled, (total / count, square / count)
+
+
+def _pooled_sums(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A convolution, pooled, and of each channel before that the sum and the sum of squares."""
+    out = _convolve(x, kernel, bias, stride=stride, padding=padding)
+    return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
+
+
+@functools.partial(jax.jit, static_argnames=("block", "stride", "padding"))  # a loop would compile anew in each call
+def _pooled_sums_by_blocks(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, block: int, stride: int, padding: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same of so many examples at a time."""
+    run = functools.partial(_pooled_sums, stride=stride, padding=padding)
+    if x.shape[-1] < _FEW_CHANNELS:
+        run = jax.checkpoint(run, prevent_cse=False)
+    pooled, totals, squares = jax.lax.map(lambda x: run(x, kernel, bias), x.reshape(-1, block, *x.shape[1:]))
+    return pooled.reshape(x.shape[0], *pooled.shape[2:]), totals.sum(0), squares.sum(0)
 
 
 def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
