@@ -16,6 +16,7 @@ import collections
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -50,16 +51,19 @@ def main() -> None:
         parser.error(f"no workload's name contains {' or '.join(options.only)}")
     prepare_devices(None)
     report = {"environment": environment(), "results": {}}
+    stem = options.output / f"kernels-{report['environment']['platform']}"
+    options.output.mkdir(parents=True, exist_ok=True)
+    partial = stem.with_suffix(".partial.json")  # what an interrupted run leaves
     for name in names:
         rounded = {} if WORKLOADS[name].model == "mlp" else {ROUNDED: "bfloat16"}
         for suffix, precision in ({"": "float32"} | rounded).items():
             use_precision(precision)
-            report["results"][f"{name}{suffix}"] = measure(name, options.calls)
+            measured = report["results"][f"{name}{suffix}"] = measure(name, options.calls)
+            print(f"{name}{suffix}: {1000 * measured['wall']:.1f} ms of all cores", file=sys.stderr, flush=True)
+            partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(stem.with_suffix(".json"))
     text = table(report)
     print(text)
-    stem = options.output / f"kernels-{report['environment']['platform']}"
-    options.output.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
 
 

@@ -150,7 +150,7 @@ def measurements(cells: Sequence[Cell], settings: Settings) -> Iterator[tuple[st
             wait(prepared)
             for cell, future in zip(some, prepared, strict=True):
                 failed, process = future.result()
-                check = failed or ({} if cell[1].endswith(ROUNDED) else _compared(cell, settings))
+                check = failed or (_compared(cell, settings) if _is_exact(cell) else {})
                 if "error" in check:
                     _end([future])
                     process = None
@@ -176,10 +176,15 @@ def _write(name: str, folder: Path) -> None:
 
 def _prepared(cell: Cell, written: Future, settings: Settings) -> tuple[dict[str, Any], "_Process | None"]:
     """Let a process write a meta-gradient, and another one get ready to be timed; or an error, and none."""
-    checks = cell[1] != OURS[0] and not cell[1].endswith(ROUNDED)
-    failed = _check(cell, written, settings) if checks else {}
+    checked_before = cell[1] == OURS[0]
+    failed = _check(cell, written, settings) if _is_exact(cell) and not checked_before else {}
     written.result()
     return failed, None if failed else _made_ready(cell, settings)
+
+
+def _is_exact(cell: Cell) -> bool:
+    """Whether its meta-gradient has to be ours: a rounded one is not."""
+    return not cell[1].endswith(ROUNDED)
 
 
 def _end(prepared: Sequence[Future]) -> None:

@@ -6,7 +6,7 @@ adapt, first order, minibatches, how it is differentiated and what is stored for
 
 import functools
 import math
-import numbers
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -121,8 +121,9 @@ def inner_loop(
 
     Raises:
         TypeError: If `optimizer` is none.
-        ValueError: If `steps` is negative, or `remat` meets `unroll=True`; the loop's `run` raises it if its batch
-            size is not between 1 and the number of examples, or if no parameter would adapt.
+        ValueError: If `steps` is negative or no whole number, or `remat` meets `unroll=True`; the loop's `run` raises
+            it if its own `steps` are, if its batch size is not between 1 and the number of examples, or if no
+            parameter would adapt.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et
@@ -136,8 +137,7 @@ def inner_loop(
     """
     if not hasattr(optimizer, "update"):
         raise TypeError(f"the inner optimiser must be one of optax's, optax.sgd(0.1) say, got {optimizer!r}")
-    if not isinstance(steps, numbers.Integral) or steps < 0:
-        raise ValueError(f"steps must be a whole number, at least 0, got {steps!r}")
+    steps = _whole_steps(steps)
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
@@ -167,7 +167,7 @@ def inner_loop(
         view=None,
         rescale=None,
     ) -> Adapted:
-        steps = made_with["steps"] if steps is None else steps
+        steps = made_with["steps"] if steps is None else _whole_steps(steps)
         batch_size = made_with["batch_size"] if batch_size is None else batch_size
         first_order = made_with["first_order"] if first_order is None else first_order
         fast, slow = split_adapting(params)
@@ -214,6 +214,16 @@ def inner_loop(
         return Adapted(merge(fast, slow), opt_state, trace)
 
     return InnerLoop(init, run, split_adapting, steps)
+
+
+def _whole_steps(steps: Any) -> int:
+    try:
+        whole = operator.index(steps)
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise ValueError(f"steps must be a whole number, at least 0, got {steps!r}")
+    return whole
 
 
 def check_inner_loop(inner: object) -> None:

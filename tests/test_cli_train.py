@@ -114,7 +114,7 @@ def test_train_prints_little_and_quietly(trained, folder):
     assert result.err == ""
     assert lines[0] == f"training in {directory} on 2 cpu devices"
     assert "8 test tasks, mean ± 95 % interval" in lines
-    assert lines[-1] == f"metajax plot {directory} draws it"
+    assert lines[-2:] == [f"the whole report is {directory / 'evaluation.json'}", f"metajax plot {directory} draws it"]
     assert "\x1b" not in result.out
     assert "tasks/s" not in result.out
     assert len(lines) < 15

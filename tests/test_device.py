@@ -44,3 +44,15 @@ def test_what_a_cpu_multiplies_is_in_its_flags(monkeypatch, flags, multiplies, u
 ])  # fmt: skip
 def test_devices_share_the_tasks_evenly_and_a_tiny_model_has_two(parameters, tasks, devices):
     assert device.choose_mesh(None, {"w": np.zeros(parameters)}, tasks).size == devices
+
+
+def test_devices_that_share_a_core_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(device, "_cores", lambda: 2)
+    params = {"w": np.zeros(10_001)}
+    assert device.choose_mesh(None, params, 4).size == 4
+    assert device.choose_mesh(2, params, 4).size == 2
+    assert not caplog.records
+    assert device.choose_mesh(4, params, 4).size == 4
+    assert [each.getMessage() for each in caplog.records] == [
+        "4 devices on 2 cores: those that share a core are no faster"
+    ]

@@ -314,6 +314,8 @@ def test_what_is_no_inner_loop_is_refused_where_it_is_made():
         mj.inner_loop(0.01, 1)
     with pytest.raises(ValueError, match="a whole number, at least 0, got '3'"):
         mj.inner_loop(optax.sgd(0.1), "3")
+    with pytest.raises(ValueError, match="a whole number, at least 0, got -1"):
+        mj.inner_loop(optax.sgd(0.1), 3).run(lambda *_: (0.0, {}), jnp.ones(2), None, jax.random.key(0), steps=-1)
     with pytest.raises(TypeError, match="one after the other"):
         mj.named(["head"])
     nothing = mj.inner_loop(optax.sgd(0.1), 1, adapts=mj.opposite(mj.named("head", "body")))

@@ -342,12 +342,14 @@ def test_blocks_of_examples_change_nothing(monkeypatch, channels, own_kernels):
         whole = run(kernels, along, images)
         monkeypatch.setattr(layers, "_BLOCK_BYTES", 2 * 9 * 8 * 4 * 8)
         assert "while" in jax.jit(run).lower(kernels, along, images).as_text(), "blocks one after the other"
+        assert ("remat" in str(jax.make_jaxpr(energy)(kernels[0], images[0]))) == (channels == 3)
         for a, b in zip(jax.tree.leaves(run(kernels, along, images)), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_outside_of_jit_a_pooled_convolution_is_compiled_once(key, monkeypatch):
     traced = []
+    layers._pooled_sums_by_blocks.clear_cache()
     monkeypatch.setattr(layers, "_BLOCK_BYTES", 1)  # a block for each image
     monkeypatch.setattr(layers, "max_pool", lambda x: traced.append(x.shape) or max_pool(x))
     conv, x = Conv(3, 5, rngs=nnx.Rngs(0)), jax.random.normal(key, (4, 6, 6, 3))
@@ -432,6 +434,15 @@ def test_models_take_either_normalisation(kind):
 def test_images_too_small_to_pool_are_named():
     with pytest.raises(ValueError, match="at least 16×16 pixels, got 8×8"):
         mj.models.Conv4(5, image_shape=(8, 8, 1), pool=True, rngs=nnx.Rngs(0))
+
+
+def test_images_of_another_shape_are_named():
+    pooled = mj.models.Conv4(5, image_shape=(16, 16, 1), channels=4, pool=True, rngs=nnx.Rngs(0))
+    assert pooled(jnp.ones((2, 17, 31, 1))).shape == (2, 5), "as many features"
+    with pytest.raises(ValueError, match=r"images \(2, 32, 32, 1\) leave 16 features, and the head takes 4"):
+        pooled(jnp.ones((2, 32, 32, 1)))
+    with pytest.raises(ValueError, match=r"examples, height, width, channels\], got \(28, 28, 1\)"):
+        mj.models.Conv4(5, rngs=nnx.Rngs(0))(jnp.ones((28, 28, 1)))
 
 
 class LinenModel(linen.Module):

@@ -163,8 +163,9 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
 
 def _line(row: dict[str, Any]) -> str:
     low, high = row["quartiles"]
+    spread = "one call" if row["repeats"] == 1 else f"quartiles {low:,.1f} to {high:,.1f}"
     return (
-        f"{row['tasks_per_second']:,.1f} tasks/s (quartiles {low:,.1f} to {high:,.1f}), {row['gflops']:,.1f} GFLOP/s, "
+        f"{row['tasks_per_second']:,.1f} tasks/s ({spread}), {row['gflops']:,.1f} GFLOP/s, "
         f"{row['gflops'] / row['matrix_gflops']:.0%} of the rate of matrix products, compiled or loaded in "
         f"{row['compile_seconds']:.1f} s, at most {row['peak_bytes'] / 2**20:,.0f} MiB"
     )

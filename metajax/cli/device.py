@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
 from metajax.precision import products_precision
 from metajax.types import Params
+
+_LOG = logging.getLogger("metajax.cli")
 
 
 def join(others: str | None) -> None:
@@ -72,9 +75,13 @@ def prepare_devices(devices: int | None) -> None:
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
     _keep_compiled_programs()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", max(cores, min(devices or 1, 8), jax.config.jax_num_cpu_devices))  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_num_cpu_devices", max(_cores(), min(devices or 1, 8), jax.config.jax_num_cpu_devices))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_compiled_programs() -> None:
@@ -147,8 +154,10 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
     if devices is None:
         tiny = is_tiny(params) and jax.default_backend() == "cpu"
         devices = share_evenly(tasks, min(len(available), 2) if tiny else len(available))
-    if devices > len(available):
+    elif devices > len(available):
         raise UserError(f"--devices is {devices}, but there are only {len(available)} {jax.default_backend()} devices")
+    elif devices > _cores() and jax.default_backend() == "cpu" and is_first():
+        _LOG.warning("%d devices on %d cores: those that share a core are no faster", devices, _cores())
     if jax.process_count() == 1:
         return task_mesh(available[:devices])
     each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]

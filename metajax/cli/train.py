@@ -144,6 +144,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     if is_first():
         workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
     report.table(result)
+    report.say(f"the whole report is {directory / workdir.EVALUATION}")
     report.say(f"metajax plot {directory} draws it")
 
 

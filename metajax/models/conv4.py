@@ -56,6 +56,7 @@ class Conv4(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        images = x.shape
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
                 # An increasing line commutes with the maximum: do it on a quarter of the values.
@@ -66,4 +67,10 @@ class Conv4(nnx.Module):
                 x = norm(conv(x))
                 x = max_pool(x) if self.pool else x
             x = nnx.relu(x)
-        return self.head(x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2)))
+        x = x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2))
+        if x.shape[-1] != self.head.in_features:
+            raise ValueError(
+                f"images {images} leave {x.shape[-1]} features, and the head takes {self.head.in_features}: make the "
+                "network with their image_shape"
+            )
+        return self.head(x)

@@ -77,12 +77,14 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
         `[examples, height', width', out]`.
 
     Raises:
-        ValueError: If the shapes do not fit each other.
+        ValueError: If images have not four axes, or the shapes do not fit each other.
 
     >>> import jax.numpy as jnp
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
     (1, 2, 2, 5)
     """
+    if images.ndim != 4:
+        raise ValueError(f"images must be [examples, height, width, channels], got {images.shape}")
     rounded = products_precision() == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
@@ -255,8 +257,8 @@ def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry)
     """The kernel's cotangent, in float32 at least: sums of blocks would lose digits of a narrower type."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
-    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":
-        rows = _windows_as_rows(images, geometry)
+    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":  # so few that no operand is rounded
+        rows = _windows_channels_first(images, geometry)
         return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
     patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
@@ -306,9 +308,9 @@ def _windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.concatenate(_shifted(_padded(images, geometry), geometry, axis=1), axis=-1)
 
 
-def _windows_as_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[size * size * c, examples * h' * w']`: of few channels, rows of an image are longer pieces to copy."""
-    # Barriers keep the compiler from making a pixel at a time of what is copied by rows.
+def _windows_channels_first(images: jax.Array, geometry: Geometry) -> jax.Array:
+    """`[size * size * c, examples * h' * w']`: a row of one channel is a longer piece to copy than a pixel of few."""
+    # Barriers keep the compiler from copying a pixel at a time after all.
     x = lax.optimization_barrier(_padded(images, geometry).transpose(3, 0, 1, 2))
     rows = jnp.concatenate(_shifted(x, geometry, axis=2))
     return lax.optimization_barrier(rows.reshape(rows.shape[0], -1))

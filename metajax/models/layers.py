@@ -59,13 +59,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, in]` to `[batch, height', width', out]`."""
-        bias = None if self.bias is None else self.bias[...]
-        return _convolve(x, self.kernel[...], bias, stride=self.stride, padding=self.padding)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, stride: int, padding: int) -> jax.Array:
-    out = convolve(x, kernel, stride=stride, padding=padding)
-    return out if bias is None else out + bias
+        out = convolve(x, self.kernel[...], stride=self.stride, padding=self.padding)
+        return out if self.bias is None else out + self.bias[...]
 
 
 class BatchNorm(nnx.Module):
@@ -164,8 +159,8 @@ def nothing_twice() -> Iterator[None]:
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """A convolution, pooled by maximum, and its moments before that.
 
-    On a CPU a large one goes by blocks of examples that stay in the cache, and one of few channels is computed again in
-    the backward pass.
+    On a CPU a large one goes by blocks of examples that stay in the cache; if these have few channels, it is computed
+    again in the backward pass.
 
     Args:
         conv: The convolution.
@@ -182,31 +177,31 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
     """
     out = jax.eval_shape(conv, x)
     block = largest_block(x.shape[0], math.prod(out.shape[1:]) * out.dtype.itemsize, _BLOCK_BYTES)
-    whole = block == x.shape[0] or not _in_blocks.get() or jax.default_backend() != "cpu"
-    run = _pooled_sums if whole else functools.partial(_pooled_sums_by_blocks, block=block)
-    bias = None if conv.bias is None else conv.bias[...]
-    pooled, total, square = run(x, conv.kernel[...], bias, stride=conv.stride, padding=conv.padding)
+    if block == x.shape[0] or not _in_blocks.get() or jax.default_backend() != "cpu":
+        pooled, total, square = _pooled_sums(conv, x)
+    else:
+        pooled, total, square = _pooled_sums_by_blocks(*nnx.split(conv), x, block=block)
     count = math.prod(out.shape[:-1])
     return pooled, (total / count, square / count)
 
 
-def _pooled_sums(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, stride: int, padding: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _pooled_sums(conv: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A convolution, pooled, and of each channel before that the sum and the sum of squares."""
-    out = _convolve(x, kernel, bias, stride=stride, padding=padding)
+    out = conv(x)  # pyright: ignore[reportCallIssue]
     return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
 
 
-@functools.partial(jax.jit, static_argnames=("block", "stride", "padding"))  # a loop would compile anew in each call
+@functools.partial(jax.jit, static_argnames=("graph", "block"))  # outside of jit a loop would compile in each call
 def _pooled_sums_by_blocks(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, block: int, stride: int, padding: int
+    graph: nnx.GraphDef, weights: nnx.State, x: jax.Array, *, block: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same of so many examples at a time."""
-    run = functools.partial(_pooled_sums, stride=stride, padding=padding)
-    if x.shape[-1] < _FEW_CHANNELS:
-        run = jax.checkpoint(run, prevent_cse=False)
-    pooled, totals, squares = jax.lax.map(lambda x: run(x, kernel, bias), x.reshape(-1, block, *x.shape[1:]))
+    """`_pooled_sums` of so many examples at a time."""
+
+    def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _pooled_sums(nnx.merge(graph, weights), x)
+
+    run = jax.checkpoint(run, prevent_cse=False) if x.shape[-1] < _FEW_CHANNELS else run
+    pooled, totals, squares = jax.lax.map(run, x.reshape(-1, block, *x.shape[1:]))
     return pooled.reshape(x.shape[0], *pooled.shape[2:]), totals.sum(0), squares.sum(0)
 
 
