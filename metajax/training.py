@@ -1,5 +1,6 @@
 """The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,9 @@ from metajax.parallel import (
     step_keys,
 )
 from metajax.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
+
+_SMALL_BYTES = 1_000_000
+"""Of all tasks of a call, up to which they are drawn before its loop."""
 
 
 class TrainState(NamedTuple):
@@ -93,7 +97,8 @@ def make_train_step(
         optimizer: The outer optimiser; clipping and schedules are parts of an optax chain.
         sampler: `rng -> Task`. Arrays that it holds as a `jax.tree_util.Partial` (a class bank, say) are passed to
             the compiled function as arguments, not built into it as constants. Or `(rng, fed) -> Task` for tasks whose
-            data does not live on the device: `fed` is then what the call is given for that task, from `feed` say.
+            data does not live on the device: `fed` is then what the call is given for that task, from `feed` say. If
+            several run together and all of a call are small (1 MB), they are drawn before the first meta-step.
         tasks_per_step: Tasks in a meta-step (the meta-batch).
         steps_per_call: Meta-steps in one call.
         chunk_size: Tasks that run together on a device; see `average_tasks`.
@@ -123,17 +128,17 @@ def make_train_step(
             raise ValueError(f"{name} must be at least 1, got {value}")
     check_chunk_size(chunk_size)
 
-    def measured(shared, task) -> Estimate:
+    def measured(shared, given) -> Estimate:
         meta_params, learner_state, sampler = shared
-        (task_key, learn_key), fed = task
-        task = sampler(task_key) if fed is None else sampler(task_key, fed)
+        task, learn_key = given
+        if sampler is not None:
+            task = _draw(sampler, task)
         estimate = learner.gradient(meta_params, task, learn_key, learner_state)
         return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # or averages would be rounded
 
-    def meta_step(state: TrainState, sampler, keys, fed) -> tuple[TrainState, Metrics]:
-        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
+    def meta_step(state: TrainState, sampler, given, chunk: int) -> tuple[TrainState, Metrics]:
         shared = (state.meta_params, state.learner_state, sampler)
-        mean = average_tasks(measured, shared, (keys, fed), chunk_size=chunk, mesh=mesh)
+        mean = average_tasks(measured, shared, given, chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
         norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
         metrics = {**mean.metrics, **norms}
@@ -145,11 +150,16 @@ def make_train_step(
 
     def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
         first = state.step
-        # All keys at once: a tiny model would notice the time that they take one by one.
-        by_step = (step_keys(state.key, first, steps_per_call, tasks_per_step), fed)
+        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
+        # All keys at once, and all tasks if they are small: a tiny model would notice the time of one after the other.
+        task_keys, learn_keys = step_keys(state.key, first, steps_per_call, tasks_per_step)
+        tasks, draw = (task_keys, fed), jax.vmap(jax.vmap(functools.partial(_draw, sampler)))
+        if chunk > 1 and _bytes(jax.eval_shape(draw, tasks)) <= _SMALL_BYTES:
+            tasks, sampler = draw(tasks), None
 
         def step(state, _):  # a step that failed stays where it is, and so must what it is given
-            return meta_step(state, sampler, *jax.tree.map(lambda leaf: leaf[state.step - first], by_step))
+            given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
+            return meta_step(state, sampler, given, chunk)
 
         return jax.lax.scan(step, state, length=steps_per_call)
 
@@ -159,6 +169,16 @@ def make_train_step(
     held = replicate(as_partial(sampler), mesh)
     # A state that is not yet where the compiled step keeps it would make a second program.
     return lambda state, fed=None, /: compiled(replicate(state, mesh), held, fed)
+
+
+def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:
+    """A task, from its key and what it is fed, if anything."""
+    key, fed = given
+    return sampler(key) if fed is None else sampler(key, fed)
+
+
+def _bytes(shapes: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _as_float(value: jax.Array) -> jax.Array:

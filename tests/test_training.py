@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
+from metajax import training
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -37,6 +38,26 @@ def test_steps_in_a_call_change_nothing():
     b, losses_b = advance(*setting(steps_per_call=6), calls=2)
     assert_equal(a, b, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(losses_a["loss"], losses_b["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("small", "chunk_size", "before"), [(True, None, True), (False, None, False), (True, 1, False)]
+)
+def test_small_tasks_that_go_together_are_drawn_before_the_loop_and_are_the_same(
+    monkeypatch, small, chunk_size, before
+):
+    if not small:
+        monkeypatch.setattr(training, "_SMALL_BYTES", 0)
+    train, state = setting(steps_per_call=6, chunk_size=chunk_size)
+    (call,) = jax.make_jaxpr(train)(state).eqns
+    (loop,) = [each for each in call.params["jaxpr"].eqns if each.primitive.name == "scan"]
+    drawn = "random_bits" in str(loop.params["jaxpr"])
+    assert drawn != before
+    monkeypatch.setattr(training, "_SMALL_BYTES", 0)
+    expected, losses = advance(*setting(steps_per_call=6, chunk_size=chunk_size), calls=2)
+    after, more = advance(train, state, calls=2)
+    assert_equal(after, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(more["loss"], losses["loss"], rtol=1e-5)
 
 
 def test_the_same_seed_is_the_same_run_bit_for_bit_and_another_is_not():
