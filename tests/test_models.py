@@ -443,6 +443,8 @@ def test_images_of_another_shape_are_named():
         pooled(jnp.ones((2, 32, 32, 1)))
     with pytest.raises(ValueError, match=r"examples, height, width, channels\], got \(28, 28, 1\)"):
         mj.models.Conv4(5, rngs=nnx.Rngs(0))(jnp.ones((28, 28, 1)))
+    with pytest.raises(ValueError, match=r"have 3 channels, the kernel takes 1"):
+        mj.models.Conv4(5, rngs=nnx.Rngs(0))(jnp.ones((2, 28, 28, 3)))
 
 
 class LinenModel(linen.Module):

@@ -87,8 +87,9 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
         raise ValueError(f"images must be [examples, height, width, channels], got {images.shape}")
     rounded = products_precision() == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
-    square, channels = kernel.shape[0] == kernel.shape[1], kernel.shape[2] == images.shape[-1]
-    if not (square and channels and min(_output_sides(geometry)) >= 1):
+    if kernel.shape[2] != images.shape[-1]:
+        raise ValueError(f"images {images.shape} have {images.shape[-1]} channels, the kernel takes {kernel.shape[2]}")
+    if kernel.shape[0] != kernel.shape[1] or min(_output_sides(geometry)) < 1:
         raise ValueError(f"a kernel {kernel.shape} does not fit images {images.shape} with a padding of {padding}")
     dtype = jnp.result_type(images, kernel)
     images, kernel = images.astype(dtype), kernel.astype(dtype)
