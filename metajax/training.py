@@ -1,6 +1,5 @@
 """The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -129,15 +128,13 @@ def make_train_step(
     check_chunk_size(chunk_size)
 
     def measured(shared, given) -> Estimate:
-        meta_params, learner_state, sampler = shared
-        task, learn_key = given
-        if sampler is not None:
-            task = _draw(sampler, task)
-        estimate = learner.gradient(meta_params, task, learn_key, learner_state)
+        meta_params, learner_state, draw = shared
+        given, learn_key = given
+        estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
         return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # or averages would be rounded
 
-    def meta_step(state: TrainState, sampler, given, chunk: int) -> tuple[TrainState, Metrics]:
-        shared = (state.meta_params, state.learner_state, sampler)
+    def meta_step(state: TrainState, draw, given, chunk: int) -> tuple[TrainState, Metrics]:
+        shared = (state.meta_params, state.learner_state, draw)
         mean = average_tasks(measured, shared, given, chunk_size=chunk, mesh=mesh)
         updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
         norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
@@ -153,13 +150,14 @@ def make_train_step(
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # All keys at once, and all tasks if they are small: a tiny model would notice the time of one after the other.
         task_keys, learn_keys = step_keys(state.key, first, steps_per_call, tasks_per_step)
-        tasks, draw = (task_keys, fed), jax.vmap(jax.vmap(functools.partial(_draw, sampler)))
-        if chunk > 1 and _bytes(jax.eval_shape(draw, tasks)) <= _SMALL_BYTES:
-            tasks, sampler = draw(tasks), None
+        tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
+        draw_all = jax.vmap(jax.vmap(draw))
+        if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
+            tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
 
         def step(state, _):  # a step that failed stays where it is, and so must what it is given
             given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
-            return meta_step(state, sampler, given, chunk)
+            return meta_step(state, draw, given, chunk)
 
         return jax.lax.scan(step, state, length=steps_per_call)
 

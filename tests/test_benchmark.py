@@ -17,7 +17,7 @@ from benchmarks import peers, throughput
 from benchmarks.peers import PEERS, jax_obvious
 from benchmarks.throughput import JAX, Settings, flattened, measurements
 from metajax.benchmark import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
-from metajax.cli import configs, main, tune
+from metajax.cli import bench, configs, main, tune
 from metajax.cli.device import device_name
 from metajax.parallel import task_mesh
 
@@ -216,6 +216,13 @@ def test_bench_says_how_fast_an_experiment_is(small, tmp_path, capsys):
     assert row["tasks_per_second"] > 0
     # 1 → 8 → 1 units on 10 points, two inner steps of plain reverse mode and their derivatives
     assert row["gflop_per_task"] * 1e9 == pytest.approx(matrix_flops_of_small(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("repeats", "said"), [(1, "one call"), (5, "quartiles 1.0 to 3.0")])
+def test_bench_gives_no_quartiles_of_one_call(repeats, said):
+    rates = {"tasks_per_second": 2.0, "quartiles": [1.0, 3.0], "gflops": 1.0, "matrix_gflops": 4.0}
+    line = bench._line({**rates, "compile_seconds": 0.5, "peak_bytes": 2**20, "repeats": repeats})
+    assert line.startswith(f"2.0 tasks/s ({said}), ")
 
 
 def matrix_flops_of_small():
