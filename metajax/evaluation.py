@@ -9,9 +9,9 @@ import numpy as np
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
+from metajax.blocks import largest_block
 from metajax.learners import MetaLearner
 from metajax.losses import weighted_mean
-from metajax.models.convolution import largest_block
 from metajax.parallel import (
     check_chunk_size,
     default_chunk_size,

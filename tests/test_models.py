@@ -291,6 +291,7 @@ def test_a_kernel_s_cotangent_by_blocks_of_images_is_that_of_all(key, monkeypatc
     with jax.default_matmul_precision(precision):
         whole = jax.jit(by_kernel)(w, x, cotangent)
         monkeypatch.setattr(convolution, "_SMALL_BLOCK_BYTES", 2 * (8 // stride) ** 2 * 9 * 16 * 4)
+        monkeypatch.setattr(convolution, "_SHIFTED_BYTES", 2 * 10 * 8 * 3 * (16 + 4) * 4)
         program = jax.jit(lambda *arrays: by_kernel(*arrays)).lower(w, x, cotangent)
     assert "while" in program.as_text(), "blocks one after the other"
     np.testing.assert_allclose(program.compile()(w, x, cotangent), whole, rtol=1e-4, atol=1e-4)

@@ -91,6 +91,7 @@ def test_derivatives_of_tiles_are_those_of_lax(small_tiles, by_tiles, padding):
 
 
 def test_in_bfloat16_operands_of_tiles_are_rounded(small_tiles, by_tiles):
+    """The output and the images' cotangent; the kernel's goes by shifts, without sums of pixels to round."""
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 8, 8, 16), (3, 3, 16, 16)))
     cotangent = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
@@ -98,10 +99,14 @@ def test_in_bfloat16_operands_of_tiles_are_rounded(small_tiles, by_tiles):
     exact = run(x, w, cotangent)
     with jax.default_matmul_precision("bfloat16"):
         rounded = run(x, w, cotangent)
-    assert set(by_tiles) == {"convolve_tiles", "kernel_cotangent"}
-    for ours, theirs in zip(rounded, exact, strict=True):
-        error = float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
-        assert 3e-3 < error < 6e-3, "rounded images and kernels would be 2.4e-3 off"
+    assert by_tiles.count("kernel_cotangent") == 1, "in float32"
+    assert by_tiles.count("convolve_tiles") == 4
+    output, images, kernel = (
+        float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
+        for ours, theirs in zip(rounded, exact, strict=True)
+    )
+    assert 3e-3 < min(output, images) < max(output, images) < 6e-3, "of rounded images and kernels it would be 2.4e-3"
+    assert 2e-3 < kernel < 3e-3
 
 
 TILED = {"convolve_tiles"}

@@ -10,53 +10,33 @@ primitive is windows of the image times a matrix.
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from metajax.blocks import largest_block, map_blocks, sum_blocks
 from metajax.models.bilinear import Role, bilinear
+from metajax.models.shifts import kernel_by_shifts
+from metajax.models.windows import Geometry, operand, output_sides, windows, windows_by_pixels, windows_channels_first
 from metajax.models.winograd import convolve_tiles, kernel_cotangent
 from metajax.precision import products_precision
 
 _BLOCK_BYTES = 6_000_000
 """Windows, or sums of tiles, in use at once: what a core's share of the last cache holds."""
-_SMALL_BLOCK_BYTES = 1_000_000
+_SMALL_BLOCK_BYTES = 1_200_000
 """The same where they are made for one product alone: what a core's own cache holds."""
+_SHIFTED_BYTES = 4_000_000
+"""Shifted copies in use at once: there are few of them for a product so large."""
 _WIDE = 128
 """Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
 _TILED_CHANNELS = 32
-"""Channels of images and of outputs from which tiles save time; for the cotangent of the kernel twice as many."""
+"""Channels of images and of outputs from which tiles save time; for a kernel's cotangent twice as many, in float32."""
 _TILES = 2_000
 """Tiles of all images from which they do: each convolution by tiles makes a program longer, and slower to compile."""
-_FEW_COLUMNS = 16
-"""Columns of an output up to which windows are cut from rows: each column is an operation of the program."""
-_ROW_CHANNELS = 16
-"""Channels of images from which they are: pieces of rows of few are as short as pixels of many, and slower to copy."""
-
-
-class Geometry(NamedTuple):
-    """Sizes of a convolution.
-
-    Attributes:
-        height: Of the images.
-        width: Of the images.
-        size: Side of the kernel.
-        stride: Step between outputs.
-        padding: Zeros on each side.
-        rounded: Whether operands of matrix products are rounded to bfloat16; sums are kept in their own type.
-    """
-
-    height: int
-    width: int
-    size: int
-    stride: int
-    padding: int
-    rounded: bool = False
 
 
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -89,7 +69,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     if kernel.shape[2] != images.shape[-1]:
         raise ValueError(f"images {images.shape} have {images.shape[-1]} channels, the kernel takes {kernel.shape[2]}")
-    if kernel.shape[0] != kernel.shape[1] or min(_output_sides(geometry)) < 1:
+    if kernel.shape[0] != kernel.shape[1] or min(output_sides(geometry)) < 1:
         raise ValueError(f"a kernel {kernel.shape} does not fit images {images.shape} with a padding of {padding}")
     dtype = jnp.result_type(images, kernel)
     images, kernel = images.astype(dtype), kernel.astype(dtype)
@@ -165,10 +145,11 @@ def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) 
     of_its_kind = (geometry.size, geometry.stride) == (3, 1) and _turned_padding(geometry) >= 0
     exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels in fewer digits would lose some
     one_block = role == "kernel" and a.shape[0] == 1  # which `kernel_cotangent` is slow on
-    if not (of_its_kind and exact) or one_block or _small(geometry):
+    by_shifts = role == "kernel" and geometry.rounded
+    if not (of_its_kind and exact) or one_block or by_shifts or _small(geometry):
         return 0
     inner, outer = _channels(role, a, b)
-    height, width = (geometry.height, geometry.width) if role == "input" else _output_sides(geometry)
+    height, width = (geometry.height, geometry.width) if role == "input" else output_sides(geometry)
     tiles = -(-height // 2) * -(-width // 2)
     sums_bytes = 16 * inner * a.dtype.itemsize  # of a tile, and of each output channel's kernel
     most = max(_BLOCK_BYTES, 2 * outer * sums_bytes)  # twice what is read again for each block
@@ -190,68 +171,48 @@ def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block:
     """The same by sums of tiles, of some examples at a time, whose sums stay in the cache."""
     padding, dtype = geometry.padding, jnp.bfloat16 if geometry.rounded else None
     if role == "kernel":
-        return kernel_cotangent(a, b, padding=padding, block=block, product_dtype=dtype)
+        return kernel_cotangent(a, b, padding=padding, block=block)
     if role == "input":
         b, padding = _turned(b), _turned_padding(geometry)
     run = functools.partial(convolve_tiles, kernel=b, padding=padding, product_dtype=dtype)
-    return _over_blocks(run, a, block)
+    return map_blocks(run, a, block)
 
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
-    """The kernel's cotangent, summed over blocks of images whose windows stay in the cache."""
+    """The kernel's cotangent, summed over blocks of images whose windows or shifted copies stay in the cache."""
     examples, channels, features = images.shape[0], images.shape[-1], output.shape[-1]
-    window = geometry.size**2 * channels * (2 if geometry.rounded else images.dtype.itemsize)
-    kernel = geometry.size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
-    most = _BLOCK_BYTES if _few_overlap(geometry) else max(_SMALL_BLOCK_BYTES, min(kernel, _BLOCK_BYTES))
-    block = largest_block(examples, math.prod(output.shape[1:3]) * window, most)
-    if block == examples:
-        return _kernel_by_windows(images, output, geometry).astype(images.dtype)
-
-    def add(total, block):
-        images, output = block
-        return total + _kernel_by_windows(images, output, geometry), None
-
-    shape = (geometry.size, geometry.size, channels, features)
-    zeros = jnp.zeros(shape, jnp.promote_types(images.dtype, jnp.float32))
-    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]), (images, output))
-    return lax.scan(add, zeros, blocks)[0].astype(images.dtype)
-
-
-def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
-    """How many of so many examples go together if all blocks are alike and stay within a size, unless one is larger.
-
-    >>> largest_block(75, 1_000, 30_000), largest_block(75, 40_000, 30_000)
-    (25, 1)
-    """
-    most = max(bytes_in_all // bytes_each, 1)
-    return max((n for n in range(1, examples + 1) if examples % n == 0 and n <= most), default=0)
+    size, itemsize = geometry.size, 2 if geometry.rounded else images.dtype.itemsize
+    height, width = output.shape[1:3]
+    if geometry.stride == 1 and size > 1 and channels >= _LEAST_ROUNDED:
+        positions = (height + size - 1) * width
+        block = largest_block(examples, positions * size * (channels + features) * itemsize, _SHIFTED_BYTES)
+        return kernel_by_shifts(images, output, geometry, block).astype(images.dtype)
+    kernel = size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
+    most = max(_SMALL_BLOCK_BYTES, min(kernel, _BLOCK_BYTES))
+    block = largest_block(examples, height * width * size**2 * channels * itemsize, most)
+    run = functools.partial(_kernel_by_windows, geometry=geometry)
+    return sum_blocks(run, images, output, block=block).astype(images.dtype)
 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """The same as a matrix product, which `vmap` makes a batched one."""
     if role == "kernel":
         return _kernel_by_windows(a, b, geometry).astype(a.dtype)
-    matrix = _operand(b.reshape(-1, b.shape[-1]), geometry)
+    matrix = operand(b.reshape(-1, b.shape[-1]), geometry)
     if role == "output":
-        return jnp.matmul(windows(_operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
+        return jnp.matmul(windows(operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
     images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
-    to_images = jax.linear_transpose(lambda images: _windows_by_pixels(images, geometry), images)
-    return to_images(jnp.matmul(_operand(a, geometry), matrix.T, preferred_element_type=a.dtype))[0]
+    to_images = jax.linear_transpose(lambda images: windows_by_pixels(images, geometry), images)
+    rows = operand(lax.collapse(a, 0, 3), geometry)  # XLA of JAX 0.8 rounds operands of two axes only
+    cotangents = jnp.matmul(rows, matrix.T, preferred_element_type=a.dtype)
+    return to_images(cotangents.reshape(*a.shape[:-1], len(matrix)))[0]
 
 
 def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
     """The same by blocks of examples whose windows stay in the cache."""
-    positions, itemsize = math.prod(_output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
+    positions, itemsize = math.prod(output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
     block = largest_block(a.shape[0], positions * geometry.size**2 * b.shape[2] * itemsize, _BLOCK_BYTES)
-    return _over_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block)
-
-
-def _over_blocks(fn: Callable[[jax.Array], jax.Array], x: jax.Array, block: int) -> jax.Array:
-    """A function of examples on some of them at a time."""
-    if block == x.shape[0]:
-        return fn(x)
-    out = lax.map(fn, x.reshape(-1, block, *x.shape[1:]))
-    return out.reshape(-1, *out.shape[2:])
+    return map_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block)
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
@@ -259,10 +220,10 @@ def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry)
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
     if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":  # so few that no operand is rounded
-        rows = _windows_channels_first(images, geometry)
+        rows = windows_channels_first(images, geometry)
         return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
     # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
-    patches, cotangent = windows(_operand(images, geometry), geometry), _operand(output, geometry)
+    patches, cotangent = windows(operand(images, geometry), geometry), operand(output, geometry)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)
     else:
@@ -271,77 +232,9 @@ def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry)
     return product.reshape(shape)
 
 
-def _operand(x: jax.Array, geometry: Geometry) -> jax.Array:
-    return x.astype(jnp.bfloat16) if geometry.rounded else x
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Windows of `[examples, h, w, c]` as `[examples, h', w', size * size * c]`, in the order of a kernel's axes."""
-    fits = geometry.size > 1 and images.shape[-1] >= _ROW_CHANNELS and _output_sides(geometry)[1] <= _FEW_COLUMNS
-    cut = _windows_by_rows if fits and jax.default_backend() == "cpu" else _windows_by_pixels
-    if images.dtype != jnp.bfloat16:
-        return cut(images, geometry)
-    # Compilers for a CPU would move it as float32, converted back and forth.
-    moved = cut(lax.bitcast_convert_type(images, jnp.uint16), geometry)
-    return lax.bitcast_convert_type(moved, jnp.bfloat16)
-
-
-@windows.defjvp
-def _windows_jvp(geometry, primals, tangents):  # integers have no derivative, and rows have a slow one
-    (images,), (along,) = primals, tangents
-    return windows(images, geometry), _windows_by_pixels(along, geometry)
-
-
-def _windows_by_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """First the rows that windows share, then their columns: longer pieces to copy than pixels, of few columns."""
-    size, stride, channels = geometry.size, geometry.stride, images.shape[-1]
-    height, width = _output_sides(geometry)
-    x = _padded(images, geometry)
-    x = x.reshape(*x.shape[:2], x.shape[2] * channels)
-    rows = jnp.stack([x[:, i : i + (height - 1) * stride + 1 : stride] for i in range(size)], axis=2)
-    starts = [column * stride * channels for column in range(width)]
-    columns = jnp.stack([rows[..., start : start + size * channels] for start in starts], axis=2)
-    return columns.reshape(*columns.shape[:3], size**2 * channels)
-
-
-def _windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
-    return jnp.concatenate(_shifted(_padded(images, geometry), geometry, axis=1), axis=-1)
-
-
-def _windows_channels_first(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[size * size * c, examples * h' * w']`: a row of one channel is a longer piece to copy than a pixel of few."""
-    # Barriers keep the compiler from copying a pixel at a time after all.
-    x = lax.optimization_barrier(_padded(images, geometry).transpose(3, 0, 1, 2))
-    rows = jnp.concatenate(_shifted(x, geometry, axis=2))
-    return lax.optimization_barrier(rows.reshape(rows.shape[0], -1))
-
-
-def _shifted(padded: jax.Array, geometry: Geometry, axis: int) -> list[jax.Array]:
-    """What each weight of a kernel meets, of images whose rows lie along an axis and columns along the next."""
-    size, stride = geometry.size, geometry.stride
-    rows, columns = ((side - 1) * stride + 1 for side in _output_sides(geometry))
-    before = (slice(None),) * axis
-    return [
-        padded[(*before, slice(i, i + rows, stride), slice(j, j + columns, stride))]
-        for i in range(size)
-        for j in range(size)
-    ]
-
-
-def _padded(images: jax.Array, geometry: Geometry) -> jax.Array:
-    padding = (geometry.padding, geometry.padding)
-    return jnp.pad(images, ((0, 0), padding, padding, (0, 0)))
-
-
-def _output_sides(geometry: Geometry) -> tuple[int, int]:
-    reach = geometry.size - 2 * geometry.padding
-    return (geometry.height - reach) // geometry.stride + 1, (geometry.width - reach) // geometry.stride + 1
-
-
 def _shape(a: Any, b: Any, *, role: Role, geometry: Geometry) -> tuple[int, ...]:
     if role == "output":
-        return (a.shape[0], *_output_sides(geometry), b.shape[-1])
+        return (a.shape[0], *output_sides(geometry), b.shape[-1])
     if role == "input":
         return (a.shape[0], geometry.height, geometry.width, b.shape[2])
     return (geometry.size, geometry.size, a.shape[-1], b.shape[-1])

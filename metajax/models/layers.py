@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.convolution import convolve, largest_block
+from metajax.blocks import largest_block, map_blocks
+from metajax.models.convolution import convolve
 
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
@@ -198,11 +199,12 @@ def _pooled_sums_by_blocks(
     """`_pooled_sums` of so many examples at a time."""
 
     def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _pooled_sums(nnx.merge(graph, weights), x)
+        pooled, total, square = _pooled_sums(nnx.merge(graph, weights), x)
+        return pooled, total[None], square[None]
 
     run = jax.checkpoint(run, prevent_cse=False) if x.shape[-1] < _FEW_CHANNELS else run
-    pooled, totals, squares = jax.lax.map(run, x.reshape(-1, block, *x.shape[1:]))
-    return pooled.reshape(x.shape[0], *pooled.shape[2:]), totals.sum(0), squares.sum(0)
+    pooled, totals, squares = map_blocks(run, x, block)
+    return pooled, totals.sum(0), squares.sum(0)
 
 
 def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:

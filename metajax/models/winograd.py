@@ -41,9 +41,7 @@ def convolve_tiles(
     return tiles.reshape(images.shape[0], 2 * rows, 2 * columns, kernel.shape[-1])[:, :height, :width]
 
 
-def kernel_cotangent(
-    images: jax.Array, output: jax.Array, *, padding: int, block: int, product_dtype: DTypeLike | None = None
-) -> jax.Array:
+def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, block: int) -> jax.Array:
     """The kernel's cotangent from the output's, the transpose of `convolve_tiles`.
 
     Args:
@@ -51,7 +49,6 @@ def kernel_cotangent(
         output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, of the same type.
         padding: Zeros on each side.
         block: Examples at once, a divisor of all; if it is all of them, it is correct but slow.
-        product_dtype: What operands of products are rounded to; sums keep the type of the images.
 
     Returns:
         `[3, 3, in, out]`.
@@ -74,7 +71,7 @@ def kernel_cotangent(
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
         pixels = (sums.reshape(-1, sums.shape[-1]) for sums in _pixels(pictures, padding, rows, columns))
-        products = [_product(*pair, product_dtype) for pair in zip(outputs, pixels, strict=True)]
+        products = [jnp.matmul(*pair) for pair in zip(outputs, pixels, strict=True)]
         return jax.tree.map(jnp.add, totals, products), None
 
     zeros = [jnp.zeros((features, images.shape[-1]), images.dtype)] * 16
