@@ -1,8 +1,8 @@
 """Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
 
 It is one primitive in three roles, so that second derivatives are convolutions of the forms that compilers know; left
-to themselves, they come out in forms that run ten times slower. Large ones of 3 × 3 go by tiles on a CPU
-(`winograd.py`).
+to themselves, they come out in forms that run ten times slower. On a CPU large ones of 3 × 3 go by tiles
+(`winograd.py`), and a kernel's cotangent at stride 1 by shifts (`shifts.py`).
 
 Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
 primitive is windows of the image times a matrix.
@@ -108,7 +108,7 @@ def _small(geometry: Geometry) -> bool:
 
 
 def _few_overlap(geometry: Geometry) -> bool:
-    """Whether windows overlap so little that rounded products of them pay for the output too, which shares them."""
+    """Whether windows overlap so little that rounded products of them beat a native convolution."""
     return geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
 
 
