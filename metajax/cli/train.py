@@ -166,7 +166,10 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
         checkpoints.discard_after(folder, step)
         metrics.truncate(directory, step)
     wait_for_others("truncated")
-    report.say(f"resuming {directory} from step {step:,}")
+    if step < experiment.training.steps:
+        report.say(f"resuming {directory} from step {step:,}")
+    else:
+        report.say(f"{directory} is trained, to step {step:,}: only evaluating it")
     return state
 
 
