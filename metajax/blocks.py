@@ -29,6 +29,8 @@ def map_blocks(fn: Callable[..., Any], x: jax.Array, block: int) -> Any:
     >>> import jax.numpy as jnp
     >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), 2).tolist()
     [-0.5, 0.5, -0.5, 0.5]
+    >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), 1).tolist()
+    [0.0, 0.0, 0.0, 0.0]
     """
     if block == len(x):
         return fn(x)
