@@ -32,7 +32,7 @@ RULES: dict[str, dict[str, Any]] = {
 def compiled(steps: int, sequences: int, options: dict[str, Any]):
     """The compiled meta-gradient, and its arguments."""
     apply, params = mj.functional(mj.models.Transformer(256, rngs=nnx.Rngs(0)))
-    inner = mj.inner_loop(optax.adam(1e-3, eps_root=1e-16), steps, **options)
+    inner = mj.inner_loop(optax.adam(1e-3, eps_root=1e-8), steps, **options)
     learner = mj.maml(mj.classification_loss(apply), inner)
     tokens = jax.random.randint(jax.random.key(0), (2, sequences, 129), 0, 256)
     task = mj.Task(*(mj.Batch(each[:, :-1], each[:, 1:]) for each in tokens))
@@ -52,15 +52,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    rows, norms = [], {}
+    rows = []
     for steps in options.steps:
         for name, rule in RULES.items():
             program, arguments = compiled(steps, options.sequences, rule)
             row: dict[str, Any] = {"steps": steps, "rule": name}
             row["bytes"] = program.memory_analysis().temp_size_in_bytes
             if steps <= options.timed:
-                norm = float(optax.tree.norm(program(*arguments)))
-                assert jnp.isclose(norm, norms.setdefault(steps, norm), rtol=1e-2), (norm, norms)
+                row["norm"] = float(optax.tree.norm(program(*arguments)))
                 call = lambda p=program, a=arguments: jax.block_until_ready(p(*a))  # noqa: E731
                 row["seconds"] = time_calls(call, seconds=0.1, at_least=3).seconds
             rows.append(row)
@@ -71,6 +70,23 @@ def main() -> None:
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(report) + "\n")
     print(table(report))
+    if differing := disagreements(rows, 0.01 if report["environment"]["platform"] == "cpu" else 0.1):  # TF32 is coarser
+        raise SystemExit(f"the meta-gradients of the rules differ with {differing} inner steps: see their norms")
+
+
+def disagreements(rows: list[dict[str, Any]], tolerance: float) -> list[int]:
+    """Inner steps with which the norms of the meta-gradients differ by more than a share of the smallest.
+
+    >>> disagreements([{"steps": 4, "norm": 2.0}, {"steps": 4, "norm": 2.1}, {"steps": 16}], 0.1)
+    []
+    >>> disagreements([{"steps": 4, "norm": 2.0}, {"steps": 4, "norm": 2.3}, {"steps": 4, "norm": 2.0}], 0.1)
+    [4]
+    """
+    norms: dict[int, list[float]] = {}
+    for row in rows:
+        if "norm" in row:
+            norms.setdefault(row["steps"], []).append(row["norm"])
+    return [steps for steps, each in norms.items() if not max(each) <= (1 + tolerance) * min(each)]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -88,11 +104,15 @@ def table(report: dict[str, Any]) -> str:
         plain = of["plain reverse mode"]["bytes"]
         cells = [
             f"{row['bytes'] / 2**20:,.0f} MiB ({plain / row['bytes']:.1f}× less)"
-            + (f", {row['seconds']:.2f} s" if "seconds" in row else "")
+            + (f", {_time(row['seconds'])}" if "seconds" in row else "")
             for row in (of[name] for name in RULES)
         ]
         lines.append(f"| {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 if __name__ == "__main__":
