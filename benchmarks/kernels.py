@@ -6,8 +6,9 @@
 Training is traced by JAX's profiler, after a warm-up; of models that convolve in float32, and with operands rounded to
 bfloat16. *Products* are matrix products and convolutions; *moves* are kernels that only copy: windows of images,
 transposes, padding; *arithmetic* is the rest: activations, statistics, updates, random numbers. *Between kernels* is
-what is left of the wall time of all cores: launching kernels, and cores that wait for each other. Shares are of the
-same total, and tracing makes what lies between kernels longer. Writes `kernels-DEVICE.{md,json}` to `--output`
+what is left of the wall time of the device (of a CPU, of all cores): launching kernels, and cores that wait for each
+other. Shares are of the same total, and tracing makes what lies between kernels longer. Writes
+`kernels-DEVICE.{md,json}` to `--output`
 (`benchmarks/results`).
 """
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
     )
-    parser.add_argument("--calls", type=int, default=3, help="traced calls of a few meta-steps each")
+    parser.add_argument("--calls", type=int, default=3, help="traced calls of a few meta-steps each, after one more")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     names = list(choose(*options.only))
@@ -59,7 +60,7 @@ def main() -> None:
         for suffix, precision in ({"": "float32"} | rounded).items():
             use_precision(precision)
             measured = report["results"][f"{name}{suffix}"] = measure(name, options.calls)
-            print(f"{name}{suffix}: {1000 * measured['wall']:.1f} ms of all cores", file=sys.stderr, flush=True)
+            print(f"{name}{suffix}: {1000 * measured['wall']:.1f} ms in all", file=sys.stderr, flush=True)
             partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     partial.replace(stem.with_suffix(".json"))
     text = table(report)
@@ -72,7 +73,8 @@ def measure(name: str, calls: int) -> dict[str, Any]:
     workload = WORKLOADS[name]
     mesh = choose_mesh(None, standard(workload).params, workload.tasks)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    steps = 1 if on_cpu and workload.model != "mlp" else 20  # as many as hide the start of a call
+    short = workload.model == "mlp" or not on_cpu
+    steps = 20 if short else 1  # of short ones so many that starting a call does not count
     call = training_call(workload, mesh, steps)
     call()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,23 +123,28 @@ def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
     """
     seconds, kernels = dict.fromkeys(KINDS, 0.0), 0
     for events in threads:
-        known = ((begun, -duration, kind) for name, begun, duration in events if (kind := kind_of(name)))
-        ordered = sorted(known)
-        kernels += len(ordered)
-        running: list[tuple[str, float]] = []
-        now = -math.inf
-        for begun, negative, kind in [*ordered, (math.inf, 0.0, "")]:
-            while running and now < begun:
-                last, end = running[-1]
-                until = min(end, begun)
-                if until > now:
-                    seconds[last] += (until - now) / 1e9
-                    now = until
-                if end <= now:
-                    running.pop()
-            now = begun
-            running.append((kind, begun - negative))
+        known = [(kind, begun, begun + duration) for name, begun, duration in events if (kind := kind_of(name))]
+        kernels += len(known)
+        for kind, nanoseconds in _stretches(known):
+            seconds[kind] += nanoseconds / 1e9
     return seconds, kernels
+
+
+def _stretches(known: list[tuple[str, float, float]]) -> Iterator[tuple[str, float]]:
+    """The kind and the length of each stretch of time in which one kernel (kind, begun, end) was the last to begin."""
+    running: list[tuple[str, float]] = []
+    now = -math.inf
+    for kind, begun, end in [*sorted(known, key=lambda kernel: (kernel[1], -kernel[2])), ("", math.inf, math.inf)]:
+        while running and now < begun:
+            last, its_end = running[-1]
+            until = min(its_end, begun)
+            if until > now:
+                yield last, until - now
+                now = until
+            if its_end <= now:
+                running.pop()
+        now = begun
+        running.append((kind, end))
 
 
 def kind_of(name: str) -> str | None:
@@ -147,8 +154,8 @@ def kind_of(name: str) -> str | None:
     ['products', 'moves', 'arithmetic', None]
     >>> kind_of("fusion.3")  # which may be anything
     'arithmetic'
-    >>> kind_of("void wgrad_alg0_engine_NHWC<float>"), kind_of("loop_pad_fusion_1"), kind_of("memcpy32_post")
-    ('products', 'moves', 'moves')
+    >>> [kind_of(name) for name in ("void wgrad_alg0_engine<float>", "sm90_xmma_fprop", "loop_pad_fusion_1", "memcpy")]
+    ['products', 'products', 'moves', 'moves']
     """
     name = re.sub(r"(\.clone|[._]\d+)*$", "", name)
     if name in _HOLDERS or name.startswith("end: "):
@@ -163,8 +170,10 @@ def kind_of(name: str) -> str | None:
 def table(report: dict[str, Any]) -> str:
     """A row for each workload."""
     about = report["environment"]
+    on_cpu = about["platform"] == "cpu"
+    cores, whose = (f", {about['cores']} cores", "all cores") if on_cpu else ("", "the device")
     lines = [
-        f"{about['device']}, {about['cores']} cores, jax {about['versions']['jax']}. Of the time of all cores.",
+        f"{about['device']}{cores}, jax {about['versions']['jax']}. Of the time of {whose}.",
         "",
         "| workload | products | moves | arithmetic | between kernels | kernels in a meta-step |",
         "| --- | --- | --- | --- | --- | --- |",

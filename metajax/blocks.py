@@ -18,7 +18,7 @@ def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
     return max((n for n in range(1, examples + 1) if examples % n == 0 and n <= most), default=0)
 
 
-def map_blocks(fn: Callable[..., Any], x: jax.Array, block: int) -> Any:
+def map_blocks(fn: Callable[..., Any], x: jax.Array, *, block: int) -> Any:
     """A function of examples on so many of them at a time, its results one behind the other.
 
     Args:
@@ -27,9 +27,9 @@ def map_blocks(fn: Callable[..., Any], x: jax.Array, block: int) -> Any:
         block: Examples of a block, a divisor of all.
 
     >>> import jax.numpy as jnp
-    >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), 2).tolist()
+    >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), block=2).tolist()
     [-0.5, 0.5, -0.5, 0.5]
-    >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), 1).tolist()
+    >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), block=1).tolist()
     [0.0, 0.0, 0.0, 0.0]
     """
     if block == len(x):

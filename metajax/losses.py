@@ -16,7 +16,9 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
             the model has outputs. Every batch must then have an example of each way, if only one of weight 0.
 
     Returns:
-        A loss on a `Batch` with integer labels `[examples, ...]`; metrics `loss` (nats) and `accuracy` (in `[0, 1]`).
+        A loss on a `Batch` with integer labels `[examples, ...]`, each at least 0 and below the number of logits: a
+        larger one makes the loss NaN. Metrics `loss` (nats) and `accuracy` (in `[0, 1]`). It raises a `ValueError` if
+        there is not a label for each row of logits.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.classification_loss(lambda params, x, rng: params * x)
@@ -28,6 +30,8 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
 
     def loss_fn(params, data: Batch, rng):
         logits = apply(params, data.x, rng)
+        if jnp.shape(data.y) != logits.shape[:-1]:
+            raise ValueError(f"logits have shape {logits.shape}, but labels {jnp.shape(data.y)}")
         if varied_ways:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)

@@ -18,8 +18,9 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     Returns:
         A figure with a panel for the loss and, where there is one, for the accuracy.
 
-    >>> len(learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]).axes)
-    1
+    >>> figure = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}])
+    >>> len(figure.axes), round(float(figure.axes[0].get_ylim()[1]))  # not 1e12
+    (1, 20)
     """
     names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
@@ -29,8 +30,10 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
-        if name == "loss" and _positive([row.get(name) for row in rows]):
+        trained = [row[name] for row in rows if row.get(name) is not None]
+        if name == "loss" and trained and min(trained) > 0:
             axes.set_yscale("log")
+            axes.set_ylim(top=min(axes.get_ylim()[1], 10 * max(trained)))  # one that diverged would flatten all others
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     return figure
@@ -131,7 +134,3 @@ def _show(axes, image: np.ndarray, colour: str) -> None:
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set(color=colour, linewidth=1.5)
-
-
-def _positive(values: list[float | None]) -> bool:
-    return all(value is None or value > 0 for value in values)

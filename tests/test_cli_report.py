@@ -16,11 +16,12 @@ def test_memory_that_does_not_do_is_a_line_with_advice():
 
 
 def test_without_a_terminal_progress_is_a_line_from_time_to_time(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)  # by which rich would see a terminal
     row = {"tasks_per_second": 1234.0, "loss": 0.5, "accuracy": 0.25}
-    with progress.Progress(0, 3_000, 4) as shown:
+    with progress.Progress(0, 3_000) as shown:
         shown.update({"step": 1_000, **row})  # at once: not yet
         monkeypatch.setattr(progress, "_SECONDS", 0.0)
         shown.update({"step": 2_000, **row})
         monkeypatch.setattr(progress, "_SECONDS", 1e9)
         shown.update({"step": 3_000, **row})
-    assert capsys.readouterr() == ("step 2,000 of 3,000: 1,234 tasks/s, loss 0.5000, accuracy 25.00%\n", "")
+    assert capsys.readouterr() == ("", "step 2,000 of 3,000: 1,234 tasks/s, loss 0.5000, accuracy 25.00%\n")

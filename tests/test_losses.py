@@ -56,3 +56,15 @@ def test_outputs_of_another_shape_than_the_targets_are_refused():
     loss_fn = mj.regression_loss(lambda params, x, rng: x)
     with pytest.raises(ValueError, match=r"outputs have shape \(3, 1\), but targets \(3,\)"):
         loss_fn(None, mj.Batch(jnp.ones((3, 1)), jnp.ones(3)), None)
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [[1], [1]]])
+def test_labels_of_another_shape_than_rows_of_logits_are_refused(labels):
+    loss_fn = mj.classification_loss(lambda params, x, rng: x)
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), but labels \("):
+        loss_fn(None, mj.Batch(jnp.ones((2, 3)), jnp.asarray(labels)), None)
+
+
+def test_a_label_beyond_the_logits_makes_the_loss_nan():
+    loss_fn = mj.classification_loss(lambda params, x, rng: x)
+    assert jnp.isnan(loss_fn(None, mj.Batch(jnp.ones((2, 3)), jnp.array([0, 3])), None)[0])

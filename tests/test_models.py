@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import metajax as mj
 from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
-from metajax.models.convolution import Geometry, convolve, windows
+from metajax.models.convolution import convolve
 from metajax.models.layers import convolve_and_pool
 from metajax.models.product import dot_general
+from metajax.models.windows import Geometry, windows
 
 
 @settings(deadline=None, max_examples=12)
@@ -266,8 +267,9 @@ def test_in_bfloat16_a_native_convolution_stays_exact_and_kernels_of_tasks_are_r
 
 @pytest.mark.parametrize("examples", [6, 1, 0])
 def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, monkeypatch, examples):
-    """All of its roles, as a convolution of rounded operands does."""
+    """And its kernel's cotangent, as a convolution of rounded operands does."""
     monkeypatch.setattr(convolution, "_BLOCK_BYTES", 2 * 36 * 9 * 16 * 2)  # windows of two images
+    monkeypatch.setattr(convolution, "_SMALL_BLOCK_BYTES", 2 * 36 * 9 * 16 * 2)
     x, w = jax.random.normal(key, (examples, 6, 6, 16)), jax.random.normal(key, (3, 3, 16, 128)) / 12
     cotangent = jax.random.normal(key, (examples, 6, 6, 128))
 
@@ -280,7 +282,7 @@ def test_in_bfloat16_a_wide_convolution_goes_by_blocks_of_rounded_windows(key, m
         assert examples == 0 or np.abs(np.asarray(a) - c).max() > 1e-3
 
 
-@pytest.mark.parametrize(("stride", "precision"), [(1, "bfloat16"), (1, "float32"), (2, "float32")])
+@pytest.mark.parametrize(("stride", "precision"), [(1, "bfloat16"), (1, "float32"), (2, "bfloat16"), (2, "float32")])
 def test_a_kernel_s_cotangent_by_blocks_of_images_is_that_of_all(key, monkeypatch, stride, precision):
     x, w = jax.random.normal(key, (6, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 4))
     cotangent = jax.random.normal(key, (6, 8 // stride, 8 // stride, 4))
@@ -297,13 +299,15 @@ def test_a_kernel_s_cotangent_by_blocks_of_images_is_that_of_all(key, monkeypatc
     np.testing.assert_allclose(program.compile()(w, x, cotangent), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_of_bfloat16_images_are_summed_in_float32(monkeypatch):
+@pytest.mark.parametrize("size", [1, 3], ids=["windows", "shifts"])
+def test_blocks_of_bfloat16_images_are_summed_in_float32(monkeypatch, size):
     """Each adds 1 to 256, and the sum 272 is of bfloat16; 256 + 1 is not, nor is any sum after it."""
-    x = jnp.ones((17, 4, 4, 16), jnp.bfloat16)
-    cotangent = jnp.zeros_like(x).at[:, 0, 0].set(1).at[0].set(16)
-    monkeypatch.setattr(convolution, "_SMALL_BLOCK_BYTES", 1)
-    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 1)  # a block for each image
-    geometry = Geometry(4, 4, size=1, stride=1, padding=0)
+    for limit in ("_SMALL_BLOCK_BYTES", "_BLOCK_BYTES", "_SHIFTED_BYTES"):
+        monkeypatch.setattr(convolution, limit, 1)  # a block for each image
+    side = 7 + size
+    x = jnp.ones((17, side, side, 16), jnp.bfloat16)
+    cotangent = jnp.zeros((17, 8, 8, 16), x.dtype).at[:, 0, 0].set(1).at[0].set(256 / 8**2)
+    geometry = Geometry(side, side, size, stride=1, padding=0)
     np.testing.assert_array_equal(np.float32(convolution._kernel_in_blocks(x, cotangent, geometry)), 272)
 
 

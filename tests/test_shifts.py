@@ -41,10 +41,37 @@ def test_shifts_are_the_transpose_of_a_convolution(height, width, size, padding,
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_shifts_of_small_integers_are_exact_in_every_precision(dtype, rounded):
+    """Which bfloat16 holds, and float32 their sums of products."""
+    rng = np.random.default_rng(0)
+    images, output = (jnp.asarray(rng.integers(-8, 9, (4, 6, 6, channels)), dtype) for channels in (16, 8))
+    exact = jnp.float32(images), jnp.float32(output)
+    sizes = Geometry(6, 6, size=3, stride=1, padding=1)
+    ours = kernel_by_shifts(images, output, sizes._replace(rounded=rounded), block=2)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_array_equal(ours, kernel_by_shifts(*exact, sizes, block=4))
+    assert float(jnp.abs(ours).max()) > 256, "more than bfloat16 holds every integer of"
+
+
 @pytest.mark.parametrize(
-    ("channels", "stride", "taken"), [(16, 1, True), (3, 1, False), (16, 2, False)], ids=["wide", "few", "strided"]
+    ("images", "kernel", "stride", "taken"),
+    [
+        ((8, 16), (3, 4), 1, True),
+        ((8, 3), (3, 4), 1, False),
+        ((8, 16), (3, 4), 2, False),
+        ((8, 16), (1, 4), 1, False),
+        ((4, 16), (3, 4), 1, False),
+        ((8, 16), (3, 17), 1, False),
+        ((8, 257), (3, 4), 1, False),
+    ],
+    ids=["wide", "few channels", "strided", "of one weight", "few rows", "wider outputs", "very many channels"],
 )
-def test_a_convolution_takes_them_at_stride_1_for_16_channels_or_more(monkeypatch, channels, stride, taken):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_convolution_takes_them_where_they_save_more_than_they_cost(
+    monkeypatch, images, kernel, stride, taken, precision
+):
     called = []
 
     def noted(*args):
@@ -52,7 +79,9 @@ def test_a_convolution_takes_them_at_stride_1_for_16_channels_or_more(monkeypatc
         return kernel_by_shifts(*args)
 
     monkeypatch.setattr(convolution, "kernel_by_shifts", noted)
-    images, kernel = jnp.ones((2, 8, 8, channels)), jnp.ones((3, 3, channels, 4))
-    energy = lambda kernel: jnp.sum(convolve(images, kernel, stride=stride, padding=1))  # noqa: E731
-    jax.jit(jax.grad(energy)).lower(kernel)
+    (side, channels), (size, features) = images, kernel
+    x, weights = jnp.ones((2, side, side, channels)), jnp.ones((size, size, channels, features))
+    energy = lambda weights: jnp.sum(convolve(x, weights, stride=stride, padding=size // 2))  # noqa: E731
+    with jax.default_matmul_precision(precision):
+        jax.jit(jax.grad(energy)).lower(weights)
     assert bool(called) == (taken and jax.default_backend() == "cpu")

@@ -77,10 +77,10 @@ def run(args: Sequence[str]) -> None:
 def _list(options: List) -> None:
     for name, info in data.DATASETS.items():
         if name == "folder":
-            state = "your own images, by --source"
+            state = "your own, by --source"
         else:
             state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
-        report.say(f"{name:<17} {state:<28} {info.title}: {info.description}; licence: {info.licence}")
+        report.say(f"{name:<17} {state:<22} {info.title}: {info.description}; licence: {info.licence}")
     report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
 
 

@@ -1,5 +1,6 @@
-"""Progress of a training: a line that changes on a terminal, a line every half minute in a file."""
+"""Progress of a training, on standard error: a line that changes on a terminal, a line every half minute elsewhere."""
 
+import sys
 import time
 from typing import Any
 
@@ -7,7 +8,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from metajax.cli import report
 from metajax.cli.device import is_first
 
 _SECONDS = 30.0
@@ -17,17 +17,18 @@ _SECONDS = 30.0
 class Progress:
     """A line with the step, tasks per second, loss, accuracy and time left; a context manager."""
 
-    def __init__(self, step: int, steps: int, tasks_per_step: int):
+    def __init__(self, step: int, steps: int):
         console = Console(stderr=True)
         self._steps = steps
-        self._said = None if console.is_terminal else time.monotonic()
+        self._in_lines = not console.is_terminal and is_first()
+        self._last_line = time.monotonic()
         self._bar = Bar(
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=self._said is not None or not is_first(),
+            disable=not console.is_terminal or not is_first(),
             speed_estimate_period=60,
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=step)
@@ -40,11 +41,11 @@ class Progress:
         self._bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show a line of the metrics."""
+        """Show a row of the metrics; without a terminal only if the last line is old enough."""
         parts = [f"{row['tasks_per_second']:,.0f} tasks/s", f"loss {row['loss']:.4f}"]
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")
         self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
-        if self._said is not None and time.monotonic() >= self._said + _SECONDS:
-            report.say(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}")
-            self._said = time.monotonic()
+        if self._in_lines and time.monotonic() >= self._last_line + _SECONDS:
+            print(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
+            self._last_line = time.monotonic()

@@ -195,7 +195,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     fetched = _fetched_ahead(experiment, parts, state, calls, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
-        Progress(step, settings.steps, settings.tasks_per_step) as progress,
+        Progress(step, settings.steps) as progress,
         _signals() as received,
     ):
         for steps in calls:

@@ -1,8 +1,13 @@
 """Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
 
 It is one primitive in three roles, so that second derivatives are convolutions of the forms that compilers know; left
-to themselves, they come out in forms that run ten times slower. On a CPU large ones of 3 × 3 go by tiles
-(`winograd.py`), and a kernel's cotangent at stride 1 by shifts (`shifts.py`).
+to themselves, they come out in forms that run ten times slower. Which form each role takes on a CPU:
+
+- output and images' cotangent: tiles (`winograd.py`) if it is a large one of 3 × 3 at stride 1; else a product with
+  windows (`windows.py`) where operands are rounded and windows overlap little or serve many outputs, and always for the
+  images' cotangent at a stride above 1; else a native convolution;
+- kernel's cotangent: tiles for large ones in float32 of many channels; else shifted copies (`shifts.py`) at stride 1,
+  but of few channels or rows, very many channels, or outputs wider than images; else windows.
 
 Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
 primitive is windows of the image times a matrix.
@@ -28,11 +33,16 @@ _BLOCK_BYTES = 6_000_000
 _SMALL_BLOCK_BYTES = 1_200_000
 """The same where they are made for one product alone: what a core's own cache holds."""
 _SHIFTED_BYTES = 4_000_000
-"""Shifted copies in use at once: there are few of them for a product so large."""
+"""Shifted copies in use at once, counted as if rounded: four times a core's own cache, for each value takes part in
+more products than one of windows."""
 _WIDE = 128
 """Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
 _LEAST_ROUNDED = 16
 """Channels of images below which products are too small to gain from rounded operands."""
+_SHIFTED_CHANNELS = (16, 256)
+"""Channels of images from which, and up to which, shifted copies make a kernel's cotangent faster than windows."""
+_SHIFTED_ROWS = 8
+"""Rows of an output from which they do: their product is of as many rows more as a kernel has, less one."""
 _TILED_CHANNELS = 32
 """Channels of images and of outputs from which tiles save time; for a kernel's cotangent twice as many, in float32."""
 _TILES = 2_000
@@ -45,7 +55,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     Under `jax.default_matmul_precision("bfloat16")` the operands of its matrix products, and of its derivatives', are
     rounded to bfloat16 and summed in their own type, on every device, if images have 16 channels or more; what runs as
     a native convolution is left to the compiler. Large convolutions of 3 × 3 with 32 channels or more go by tiles on a
-    CPU: what is rounded are sums of 4 pixels, at nearly twice the error.
+    CPU, their images' cotangents too: what is rounded are sums of 4 pixels, at nearly twice the error.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -96,7 +106,7 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
         return _forward(a, b, geometry)
     if role == "input" and geometry.stride == 1:
-        return _forward(a, _turned(b), geometry._replace(padding=_turned_padding(geometry)))
+        return _forward(a, _reversed(b), geometry._replace(padding=_reversed_padding(geometry)))
     if role == "input":
         return _by_windows(a, b, role=role, geometry=geometry)
     return _kernel_in_blocks(a, b, geometry)
@@ -129,37 +139,41 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _turned(kernel: jax.Array) -> jax.Array:
+def _reversed(kernel: jax.Array) -> jax.Array:
     """The kernel with which a convolution of the output's cotangent, at stride 1, is the images'."""
     # The barrier keeps the compiler from folding the turn into a layout of the kernel that its fast path lacks.
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
-def _turned_padding(geometry: Geometry) -> int:
+def _reversed_padding(geometry: Geometry) -> int:
     """Of the output's cotangent, for a convolution with that kernel."""
     return geometry.size - 1 - geometry.padding
 
 
 def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> int:
     """Examples that go by tiles at once, or 0 where the sums of tiles cost more than the products that they save."""
-    of_its_kind = (geometry.size, geometry.stride) == (3, 1) and _turned_padding(geometry) >= 0
+    of_its_kind = (geometry.size, geometry.stride) == (3, 1) and _reversed_padding(geometry) >= 0
     exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels in fewer digits would lose some
-    one_block = role == "kernel" and a.shape[0] == 1  # which `kernel_cotangent` is slow on
-    by_shifts = role == "kernel" and geometry.rounded
-    if not (of_its_kind and exact) or one_block or by_shifts or _small(geometry):
+    if not (of_its_kind and exact) or (role == "kernel" and geometry.rounded) or _small(geometry):
         return 0
     inner, outer = _channels(role, a, b)
     height, width = (geometry.height, geometry.width) if role == "input" else output_sides(geometry)
     tiles = -(-height // 2) * -(-width // 2)
     sums_bytes = 16 * inner * a.dtype.itemsize  # of a tile, and of each output channel's kernel
     most = max(_BLOCK_BYTES, 2 * outer * sums_bytes)  # twice what is read again for each block
-    if role == "kernel":
-        most = min(most, a.shape[0] // 2 * tiles * sums_bytes)  # two blocks at least
     block = largest_block(a.shape[0], tiles * sums_bytes, most)
     enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
     wide = min(inner, outer) >= (2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS)
     filled = 16 * tiles <= 6 * height * width  # at the edges of odd sides products are of nothing
     return block if enough and wide and filled else 0
+
+
+def _by_shifts(geometry: Geometry, channels: int, features: int) -> bool:
+    """Whether a kernel's cotangent is faster by shifted copies than by windows."""
+    least, most = _SHIFTED_CHANNELS
+    # outputs that are wider than images cost more to turn than windows of these to cut
+    fits = least <= channels <= most and features <= channels and output_sides(geometry)[0] >= _SHIFTED_ROWS
+    return geometry.stride == 1 and geometry.size > 1 and fits
 
 
 def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
@@ -169,13 +183,14 @@ def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
 
 def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block: int) -> jax.Array:
     """The same by sums of tiles, of some examples at a time, whose sums stay in the cache."""
-    padding, dtype = geometry.padding, jnp.bfloat16 if geometry.rounded else None
+    padding = geometry.padding
     if role == "kernel":
         return kernel_cotangent(a, b, padding=padding, block=block)
     if role == "input":
-        b, padding = _turned(b), _turned_padding(geometry)
-    run = functools.partial(convolve_tiles, kernel=b, padding=padding, product_dtype=dtype)
-    return map_blocks(run, a, block)
+        b, padding = _reversed(b), _reversed_padding(geometry)
+    product_dtype = jnp.bfloat16 if geometry.rounded else None
+    run = functools.partial(convolve_tiles, kernel=b, padding=padding, product_dtype=product_dtype)
+    return map_blocks(run, a, block=block)
 
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
@@ -183,7 +198,7 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
     examples, channels, features = images.shape[0], images.shape[-1], output.shape[-1]
     size, itemsize = geometry.size, 2 if geometry.rounded else images.dtype.itemsize
     height, width = output.shape[1:3]
-    if geometry.stride == 1 and size > 1 and channels >= _LEAST_ROUNDED:
+    if _by_shifts(geometry, channels, features):
         positions = (height + size - 1) * width
         block = largest_block(examples, positions * size * (channels + features) * itemsize, _SHIFTED_BYTES)
         return kernel_by_shifts(images, output, geometry, block).astype(images.dtype)
@@ -212,7 +227,7 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
     """The same by blocks of examples whose windows stay in the cache."""
     positions, itemsize = math.prod(output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
     block = largest_block(a.shape[0], positions * geometry.size**2 * b.shape[2] * itemsize, _BLOCK_BYTES)
-    return map_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block)
+    return map_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block=block)
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:

@@ -203,7 +203,7 @@ def _pooled_sums_by_blocks(
         return pooled, total[None], square[None]
 
     run = jax.checkpoint(run, prevent_cse=False) if x.shape[-1] < _FEW_CHANNELS else run
-    pooled, totals, squares = map_blocks(run, x, block)
+    pooled, totals, squares = map_blocks(run, x, block=block)
     return pooled, totals.sum(0), squares.sum(0)
 
 

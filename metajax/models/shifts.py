@@ -1,7 +1,8 @@
 """The kernel's cotangent of a convolution at stride 1, from shifted copies in place of windows.
 
-Windows copy each pixel once for each weight of a kernel. Here a kernel's columns are shifts of the images, and its rows
-shifts of the output: nine weights take six copies, and the products are one of all rows with all columns.
+Of an example it is `kernel[i, j] = sum over y, x of image[y + i, x + j] * output[y, x]`. Windows copy each pixel for
+each weight of the kernel. Here the images are shifted by `j` only, and the output by `i` in the other direction: for
+nine weights that are six copies, and one product, `[size * out, positions] @ [positions, size * in]`.
 """
 
 import jax
@@ -9,11 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax.blocks import sum_blocks
-from metajax.models.windows import Geometry, as_integers, operand, output_sides, padded
+from metajax.models.windows import Geometry, as_integers, operand, output_sides, padded, turned
 
 
 def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, block: int) -> jax.Array:
     """The kernel's cotangent from the output's, in float32 at least.
+
+    A value of the output's cotangent that is not finite spoils the kernels of all outputs, not of its own alone: the
+    cotangent is turned by a product.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -41,18 +45,16 @@ def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, b
 
 
 def _rows(output: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[size * out, positions]`: the output shifted down by each row of a kernel, among zeros."""
+    """`[size * out, positions]`: `[examples, height', width', out]` shifted down by each row of a kernel, in zeros."""
     size, (height, width) = geometry.size, output_sides(geometry)
     y = operand(lax.collapse(output, 0, 3), geometry)
-    # The library for products turns a matrix faster than compilers for a CPU, which would turn each copy.
-    turned = jnp.matmul(jnp.eye(y.shape[-1], dtype=y.dtype), y.T, preferred_element_type=output.dtype)
-    turned = turned.reshape(len(turned), len(output), height * width)
-    shifted = [jnp.pad(turned, ((0, 0), (0, 0), (i * width, (size - 1 - i) * width))) for i in range(size)]
+    x = turned(y, output.dtype).reshape(output.shape[-1], len(output), height * width)
+    shifted = [jnp.pad(x, ((0, 0), (0, 0), (i * width, (size - 1 - i) * width))) for i in range(size)]
     return lax.collapse(operand(jnp.concatenate(shifted), geometry), 1)
 
 
 def _columns(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[positions, size * in]`: images shifted left by each column of a kernel."""
+    """`[positions, size * in]`: images `[examples, height, width, in]` shifted left by each column of a kernel."""
 
     def shift(images: jax.Array) -> jax.Array:
         x, width = padded(images, geometry), output_sides(geometry)[1]

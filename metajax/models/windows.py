@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 _FEW_COLUMNS = 16
 """Columns of an output up to which windows are cut from rows: each column is an operation of the program."""
@@ -47,6 +48,18 @@ def output_sides(geometry: Geometry) -> tuple[int, int]:
 def operand(x: jax.Array, geometry: Geometry) -> jax.Array:
     """An operand of a product, rounded if it is to be."""
     return x.astype(jnp.bfloat16) if geometry.rounded else x
+
+
+def turned(rows: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """`[n, channels]` as `[channels, n]`, of a type of its own if one is given.
+
+    By a product with the identity: libraries for products turn a matrix faster than compilers for a CPU, which would
+    turn each copy that is made of it.
+
+    >>> turned(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+    """
+    return jnp.matmul(jnp.eye(rows.shape[-1], dtype=rows.dtype), rows.T, preferred_element_type=dtype or rows.dtype)
 
 
 def padded(images: jax.Array, geometry: Geometry) -> jax.Array:

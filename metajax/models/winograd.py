@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from metajax.blocks import sum_blocks
+from metajax.models.windows import turned
+
 
 def convolve_tiles(
     images: jax.Array, kernel: jax.Array, *, padding: int, product_dtype: DTypeLike | None = None
@@ -44,11 +47,14 @@ def convolve_tiles(
 def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, block: int) -> jax.Array:
     """The kernel's cotangent from the output's, the transpose of `convolve_tiles`.
 
+    A value of the output's cotangent that is not finite spoils the kernels of all outputs, not of its own alone: the
+    cotangent is turned by a product.
+
     Args:
         images: `[examples, height, width, in]`.
         output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, of the same type.
         padding: Zeros on each side.
-        block: Examples at once, a divisor of all; if it is all of them, it is correct but slow.
+        block: Examples at once, a divisor of all.
 
     Returns:
         `[3, 3, in, out]`.
@@ -58,25 +64,21 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
     >>> kernel_cotangent(images, output, padding=0, block=1)[:, :, 0, 0].tolist()
     [[12.0, 12.0, 12.0], [12.0, 12.0, 12.0], [12.0, 12.0, 12.0]]
     """
-    examples, height, width, features = output.shape
+    _, height, width, features = output.shape
     rows, columns = -(-height // 2), -(-width // 2)
-    x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
-    # A product wants its first operand with channels first. Outside of a loop of two blocks or more the outputs are
-    # turned once; inside the compiler would turn each of their 16 sums.
-    turned = x.reshape(examples // block, block, rows, 2, columns, 2, features).transpose(0, 3, 5, 6, 1, 2, 4)
-    turned = turned.reshape(examples // block, 2, 2, features, block * rows * columns)
 
-    def add(totals: list[jax.Array], some: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
-        pictures, ((a, b), (c, d)) = some
+    def products(images: jax.Array, output: jax.Array) -> jax.Array:
+        x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
+        x = x.reshape(-1, 2, columns, 2, features)
+        # turned before the sums: there are four of these, and sixteen sums
+        (a, b), (c, d) = ([turned(x[:, i, :, j].reshape(-1, features)) for j in range(2)] for i in range(2))
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
-        pixels = (sums.reshape(-1, sums.shape[-1]) for sums in _pixels(pictures, padding, rows, columns))
-        products = [jnp.matmul(*pair) for pair in zip(outputs, pixels, strict=True)]
-        return jax.tree.map(jnp.add, totals, products), None
+        pixels = [sums.reshape(-1, sums.shape[-1]) for sums in _pixels(images, padding, rows, columns)]
+        return jnp.stack([jnp.matmul(*pair) for pair in zip(outputs, pixels, strict=True)])
 
-    zeros = [jnp.zeros((features, images.shape[-1]), images.dtype)] * 16
-    totals, _ = lax.scan(add, zeros, (images.reshape(-1, block, *images.shape[1:]), turned))
-    lines = [_to_kernel(*totals[line : line + 4]) for line in range(0, 16, 4)]
+    totals = sum_blocks(products, images, output, block=block)
+    lines = [_to_kernel(*line) for line in totals.reshape(4, 4, *totals.shape[1:])]
     kernel = [_to_kernel(*column) for column in zip(*lines, strict=True)]
     return jnp.array([[kernel[j][i].T for j in range(3)] for i in range(3)])
 
