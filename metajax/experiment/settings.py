@@ -182,7 +182,8 @@ class Execution:
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
     """Of the operands of products, summed in float32. The default is JAX's own for the device, but bfloat16 on a CPU
     that multiplies it (AMX, AVX-512), where it rounds operands of convolutions only: up to 2.2 times as fast on
-    Omniglot and as accurate there, and up to 1.4 times with few channels (mini-ImageNet's model on AVX-512)."""
+    Omniglot and as accurate there; with few channels (mini-ImageNet's model on AVX-512) 0.9 to 1.4 times, by the
+    hour."""
 
     def __post_init__(self):
         at_least("execution", 1, chunk_size=self.chunk_size)
