@@ -16,9 +16,9 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
             the model has outputs. Every batch must then have an example of each way, if only one of weight 0.
 
     Returns:
-        A loss on a `Batch` with integer labels `[examples, ...]`, each at least 0 and below the number of logits: a
-        larger one makes the loss NaN. Metrics `loss` (nats) and `accuracy` (in `[0, 1]`). It raises a `ValueError` if
-        there is not a label for each row of logits.
+        A loss on a `Batch` with integer labels `[examples, ...]`, each at least 0 and below the number of logits: any
+        other makes the loss and its gradient NaN, unless its example has weight 0. Metrics `loss` (nats) and `accuracy`
+        (in `[0, 1]`). It raises a `ValueError` if there is not a label for each row of logits.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.classification_loss(lambda params, x, rng: params * x)
@@ -35,11 +35,20 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
         if varied_ways:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
+        losses = losses * jnp.where(_allowed(data, logits.shape[-1]), 1.0, jnp.nan)  # or it would learn from the others
         loss = weighted_mean(losses, data.mask)
         accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
         return loss, {"loss": loss, "accuracy": accuracy}
 
     return loss_fn
+
+
+def _allowed(data: Batch, outputs: int) -> jax.Array:
+    """Which labels are those of a logit, or do not count."""
+    allowed = (data.y >= 0) & (data.y < outputs)
+    if data.mask is None:
+        return allowed
+    return allowed | (jnp.asarray(data.mask) == 0).reshape(-1, *[1] * (allowed.ndim - 1))
 
 
 def regression_loss(apply: ApplyFn) -> LossFn:

@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 
 _KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "each query alone")}
 
+_BEYOND = 100
+"""Times the largest loss of training above which a loss is said to have diverged."""
+
 
 def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     """Training and validation metrics against meta-steps.
@@ -16,24 +19,33 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
         rows: Lines of `metrics.jsonl`: `step`, metrics, and `validation_…` at checkpoints.
 
     Returns:
-        A figure with a panel for the loss and, where there is one, for the accuracy.
+        A figure with a panel for the loss and, where there is one, for the accuracy. What is not finite, or a loss of
+        a hundred times the training's largest, is a mark at the edge.
 
-    >>> figure = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}])
-    >>> len(figure.axes), round(float(figure.axes[0].get_ylim()[1]))  # not 1e12
-    (1, 20)
+    >>> (axes,) = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}]).axes
+    >>> axes.get_legend_handles_labels()[1], round(float(axes.get_ylim()[1]))  # not 1e12
+    (['training tasks', 'diverged'], 2)
     """
     names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        trained = [row[name] for row in rows if row.get(name) is not None]
+        top = _BEYOND * max(trained, default=np.inf) if name == "loss" else np.inf
+        diverged = []
         for prefix, label, style in [("", "training tasks", "-"), ("validation_", "validation tasks", "o-")]:
-            points = [(row["step"], row[prefix + name]) for row in rows if row.get(prefix + name) is not None]
+            measured = [(row["step"], row[prefix + name]) for row in rows if prefix + name in row]
+            points = [(step, value) for step, value in measured if value is not None and value <= top]
+            diverged += [step for step, value in measured if value is None or value > top]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
-        trained = [row[name] for row in rows if row.get(name) is not None]
         if name == "loss" and trained and min(trained) > 0:
             axes.set_yscale("log")
-            axes.set_ylim(top=min(axes.get_ylim()[1], 10 * max(trained)))  # one that diverged would flatten all others
+        if diverged:
+            above = axes.get_xaxis_transform()  # at the upper edge, where it would flatten nothing
+            axes.plot(
+                diverged, [1] * len(diverged), "^", color="grey", transform=above, clip_on=False, label="diverged"
+            )
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     return figure

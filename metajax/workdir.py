@@ -42,8 +42,6 @@ def create(
     workdir: Path, experiment: Experiment, source: Path, devices: int, data: dict[str, str] | None = None
 ) -> None:
     """Begin a run: write its config, the file it came from, the versions it runs with and what its data holds."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is a file; choose another --workdir")
     found = {path.name.removesuffix(_PARTIAL) for path in workdir.iterdir()} if workdir.is_dir() else set()
     stopped_here = ENVIRONMENT in found and found <= {ENVIRONMENT, SOURCE, CONFIG}  # by a kill
     if found and not stopped_here:
@@ -59,8 +57,10 @@ def alone(workdir: Path) -> Iterator[None]:
     """Keep other processes from training in a work directory; the system lets go of it however this one ends.
 
     Raises:
-        UserError: If another one does.
+        UserError: If another one does, or it is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; choose another --workdir")
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
@@ -91,7 +91,8 @@ def load_experiment(workdir: Path) -> Experiment:
         UserError: If `workdir` is not a work directory, or its config cannot be read.
     """
     if not is_workdir(workdir):
-        known = "it has no config.json" if workdir.is_dir() else "there is no such folder"
+        known = "it is a file" if workdir.is_file() else "there is no such folder"
+        known = "it has no config.json" if workdir.is_dir() else known
         raise UserError(f"{workdir} is not a work directory of metajax: {known}")
     experiment = from_json(read_json(workdir / CONFIG), workdir)
     if not isinstance(experiment, Experiment):

@@ -23,5 +23,14 @@ def test_without_a_terminal_progress_is_a_line_from_time_to_time(monkeypatch, ca
         monkeypatch.setattr(progress, "_SECONDS", 0.0)
         shown.update({"step": 2_000, **row})
         monkeypatch.setattr(progress, "_SECONDS", 1e9)
-        shown.update({"step": 3_000, **row})
-    assert capsys.readouterr() == ("", "step 2,000 of 3,000: 1,234 tasks/s, loss 0.5000, accuracy 25.00%\n")
+        shown.update({"step": 2_500, **row})
+        shown.update({"step": 3_000, **row})  # the end
+    said = "".join(f"step {n} of 3,000: 1,234 tasks/s, loss 0.5000, accuracy 25.00%\n" for n in ("2,000", "3,000"))
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_short_training_without_a_terminal_says_nothing(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with progress.Progress(0, 2) as shown:
+        shown.update({"step": 2, "tasks_per_second": 9.0, "loss": 0.5})
+    assert capsys.readouterr() == ("", "")

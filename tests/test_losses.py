@@ -65,6 +65,11 @@ def test_labels_of_another_shape_than_rows_of_logits_are_refused(labels):
         loss_fn(None, mj.Batch(jnp.ones((2, 3)), jnp.asarray(labels)), None)
 
 
-def test_a_label_beyond_the_logits_makes_the_loss_nan():
-    loss_fn = mj.classification_loss(lambda params, x, rng: x)
-    assert jnp.isnan(loss_fn(None, mj.Batch(jnp.ones((2, 3)), jnp.array([0, 3])), None)[0])
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_of_no_logit_makes_loss_and_gradient_nan_unless_it_does_not_count(label):
+    loss_fn = mj.classification_loss(lambda params, x, rng: params * x)
+    data = mj.Batch(jnp.arange(6.0).reshape(2, 3), jnp.array([0, label]))
+    run = jax.value_and_grad(lambda params, data: loss_fn(params, data, None)[0])
+    assert jnp.isnan(jnp.array(run(1.0, data))).all()
+    hidden = run(1.0, data._replace(mask=jnp.array([1.0, 0.0])))
+    np.testing.assert_allclose(hidden, run(1.0, mj.Batch(data.x[:1], data.y[:1])), rtol=1e-6)

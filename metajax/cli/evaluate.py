@@ -82,6 +82,7 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"the tasks of {options.on} seem not to fit the model of {options.workdir}: {error}") from error
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
+    report.say(f"evaluating checkpoint {step:,} on {experiment.evaluation.num_tasks:,} {options.split} tasks")
     try:
         with report.out_of_memory("a smaller --chunk-size"):
             result = evaluate_run(experiment, parts, state, mesh, split=options.split, seed=options.seed)

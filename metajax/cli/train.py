@@ -138,8 +138,8 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)
     state, step = load_state(directory, experiment, parts)
-    if experiment.evaluation.checkpoint == "best":
-        report.say(f"evaluating checkpoint {step:,}, which validated best")
+    best = ", which validated best," if experiment.evaluation.checkpoint == "best" else ""
+    report.say(f"evaluating checkpoint {step:,}{best} on {experiment.evaluation.num_tasks:,} test tasks")
     result = evaluate_run(experiment, parts, state, mesh)
     if is_first():
         workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})

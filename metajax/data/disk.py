@@ -73,10 +73,10 @@ def writing_to(directory: Path) -> Iterator[None]:
         # The record writer is C++ and reports a full disk as a RuntimeError with errno's text.
         full = os.strerror(errno.ENOSPC)
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or full in str(error):
-            hint = "free some space, or choose another place with METAJAX_DATA_DIR"
+            hint = "free some space, or choose another place with --data-dir or METAJAX_DATA_DIR"
             raise UserError(f"{directory}: no space left on the device; {hint}") from error
         if isinstance(error, OSError):
             named = error.filename or directory
-            hint = "choose another place with METAJAX_DATA_DIR"
+            hint = "choose another place with --data-dir or METAJAX_DATA_DIR"
             raise UserError(f"{named}: cannot write: {one_line(error)}; {hint}") from error
         raise
