@@ -19,18 +19,22 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
         rows: Lines of `metrics.jsonl`: `step`, metrics, and `validation_…` at checkpoints.
 
     Returns:
-        A figure with a panel for the loss and, where there is one, for the accuracy. What is not finite, or a loss of
-        a hundred times the training's largest, is a mark at the edge.
+        A figure with a panel for the loss and, where there is one, for the accuracy. What is not finite, or, of
+        losses that are all positive, a hundred times the training's largest, is a mark at the edge.
 
     >>> (axes,) = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}]).axes
     >>> axes.get_legend_handles_labels()[1], round(float(axes.get_ylim()[1]))  # not 1e12
     (['training tasks', 'diverged'], 2)
+    >>> (axes,) = learning_curve([{"step": 1, "loss": -2.0, "validation_loss": -1.0}]).axes  # a log-likelihood
+    >>> axes.get_legend_handles_labels()[1]
+    ['training tasks', 'validation tasks']
     """
     names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         trained = [row[name] for row in rows if row.get(name) is not None]
-        top = _BEYOND * max(trained, default=np.inf) if name == "loss" else np.inf
+        positive = name == "loss" and bool(trained) and min(trained) > 0
+        top = _BEYOND * max(trained) if positive else np.inf
         diverged = []
         for prefix, label, style in [("", "training tasks", "-"), ("validation_", "validation tasks", "o-")]:
             measured = [(row["step"], row[prefix + name]) for row in rows if prefix + name in row]
@@ -39,13 +43,11 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
-        if name == "loss" and trained and min(trained) > 0:
+        if positive:
             axes.set_yscale("log")
-        if diverged:
-            above = axes.get_xaxis_transform()  # at the upper edge, where it would flatten nothing
-            axes.plot(
-                diverged, [1] * len(diverged), "^", color="grey", transform=above, clip_on=False, label="diverged"
-            )
+        if diverged:  # marked at the upper edge, where it flattens nothing
+            edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot(diverged, [1] * len(diverged), "^", color="grey", label="diverged", **edge)
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     return figure

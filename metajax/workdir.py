@@ -91,8 +91,10 @@ def load_experiment(workdir: Path) -> Experiment:
         UserError: If `workdir` is not a work directory, or its config cannot be read.
     """
     if not is_workdir(workdir):
-        known = "it is a file" if workdir.is_file() else "there is no such folder"
-        known = "it has no config.json" if workdir.is_dir() else known
+        if workdir.is_dir():
+            known = "it has no config.json"
+        else:
+            known = "it is a file" if workdir.exists() else "there is no such folder"
         raise UserError(f"{workdir} is not a work directory of metajax: {known}")
     experiment = from_json(read_json(workdir / CONFIG), workdir)
     if not isinstance(experiment, Experiment):

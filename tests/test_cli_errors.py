@@ -132,6 +132,13 @@ def test_it_is_told_in_one_line(words, said):
     assert list(Path().iterdir()) == [], "nothing is left behind"
 
 
+def test_a_file_is_no_work_directory():
+    Path("notes").write_text("mine")
+    fails(run(*TRAIN, "--workdir", "notes"), "notes is a file", "--workdir")
+    fails(run("plot", "notes"), "notes is not a work directory of metajax: it is a file")
+    assert [(path.name, path.read_text()) for path in Path().iterdir()] == [("notes", "mine")], "and no lock beside it"
+
+
 def test_no_words_after_data():
     result = run("data")
     assert result.code == 2

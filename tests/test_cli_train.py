@@ -113,6 +113,7 @@ def test_train_prints_little_and_quietly(trained, folder):
     lines = result.out.splitlines()
     assert result.err == ""
     assert lines[0] == f"training in {directory} on 2 cpu devices"
+    assert re.fullmatch(r"evaluating checkpoint \d+(, which validated best,)? on 8 test tasks", lines[1])
     assert "8 test tasks, mean ± 95 % interval" in lines
     assert lines[-2:] == [f"the whole report is {directory / 'evaluation.json'}", f"metajax plot {directory} draws it"]
     assert "\x1b" not in result.out
@@ -266,6 +267,7 @@ def test_evaluate_agrees_with_train(copy):
     result = run("evaluate", copy)
     assert (result.code, result.err) == (0, "")
     assert report(copy) == before
+    assert re.match(rf"evaluating checkpoint {before['checkpoint']} on 8 test tasks\n", result.out)
     assert f"the whole report is {copy / 'evaluation.json'}" in result.out
 
 

@@ -22,7 +22,7 @@ class Progress:
         self._steps = steps
         self._in_lines = not console.is_terminal and is_first()
         self._last_line = time.monotonic()
-        self._lines = 0
+        self._said = False
         self._bar = Bar(
             MofNCompleteColumn(),
             BarColumn(),
@@ -42,13 +42,13 @@ class Progress:
         self._bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show a row of the metrics; without a terminal only if the last line is old enough, or this is the end."""
+        """Show a row of the metrics; without a terminal only if the last line is old enough, or to end them."""
         parts = [f"{row['tasks_per_second']:,.0f} tasks/s", f"loss {row['loss']:.4f}"]
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")
         self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
-        is_last = self._lines and row["step"] == self._steps
-        if self._in_lines and (is_last or time.monotonic() >= self._last_line + _SECONDS):
-            self._lines += 1
+        ends = self._said and row["step"] == self._steps
+        if self._in_lines and (ends or time.monotonic() >= self._last_line + _SECONDS):
+            self._said = True
             print(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
             self._last_line = time.monotonic()
