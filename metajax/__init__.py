@@ -27,7 +27,7 @@ from metajax.models import functional
 from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
 from metajax.partition import named, opposite
 from metajax.ranks import mean_ranks
-from metajax.tasks import episodes, glyphs, sinusoid, varied_episodes
+from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_episodes
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 
@@ -55,6 +55,7 @@ __all__ = [
     "boil",
     "cavia",
     "classification_loss",
+    "constant_task",
     "episodes",
     "feed",
     "first_non_finite",

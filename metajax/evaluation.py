@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from metajax.blocks import largest_block
-from metajax.learners import MetaLearner
+from metajax.checks import as_key, check_count, check_loss, check_not_donated, check_params, evaluate_loss
+from metajax.learners import MetaLearner, check_learner
 from metajax.losses import weighted_mean
 from metajax.parallel import (
     check_chunk_size,
@@ -21,6 +21,8 @@ from metajax.parallel import (
     replicated,
     task_keys,
 )
+from metajax.tasks.sampler import check_sampler
+from metajax.tracing import depends_on_first
 from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
@@ -85,14 +87,15 @@ def make_evaluation(
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2 / 2, {})
     >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.5), steps=1))
-    >>> evaluate = mj.make_evaluation(
-    ...     learner, loss, lambda rng: mj.Task(0.0, 0.0), steps=2, num_tasks=4, non_transductive=False
-    ... )
+    >>> sampler = mj.constant_task(mj.Task(0.0, 0.0))
+    >>> evaluate = mj.make_evaluation(learner, loss, sampler, steps=2, num_tasks=4, non_transductive=False)
     >>> evaluate(jnp.float32(1.0), jax.random.key(0))["transductive"]["loss"]["mean"]
     [0.5, 0.125, 0.03125]
     """
-    if num_tasks < 1 or steps < 0:
-        raise ValueError(f"num_tasks must be at least 1 and steps at least 0, got {num_tasks} and {steps}")
+    check_learner(learner)
+    check_loss(loss_fn)
+    check_count("num_tasks", num_tasks)
+    check_count("steps", steps, least=0)
     check_chunk_size(chunk_size)
 
     def measure(shared, key) -> dict[str, Metrics]:
@@ -132,12 +135,18 @@ def make_evaluation(
     everywhere = replicated(mesh)
     compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
+    checked: list[bool] = []
 
     def evaluate(
         meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
     ) -> Evaluation:
-        shared = replicate((meta_params, learner_state, rng), mesh)
-        drawn_by = replicate(as_partial(sampler), mesh) if sampler else held
+        check_params(meta_params, "meta-parameters")
+        check_not_donated((meta_params, learner_state), "state")
+        shared = replicate((meta_params, learner_state, as_key(rng)), mesh)
+        drawn_by = held if sampler is None else replicate(as_partial(sampler), mesh)
+        if sampler is not None or not checked:
+            check_sampler(drawn_by)
+            checked.append(True)
         parts = []
         for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # what the last goes beyond is dropped
             parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))
@@ -165,9 +174,7 @@ def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array
     def masked(mask, params, data, rng):
         return _metrics(loss_fn, params, data._replace(mask=mask), rng)
 
-    traced = jax.make_jaxpr(masked)(jnp.ones(_size(data)), params, data, rng).jaxpr
-    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # in functions compiled apart, too
-    return used[0]
+    return depends_on_first(masked, jnp.ones(_size(data)), params, data, rng)
 
 
 def _size(data: Batch) -> int:
@@ -175,8 +182,7 @@ def _size(data: Batch) -> int:
 
 
 def _metrics(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> Metrics:
-    loss, metrics = loss_fn(params, data, rng)
-    return {**metrics, "loss": loss}
+    return evaluate_loss(loss_fn, params, data, rng)[1]
 
 
 def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.Array) -> Metrics:

@@ -4,10 +4,11 @@ Every decision on how a task is unrolled lives here: the inner optimiser, the nu
 adapt, first order, minibatches, how it is differentiated and what is stored for that, and what is recorded on the way.
 """
 
+import contextlib
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,6 +17,9 @@ import optax
 from jax import core, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from metajax.checks import as_key, check_loss, check_params, evaluate_loss
+from metajax.differentiability import check_derivative_on_use
+from metajax.optimizers import check_optimizer, update, uses_loss
 from metajax.partition import Chooses, all_names, merge, split
 from metajax.types import LossFn, Params, PyTree
 
@@ -135,8 +139,7 @@ def inner_loop(
     >>> float(inner.run(loss, jax.numpy.float32(1.0), 0.0, jax.random.key(0)).params)
     0.25
     """
-    if not hasattr(optimizer, "update"):
-        raise TypeError(f"the inner optimiser must be one of optax's, optax.sgd(0.1) say, got {optimizer!r}")
+    check_optimizer(optimizer, "inner optimiser")
     steps = _whole_steps(steps)
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
@@ -170,12 +173,15 @@ def inner_loop(
         steps = made_with["steps"] if steps is None else _whole_steps(steps)
         batch_size = made_with["batch_size"] if batch_size is None else batch_size
         first_order = made_with["first_order"] if first_order is None else first_order
+        check_loss(loss_fn)
         fast, slow = split_adapting(params)
+        check_params(fast, "parameters that adapt")
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
             raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
+        wants_loss = steps > 0 and uses_loss(optimizer, fast)
         gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
-        loss_key, batch_key = jax.random.split(rng)
+        loss_key, batch_key = jax.random.split(as_key(rng))
         rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
 
         def model(fast, slow, i) -> Params:
@@ -195,25 +201,44 @@ def inner_loop(
 
             def loss(fast, rest):
                 slow, batch, key = rest
-                return loss_fn(model(fast, slow, i), batch, key)[0]
+                return evaluate_loss(loss_fn, model(fast, slow, i), batch, key)[0]
 
-            grads = gradient(loss, fast, (slow, batch, key))
-            if first_order:
-                grads = lax.stop_gradient(grads)
+            rest = (slow, batch, key)
+            grads = gradient(loss, fast, rest)
+            grads = lax.stop_gradient(grads) if first_order else check_derivative_on_use(optimizer, grads, steps)
             grads = checkpoint_name(grads, _STORED)
-            updates, opt_state = optimizer.update(grads, opt_state, fast)
+            value = loss(fast, rest) if wants_loss else None
+            if first_order and wants_loss:
+                value = lax.stop_gradient(value)
+            updates, opt_state = update(optimizer, grads, opt_state, fast, value)
             if rescale is not None:
                 updates = rescale(updates, i)
             fast = optax.apply_updates(fast, updates)
             return (fast, opt_state), seen(fast, slow, i + 1)
 
         before = seen(fast, slow, 0)
+        if steps == 0:  # JAX has no scan of length 0 while jit is disabled
+            return Adapted(merge(fast, slow), opt_state, jax.tree.map(lambda value: value[None], before))
         loop = _scan_in_stretches if remat else _loop(unroll, steps)
-        (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
+        with _name_remedy_of_forward_mode():
+            (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
         return Adapted(merge(fast, slow), opt_state, trace)
 
     return InnerLoop(init, run, split_adapting, steps)
+
+
+@contextlib.contextmanager
+def _name_remedy_of_forward_mode() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" in str(error) and "jvp" in str(error):
+            error.add_note(
+                "metajax: forward mode (jvp, jacfwd, hessian) through an adaptation needs "
+                "inner_loop(..., mixed_mode=False); mixed mode is the default from 10,000 adapting parameters"
+            )
+        raise
 
 
 def _whole_steps(steps: Any) -> int:
@@ -261,7 +286,9 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
         return jax.grad(loss_of)(fast, real, other)
 
     def forward(*arguments):
-        return gradient(*arguments), arguments
+        # Not gradient(*arguments): JAX mixes up residuals and tangents of a custom_vjp whose forward rule calls itself,
+        # in a scan under a second reverse mode. And forward mode over the whole would have no rule.
+        return jax.grad(loss_of)(*arguments), arguments
 
     def backward(arguments, along):
         fast, real, other = arguments
@@ -304,8 +331,11 @@ def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[P
         return leaf[:in_stretches].reshape(-1, stretch, *leaf.shape[1:])
 
     carry, first = lax.scan(run, carry, jax.tree.map(divided, inputs))
+    first = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), first)
+    if in_stretches == steps:
+        return carry, first
     carry, last = run(carry, jax.tree.map(lambda leaf: leaf[in_stretches:], inputs))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(-1, *a.shape[2:]), b]), first, last)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
 def _num_examples(data: PyTree) -> int:

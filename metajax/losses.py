@@ -1,9 +1,12 @@
 """Losses on one batch, in the form that learners take."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.checks import describe
 from metajax.types import ApplyFn, Batch, LossFn
 
 
@@ -29,7 +32,10 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
     """
 
     def loss_fn(params, data: Batch, rng):
-        logits = apply(params, data.x, rng)
+        _check_batch(data)
+        if not jnp.issubdtype(jnp.result_type(data.y), jnp.integer):
+            raise TypeError(f"labels are integers in [0, ways), got {describe(jnp.asarray(data.y))}")
+        logits = _outputs(apply(params, data.x, rng))
         if jnp.shape(data.y) != logits.shape[:-1]:
             raise ValueError(f"logits have shape {logits.shape}, but labels {jnp.shape(data.y)}")
         if varied_ways:
@@ -59,7 +65,8 @@ def regression_loss(apply: ApplyFn) -> LossFn:
 
     Returns:
         A loss on a `Batch` with real targets `[examples, ...]`; the metric `loss` is the mean squared error, in
-        squared units of the target. It raises a `ValueError` if outputs and targets differ in shape.
+        squared units of the target, in float32 at least. It raises a `ValueError` if outputs and targets differ in
+        shape.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.regression_loss(lambda params, x, rng: params * x)
@@ -69,22 +76,52 @@ def regression_loss(apply: ApplyFn) -> LossFn:
     """
 
     def loss_fn(params, data: Batch, rng):
-        outputs = apply(params, data.x, rng)
+        _check_batch(data)
+        outputs = _outputs(apply(params, data.x, rng))
         if jnp.shape(outputs) != jnp.shape(data.y):
             raise ValueError(f"outputs have shape {jnp.shape(outputs)}, but targets {jnp.shape(data.y)}")
-        errors = (outputs - data.y) ** 2
+        errors = (outputs - jnp.asarray(data.y)) ** 2
         loss = weighted_mean(errors, data.mask)
         return loss, {"loss": loss}
 
     return loss_fn
 
 
+def _check_batch(data: Any) -> None:
+    if not (hasattr(data, "x") and hasattr(data, "y")):
+        raise TypeError(f"this loss takes a metajax.Batch(x, y), got {describe(data)}")
+    mask = getattr(data, "mask", None)
+    if mask is not None and jnp.shape(mask) != jnp.shape(data.y)[:1]:
+        examples = ", ".join(map(str, jnp.shape(data.y)[:1]))
+        raise ValueError(f"a mask has one weight for each of the {examples} examples, got shape {jnp.shape(mask)}")
+
+
+def _outputs(outputs: Any) -> jax.Array:
+    """Return a model's outputs in float32 at least: half precision would round each sum over examples.
+
+    Raises:
+        TypeError: If the model returned something other than one array.
+    """
+    if not (hasattr(outputs, "dtype") and hasattr(outputs, "shape")):
+        raise TypeError(
+            f"a model returns one array of outputs, but this one returned {describe(outputs)}: choose the output in "
+            "apply, such as lambda params, x, rng: apply(params, x, rng)[0]"
+        )
+    return jnp.asarray(outputs, jnp.promote_types(outputs.dtype, jnp.float32))
+
+
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean over examples `[examples, ...]`, weighted by `mask`, `[examples]`; 0 where nothing counts."""
+    """Return the mean over examples, weighted by a mask; 0 where no example counts.
+
+    Args:
+        values: `float[examples, ...]`.
+        mask: Weights `[examples]`, or `None` to count every example once.
+
+    """
     if mask is None:
         return values.mean()
     values = values.reshape(values.shape[0], -1).mean(-1)
-    mask = mask.astype(values.dtype)
+    mask = jnp.asarray(mask, values.dtype)
     total = mask.sum()
     weighted = jnp.where(mask > 0, values, 0) * mask  # what does not count may be NaN
     return weighted.sum() / jnp.where(total > 0, total, 1)

@@ -103,14 +103,18 @@ def average_tasks(
         mesh: Devices to split the tasks over, from `task_mesh`; `None` stays on one device.
 
     Returns:
-        The averages, of the structure of one `fn(shared, task)`. Integers are averaged rounding down;
-        a bool is whether it is true of any task.
+        The averages, with the structure and dtypes of one `fn(shared, task)`. Floats of less than 32 bits are summed in
+        float32 and rounded once. Integers are summed in 32 bits at least, and their average is rounded down. A bool
+        tells whether it is true for any task.
+
+    Raises:
+        ValueError: If there are no tasks, the arrays of `per_task` differ in their number, or `chunk_size` is below 1.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> float(mj.average_tasks(lambda a, x: a * x, 2.0, jnp.arange(5.0), chunk_size=2))
     4.0
     """
-    num_tasks = _num_tasks(per_task)
+    num_tasks = _checked_num_tasks(per_task)
     chunk_size = _chunk_size(chunk_size, num_tasks, mesh)
 
     def total(shared, per_task, valid):
@@ -121,14 +125,16 @@ def average_tasks(
                 values = jax.tree.map(lambda v: jnp.where(_along(valid, v), v, jnp.zeros_like(v)), values)
             return jax.tree.map(lambda t, v: t + v.sum(0, dtype=t.dtype), total, values), None
 
-        one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _sum_type(leaf.dtype)), one)
         total, _ = jax.lax.scan(add_chunk, zeros, _in_chunks((per_task, valid), chunk_size))
         return total if mesh is None else _sum_over_devices(total)
 
+    one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
     padded, valid = _pad(per_task, num_tasks, chunk_size * num_devices(mesh))
     total = _on_mesh(total, mesh, PartitionSpec())(shared, padded, valid)
-    return jax.tree.map(lambda t: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(t.dtype), total)
+    return jax.tree.map(
+        lambda t, leaf: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(leaf.dtype), total, one
+    )
 
 
 def map_tasks(
@@ -148,7 +154,7 @@ def map_tasks(
     >>> mj.map_tasks(lambda a, x: a * x, 2, jnp.arange(3), chunk_size=2).tolist()
     [0, 2, 4]
     """
-    num_tasks = _num_tasks(per_task)
+    num_tasks = _checked_num_tasks(per_task)
     chunk_size = _chunk_size(chunk_size, num_tasks, mesh)
 
     def run(shared, per_task, _):
@@ -232,6 +238,15 @@ def _on_mesh(fn: Callable, mesh: Mesh | None, out_specs: PartitionSpec) -> Calla
     return jax.shard_map(fn, mesh=mesh, in_specs=(PartitionSpec(), tasks, tasks), out_specs=out_specs, check_vma=False)
 
 
+def _checked_num_tasks(per_task: PyTree) -> int:
+    shapes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(per_task)}
+    if shapes <= {(0,)}:
+        raise ValueError("there is no task to average or map over")
+    if len(shapes) > 1 or shapes == {()}:
+        raise ValueError(f"arrays of tasks share a leading task axis, got axes {sorted(map(list, shapes))}")
+    return shapes.pop()[0]
+
+
 def _num_tasks(per_task: PyTree) -> int:
     return jax.tree.leaves(per_task)[0].shape[0]
 
@@ -243,6 +258,13 @@ def num_devices(mesh: Mesh | None) -> int:
 
 def _along(valid: jax.Array, values: jax.Array) -> jax.Array:
     return valid.reshape(-1, *([1] * (values.ndim - 1)))
+
+
+def _sum_type(dtype: Any) -> Any:
+    """Return the type in which values are summed: of at least 32 bits, so that the sum is rounded once, at its end."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.promote_types(dtype, jnp.float32)
+    return jnp.promote_types(dtype, jnp.int32) if jnp.issubdtype(dtype, jnp.integer) else dtype
 
 
 def _is_integer(leaf: jax.Array) -> bool:

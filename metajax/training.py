@@ -6,9 +6,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.sharding import Mesh
 
-from metajax.learners import Estimate, MetaLearner
+from metajax.checks import as_key, check_count, check_not_donated, check_params, describe
+from metajax.learners import Estimate, MetaLearner, check_estimate, check_learner
+from metajax.optimizers import check_optimizer, update
 from metajax.parallel import (
     average_tasks,
     check_chunk_size,
@@ -18,6 +21,7 @@ from metajax.parallel import (
     split_over_tasks,
     step_keys,
 )
+from metajax.tasks.sampler import check_sampler
 from metajax.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _SMALL_BYTES = 1_000_000
@@ -53,25 +57,31 @@ class TrainStep(Protocol):
 def init_train_state(
     learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, seed: int | jax.Array = 0
 ) -> TrainState:
-    """The state before the first meta-step.
+    """Return the state before the first meta-step.
 
     Args:
         learner: A meta-learner.
         optimizer: The outer optimiser, any optax transformation.
-        params: A model's parameters; copied, since training donates its state's buffers.
+        params: A model's parameters; copied, since the training step donates its state's buffers.
         seed: An integer or a key.
 
     Returns:
         A `TrainState` at step 0.
+
+    Raises:
+        TypeError: If an argument has another form.
 
     >>> import jax.numpy as jnp, optax, metajax as mj
     >>> learner = mj.maml(lambda p, data, rng: (p**2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
     >>> int(mj.init_train_state(learner, optax.adam(1e-3), jnp.float32(1.0)).step)
     0
     """
+    check_learner(learner)
+    check_optimizer(optimizer, "outer optimiser")
+    check_params(params)
     meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
-    key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
-    state = TrainState(meta_params, optimizer.init(meta_params), learner_state, jnp.zeros((), jnp.int32), key)
+    opt_state = optimizer.init(meta_params)
+    state = TrainState(meta_params, opt_state, learner_state, jnp.zeros((), jnp.int32), as_key(seed))
     return jax.tree.map(jnp.copy, state)  # no buffer twice: some optimisers keep the parameters they started from
 
 
@@ -84,68 +94,85 @@ def make_train_step(
     steps_per_call: int = 1,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
+    skip_non_finite: bool = False,
 ) -> TrainStep:
     """Compile `steps_per_call` meta-steps, sampling included, into one call.
 
-    A meta-step whose loss, metrics or meta-gradient is not finite leaves the state as it was before it, and so
-    do the rest of the call's: the state stays good, its `step` is the one that failed, and the metrics say what
-    was not finite (`first_non_finite`).
+    A meta-step *fails* if its loss, another metric, its meta-gradient or its update is NaN or infinite. A failed step
+    does not change the state, and neither do the later steps of the call: the state stays good, `state.step` is the
+    step that failed, and `first_non_finite(metrics)` names the metric. The next call with that state raises a
+    `FloatingPointError`, so a training loop cannot continue without progress. With `skip_non_finite=True` a failed
+    step changes only `state.step`, and training goes on with the next tasks.
+
+    An optimiser may handle a meta-gradient that is not finite, as `optax.apply_if_finite` and `optax.zero_nans` do: if
+    its update is finite, and it leaves no NaN in its state, the step is applied and does not fail.
 
     Args:
         learner: A meta-learner.
-        optimizer: The outer optimiser; clipping and schedules are parts of an optax chain.
+        optimizer: The outer optimiser; clipping and schedules are parts of an optax chain. An optimiser that adapts to
+            the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the meta-batch as `value`.
         sampler: `rng -> Task`. Arrays that it holds as a `jax.tree_util.Partial` (a class bank, say) are passed to
             the compiled function as arguments, not built into it as constants. Or `(rng, fed) -> Task` for tasks whose
-            data does not live on the device: `fed` is then what the call is given for that task, from `feed` say. If
-            several run together and all of a call are small (1 MB), they are drawn before the first meta-step.
+            data does not live on the device: `fed` is then the host's data for that task, from `feed` say. If
+            `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
         tasks_per_step: Tasks in a meta-step (the meta-batch).
         steps_per_call: Meta-steps in one call.
         chunk_size: Tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
+        skip_non_finite: Skip meta-steps that fail, instead of stopping at the first one.
 
     Returns:
-        `(state, fed=None) -> (state, metrics)`, which donates the state. `fed` is nothing, or a pytree of arrays
-        `[steps_per_call, tasks_per_step, ...]`, from which each task gets its own. Each metric is
+        `(state, fed=None) -> (state, metrics)`, which donates the state: use only the state that it returns. `fed` is
+        `None`, or a pytree of arrays `[steps_per_call, tasks_per_step, ...]`, one entry for each task. Each metric is
         `float[steps_per_call]`: the learner's own, averaged over tasks (counts and truth values too), and the norms of
         the meta-gradient and of the update, `gradient_norm` and `update_norm`.
 
     Raises:
-        ValueError: If a count is below 1.
+        TypeError: If an argument has another form; from the call, if the state or the sampler's task has.
+        ValueError: If a count is below 1; from the call, if the state was donated before, or if the sampler does not
+            draw with its key (see `check_sampler`).
+        FloatingPointError: From the call, if the call before failed.
 
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2, {})
     >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.1), steps=1))
-    >>> sampler = lambda rng: mj.Task(support=3.0, query=3.0)
+    >>> sampler = mj.constant_task(mj.Task(support=3.0, query=3.0))
     >>> train = mj.make_train_step(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=50)
     >>> state = mj.init_train_state(learner, optax.sgd(0.5), jnp.float32(0.0))
     >>> state, metrics = train(state)
     >>> int(state.step), round(float(state.meta_params), 3), metrics["loss"].shape
     (50, 3.0, (50,))
     """
+    check_learner(learner)
+    check_optimizer(optimizer, "outer optimiser")
     for name, value in [("tasks_per_step", tasks_per_step), ("steps_per_call", steps_per_call)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
     check_chunk_size(chunk_size)
 
     def measured(shared, given) -> Estimate:
         meta_params, learner_state, draw = shared
         given, learn_key = given
         estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
-        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # or averages would be rounded
+        check_estimate(estimate, meta_params)
+        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
 
     def meta_step(state: TrainState, draw, given, chunk: int) -> tuple[TrainState, Metrics]:
         shared = (state.meta_params, state.learner_state, draw)
         mean = average_tasks(measured, shared, given, chunk_size=chunk, mesh=mesh)
-        updates, opt_state = optimizer.update(mean.gradient, state.opt_state, state.meta_params)
-        norms = {"gradient_norm": optax.tree.norm(mean.gradient), "update_norm": optax.tree.norm(updates)}
+        loss = mean.metrics.get("loss")
+        updates, opt_state = update(optimizer, mean.gradient, state.opt_state, state.meta_params, loss)
+        norms = {"gradient_norm": _norm(mean.gradient), "update_norm": _norm(updates)}
         metrics = {**mean.metrics, **norms}
-        finite = jnp.all(jnp.array([jnp.isfinite(value).all() for value in metrics.values()]))
-        new = (optax.apply_updates(state.meta_params, updates), opt_state, mean.state, state.step + 1)
-        old = (state.meta_params, state.opt_state, state.learner_state, state.step)
-        meta_params, opt_state, learner_state, step = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~_has_nan(opt_state)
+        good = handled | jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+        # The learner's state comes from the tasks, which no optimiser handles.
+        learner_state = _where(good & ~handled, mean.state, state.learner_state)
+        new = (optax.apply_updates(state.meta_params, updates), opt_state)
+        meta_params, opt_state = _where(good, new, (state.meta_params, state.opt_state))
+        step = state.step + (1 if skip_non_finite else good.astype(jnp.int32))
         return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
 
-    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics]:
+    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, jax.Array]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # All keys at once, and all tasks if they are small: a tiny model would notice the time of one after the other.
@@ -155,18 +182,67 @@ def make_train_step(
         if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
             tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
 
-        def step(state, _):  # a step that failed stays where it is, and so must what it is given
+        def step(state, _):  # a step that failed stays where it is, and so must its tasks
             given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
             return meta_step(state, draw, given, chunk)
 
-        return jax.lax.scan(step, state, length=steps_per_call)
+        state, metrics = jax.lax.scan(step, state, length=steps_per_call)
+        return state, metrics, state.step - first < steps_per_call
 
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
     compiled = jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
-    # A state that is not yet where the compiled step keeps it would make a second program.
-    return lambda state, fed=None, /: compiled(replicate(state, mesh), held, fed)
+    checked: list[bool] = []
+    last: list[Any] = []  # the step, metrics and failure of the last call
+
+    def train(state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
+        check_state(state)
+        if not checked:
+            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
+            check_sampler(held, *() if fed is None else (one,))
+            checked.append(True)
+        if last and state.step is last[0]:
+            _raise_if_failed(*last)
+        # A state that is not yet where the compiled step keeps it would make a second program.
+        state, metrics, failed = compiled(replicate(state, mesh), held, fed)
+        last[:] = [] if isinstance(state.step, Tracer) else [state.step, metrics, failed]
+        return state, metrics
+
+    return train
+
+
+def _raise_if_failed(step: jax.Array, metrics: Metrics, failed: jax.Array) -> None:
+    if not failed:
+        return
+    row = {name: values[-1:] for name, values in metrics.items()}  # the failed step was repeated up to the call's end
+    _, name = first_non_finite(row) or (0, "loss")
+    raise FloatingPointError(
+        f"meta-step {int(step)} failed: {name} is {float(row[name][0])}. The state is the one before that "
+        "step. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, infinity "
+        "or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
+    )
+
+
+def check_state(state: Any) -> None:
+    """Raise an error unless a value is a training state that was not donated before."""
+    if not isinstance(state, TrainState):
+        raise TypeError(f"a TrainState from init_train_state or the last call is expected, got {describe(state)}")
+    check_not_donated(state, "state")
+
+
+def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    """Return the norm, summed in float32 at least: squares of half precision overflow."""
+    return optax.tree.norm(jax.tree.map(_as_float, tree))
+
+
+def _has_nan(tree: PyTree) -> jax.Array:
+    real = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.any(jnp.array([False, *(jnp.isnan(leaf).any() for leaf in real)]))
 
 
 def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:
@@ -184,7 +260,13 @@ def _as_float(value: jax.Array) -> jax.Array:
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:
-    """`fn` as a pytree of the arrays it was given, so that they can be arguments of a compiled function."""
+    """Return a sampler as a pytree of the arrays that it holds, so that they can be arguments of a compiled function.
+
+    Raises:
+        TypeError: If it is not a function.
+    """
+    if not callable(fn):
+        raise TypeError(f"a sampler is a function rng -> metajax.Task, got {describe(fn)}")
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
 
 
@@ -201,6 +283,6 @@ def first_non_finite(metrics: Metrics) -> tuple[int, str] | None:
     >>> mj.first_non_finite({"loss": jnp.array([1.0, 2.0]), "gradient_norm": jnp.array([1.0, jnp.nan])})
     (1, 'gradient_norm')
     """
-    bad = {name: ~jnp.isfinite(values) for name, values in metrics.items()}
+    bad = {name: ~jnp.isfinite(values).reshape(len(values), -1).all(1) for name, values in metrics.items()}
     failures = [(int(jnp.argmax(rows)), name != "loss", name) for name, rows in bad.items() if bool(rows.any())]
     return (min(failures)[0], min(failures)[2]) if failures else None

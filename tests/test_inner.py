@@ -31,7 +31,7 @@ def test_sgd_on_a_quadratic_has_its_closed_form(key, steps, remat):
 OPTIMIZERS = {
     "momentum": optax.sgd(0.1, momentum=0.9),
     "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
-    "adam": optax.adam(0.1),
+    "adam": optax.adam(0.1, eps_root=1e-8),
     "chain with schedule": optax.chain(
         optax.clip_by_global_norm(0.5),
         optax.sgd(optax.exponential_decay(0.3, 1, 0.5)),
@@ -125,7 +125,7 @@ def tree_loss(params, data, rng):
     ids=["predicate", "mask"],
 )
 def test_only_chosen_leaves_adapt_and_all_are_differentiated(key, adapts):
-    inner = mj.inner_loop(optax.adam(0.1), 2, adapts=adapts)
+    inner = mj.inner_loop(optax.adam(0.1, eps_root=1e-8), 2, adapts=adapts)
     adapted = inner.run(tree_loss, TREE, None, key).params
     np.testing.assert_array_equal(adapted["body"]["w"], TREE["body"]["w"])
     assert not np.any(adapted["head"]["w"] == TREE["head"]["w"])
@@ -329,3 +329,91 @@ def test_what_is_observed_may_be_a_number_of_pythons():
     trace = loop.run(loss, jnp.float32(1.0), None, jax.random.key(0), observe=lambda p: {"n": 3, "p": p}).trace
     np.testing.assert_array_equal(trace["n"], [3, 3, 3])
     np.testing.assert_allclose(trace["p"], [1, 0.8, 0.64], rtol=1e-6)
+
+
+def two_kernels(params, target, rng):
+    return ((jnp.tanh(target["x"] @ params["k"]) + target["x"] @ params["b"] - target["y"]) ** 2).mean(), {}
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"), [(1, {}), (2, {}), (2, {"remat": True}), (2, {"unroll": 1}), (3, {})], ids=str
+)
+def test_derivatives_of_a_meta_gradient_in_mixed_mode_are_those_of_plain_reverse_mode(key, steps, options):
+    """Leaves of one shape: where JAX mixes up residuals and tangents, shapes do not tell."""
+    with jax.enable_x64(True):
+        b, k, x, y = (jax.random.normal(each, (4, 4), jnp.float64) / 2 for each in jax.random.split(key, 4))
+        params, task = {"b": b, "k": k}, mj.Task({"x": x, "y": y}, {"x": y, "y": x})
+
+        def size(params, mixed_mode):
+            options_now = dict(options) if mixed_mode else {}
+            inner = mj.inner_loop(optax.sgd(0.5), steps, mixed_mode=mixed_mode, **options_now)
+            gradient = mj.maml(two_kernels, inner).gradient(params, task, key, ()).gradient
+            return optax.tree.norm(gradient, squared=True)
+
+        along = jax.tree.map(lambda leaf: jnp.cos(leaf), params)
+        derivatives = {
+            "reverse": lambda mixed: jax.grad(size)(params, mixed),
+            "forward": lambda mixed: jax.jvp(lambda p: size(p, mixed), (params,), (along,))[1],
+            "forward over reverse": lambda mixed: jax.jvp(lambda p: jax.grad(size)(p, mixed), (params,), (along,))[1],
+        }
+        for name, derivative in derivatives.items():
+            if name == "forward over reverse" and steps == 3:
+                continue  # takes long to compile
+            for got, expected in zip(*map(jax.tree.leaves, (derivative(True), derivative(False))), strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("steps", [1, 8])
+def test_forward_mode_through_a_mixed_mode_loop_names_the_remedy(key, steps, options):
+    inner = mj.inner_loop(optax.sgd(0.1), steps, mixed_mode=True, **options)
+
+    def adapt(params):
+        return inner.run(tree_loss, params, None, key).params
+
+    with pytest.raises(TypeError) as caught:
+        jax.jvp(adapt, (TREE,), (TREE,))
+    assert "inner_loop(..., mixed_mode=False)" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 9])
+def test_any_number_of_steps_runs_without_jit(key, steps, remat):
+    inner = mj.inner_loop(optax.sgd(0.1), steps, remat=remat)
+    learner = mj.maml(lambda p, d, rng: ((p - d) ** 2, {}), inner)
+    with jax.disable_jit():
+        gradient = learner.gradient(jnp.float32(1), mj.Task(0.0, 0.0), key, ()).gradient
+        trace = inner.run(lambda p, d, rng: ((p - d) ** 2, {}), jnp.float32(1), 0.0, key, observe=lambda p: p).trace
+    np.testing.assert_allclose(gradient, 2 * 0.8 ** (2 * steps), rtol=1e-5)
+    np.testing.assert_allclose(trace, 0.8 ** np.arange(steps + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_an_inner_optimizer_may_use_the_loss(key, first_order):
+    """Polyak's step is the loss over the gradient's square: half of the way on a quadratic."""
+    inner = mj.inner_loop(optax.polyak_sgd(max_learning_rate=10.0), 3, first_order=first_order)
+
+    def adapt(params):
+        return inner.run(lambda p, d, rng: ((p - d) ** 2, {}), params, 0.0, key).params
+
+    np.testing.assert_allclose(adapt(jnp.float32(1)), 1 / 8, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(adapt)(jnp.float32(1)), 1.0 if first_order else 1 / 8, rtol=1e-4)
+    with pytest.raises(TypeError, match="value_fn"):
+        mj.inner_loop(optax.lbfgs(), 1).run(lambda p, d, rng: ((p - d) ** 2, {}), jnp.float32(1), 0.0, key)
+
+
+def test_an_inner_optimizer_without_a_derivative_is_named(key):
+    def gradient(optimizer, **options):
+        inner = mj.inner_loop(optimizer, 4, **options)
+        return mj.maml(tree_loss, inner).gradient(TREE, mj.Task(None, None), key, ()).gradient
+
+    for run in (lambda f: f(), lambda f: jax.jit(f)(), lambda f: jax.vmap(lambda _: f())(jnp.arange(2))):
+        with pytest.raises(ValueError, match="derivative of the inner optimiser's update is NaN or infinite"):
+            run(lambda: gradient(optax.radam(0.1)))
+    with pytest.warns(UserWarning, match=r"where a gradient is exactly 0.*eps_root=1e-8"):
+        gradient(optax.adam(0.1))
+    gradient(optax.radam(0.1), first_order=True)
+    gradient(optax.adam(0.1, eps_root=1e-8))
+    for optimizer in (optax.sgd(0.1, momentum=0.9, nesterov=True), optax.rmsprop(0.1), optax.adagrad(0.1)):
+        gradient(optimizer)
+    mj.inner_loop(optax.radam(0.1), 4).run(tree_loss, TREE, None, key)  # not differentiated

@@ -73,3 +73,45 @@ def test_a_label_of_no_logit_makes_loss_and_gradient_nan_unless_it_does_not_coun
     assert jnp.isnan(jnp.array(run(1.0, data))).all()
     hidden = run(1.0, data._replace(mask=jnp.array([1.0, 0.0])))
     np.testing.assert_allclose(hidden, run(1.0, mj.Batch(data.x[:1], data.y[:1])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_averaged_in_float32(dtype):
+    """513 of 1024 right: bfloat16 would round the share, float16 the sum of squares to infinity."""
+    labels = jnp.arange(1024) % 2
+    predicted = jnp.where(jnp.arange(1024) < 513, labels, 1 - labels)
+    logits = jax.nn.one_hot(predicted, 2, dtype=dtype)
+    loss, metrics = mj.classification_loss(lambda params, x, rng: x)(None, mj.Batch(logits, labels), None)
+    assert float(metrics["accuracy"]) == 513 / 1024
+    exact = np.log(np.exp(1) + 1) - 513 / 1024
+    np.testing.assert_allclose(loss, exact, rtol=1e-6)
+    outputs = jnp.full((1024, 1), 200, dtype)
+    squared = mj.regression_loss(lambda params, x, rng: x)(None, mj.Batch(outputs, jnp.zeros((1024, 1))), None)[0]
+    assert float(squared) == 40_000
+    weights = jnp.where(jnp.arange(1024) < 257, 1, 0).astype(dtype)
+    weighted = mj.regression_loss(lambda params, x, rng: x)(
+        None, mj.Batch(outputs, jnp.zeros((1024, 1)), weights), None
+    )
+    assert float(weighted[0]) == 40_000
+    gradient = jax.grad(lambda x: mj.regression_loss(lambda p, x, rng: x)(None, mj.Batch(x, x * 0), None)[0])(outputs)
+    assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("make", [mj.regression_loss, mj.classification_loss])
+def test_other_outputs_data_and_masks_are_named(make):
+    x, y = jnp.ones((4, 1)), jnp.zeros(4, jnp.int32) if make is mj.classification_loss else jnp.ones((4, 1))
+    for outputs, said in [((x, {}), "a tuple of 2"), (None, "None"), ({"logits": x}, "a dict with the keys logits")]:
+        with pytest.raises(TypeError, match=f"one array of outputs, but this one returned {said}"):
+            make(lambda params, x, rng, outputs=outputs: outputs)({}, mj.Batch(x, y), None)
+    loss = make(lambda params, x, rng: x)
+    with pytest.raises(TypeError, match=r"takes a metajax.Batch\(x, y\), got a tuple of 2"):
+        loss({}, (x, y), None)
+    for mask in (jnp.ones((4, 1)), jnp.ones(3), jnp.ones(())):
+        with pytest.raises(ValueError, match="one weight for each of the 4 examples"):
+            loss({}, mj.Batch(x, y, mask), None)
+
+
+def test_labels_are_integers():
+    loss = mj.classification_loss(lambda params, x, rng: x)
+    with pytest.raises(TypeError, match=r"labels are integers in \[0, ways\), got float32\[4\]"):
+        loss({}, mj.Batch(jnp.ones((4, 2)), jnp.ones(4)), None)

@@ -115,3 +115,42 @@ def test_memory_does_not_grow_with_the_number_of_tasks(problem):
 def test_a_chunk_below_one_is_refused(key):
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         mj.average_tasks(lambda a, x: x, 0, jnp.arange(3.0), chunk_size=0)
+
+
+@pytest.mark.parametrize("mesh", [None, 2])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (jnp.bfloat16, 1.0),
+        (jnp.float16, 20_000.0),
+        (jnp.float32, 3.0),
+        (jnp.uint8, 200),
+        (jnp.int8, -100),
+        (jnp.int16, 30_000),
+        (jnp.uint16, 60_000),
+    ],
+)
+def test_the_average_of_equal_values_is_the_value_in_every_type(dtype, value, mesh):
+    mesh = mesh and mj.task_mesh(jax.devices()[:mesh])
+    mean = mj.average_tasks(lambda a, x: x, 0, jnp.full(1024, value, dtype), chunk_size=1, mesh=mesh)
+    assert mean.dtype == dtype
+    assert float(mean) == value
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_average_is_rounded_once(dtype, key):
+    values = jax.random.uniform(key, (37, 5), minval=0.5, maxval=1.5).astype(dtype)
+    exact = np.asarray(values, np.float64).mean(0)
+    for chunk_size in (1, 4, None):
+        mean = mj.average_tasks(lambda a, x: x, 0, values, chunk_size=chunk_size)
+        np.testing.assert_array_equal(mean, jnp.asarray(exact, jnp.float32).astype(dtype))
+
+
+def test_no_tasks_have_no_average():
+    for average in (mj.average_tasks, mj.map_tasks):
+        with pytest.raises(ValueError, match="no task"):
+            average(lambda a, x: x, 0, jnp.ones((0, 2)))
+        with pytest.raises(ValueError, match="no task"):
+            average(lambda a, x: x, 0, {})
+        with pytest.raises(ValueError, match="leading task axis"):
+            average(lambda a, x: x, 0, {"a": jnp.ones(3), "b": jnp.ones(2)})

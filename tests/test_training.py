@@ -49,7 +49,7 @@ def test_small_tasks_that_go_together_are_drawn_before_the_loop_and_are_the_same
     if not small:
         monkeypatch.setattr(training, "_SMALL_BYTES", 0)
     train, state = setting(steps_per_call=6, chunk_size=chunk_size)
-    (call,) = jax.make_jaxpr(train)(state).eqns
+    (call,) = [each for each in jax.make_jaxpr(train)(state).eqns if each.params.get("name") == "run"]
     (loop,) = [each for each in call.params["jaxpr"].eqns if each.primitive.name == "scan"]
     drawn = "random_bits" in str(loop.params["jaxpr"])
     assert drawn != before
@@ -140,7 +140,8 @@ def test_optimizers_that_keep_the_first_parameters_work():
     """Training donates its state: no buffer may be in it twice."""
     learner = mj.maml(lambda p, t, rng: ((p - t) ** 2, {}), mj.inner_loop(optax.sgd(0.1), 1))
     optimizer = optax.contrib.dowg()
-    train = mj.make_train_step(learner, optimizer, lambda rng: mj.Task(1.0, 1.0), tasks_per_step=2, steps_per_call=50)
+    sampler = mj.constant_task(mj.Task(1.0, 1.0))
+    train = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=2, steps_per_call=50)
     _, metrics = train(mj.init_train_state(learner, optimizer, jnp.float32(0.0)))
     assert metrics["loss"][-1] < metrics["loss"][0]
 
@@ -213,3 +214,110 @@ def test_counts_and_truth_values_are_averaged_like_other_metrics():
     train = mj.make_train_step(learner, OPTIMIZER, lambda rng, x: mj.Task(x, x), tasks_per_step=4, steps_per_call=1)
     _, metrics = train(mj.init_train_state(learner, OPTIMIZER, jnp.float32(1.0)), jnp.array([[1.0, 2.0, 3.0, 4.0]]))
     assert [float(metrics[name][0]) for name in ("loss", "count", "large")] == [2.5, 2.5, 0.5]
+
+
+def diverging_at(*steps: int):
+    """A learner whose loss is NaN at some meta-steps; the parameter follows the targets, which are 1."""
+    root = jax.random.key(0)
+    bad = [
+        jax.random.key_data(jax.random.split(mj.task_keys(jax.random.fold_in(root, step), 1)[0])[0]) for step in steps
+    ]
+
+    def sampler(rng):
+        is_bad = (jax.random.key_data(rng) == jnp.stack(bad)).all(1).any()
+        return mj.Task(0.0, jnp.where(is_bad, jnp.nan, 1.0))
+
+    def loss_fn(params, target, rng):
+        return (params - target) ** 2, {}
+
+    return mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.0), 1)), sampler, root
+
+
+def test_the_call_after_a_failure_raises():
+    learner, sampler, root = diverging_at(3)
+    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=2)
+    state = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root)
+    for _ in range(2):
+        state, _ = train(state)
+    assert int(state.step) == 3
+    with pytest.raises(FloatingPointError, match=r"meta-step 3 failed: loss is nan.*skip_non_finite=True"):
+        train(state)
+    assert np.isfinite(state.meta_params), "the state is not donated to a call that raises"
+    with pytest.raises(FloatingPointError):
+        train(state)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4, 12])
+def test_failed_steps_are_skipped_on_request(steps_per_call):
+    learner, sampler, root = diverging_at(0, 3, 4)
+    train = mj.make_train_step(
+        learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=steps_per_call, skip_non_finite=True
+    )
+    state, metrics = advance(
+        train, mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root), 12 // steps_per_call
+    )
+    assert int(state.step) == 12
+    assert np.flatnonzero(~np.isfinite(metrics["loss"])).tolist() == [0, 3, 4]
+    np.testing.assert_allclose(state.meta_params, 1 - 0.8**9, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "applied"),
+    [
+        (optax.apply_if_finite(optax.sgd(0.1), 100), 10),
+        (optax.chain(optax.zero_nans(), optax.sgd(0.1)), 10),
+        (optax.chain(optax.trace(0.5), optax.zero_nans(), optax.sgd(0.1)), None),  # NaN stays in the momentum
+    ],
+    ids=["apply_if_finite", "zero_nans", "zero_nans too late"],
+)
+def test_an_optimizer_may_handle_a_gradient_that_is_not_finite(optimizer, applied):
+    learner, sampler, root = diverging_at(3, 4)
+    train = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=1, steps_per_call=6)
+    state = mj.init_train_state(learner, optimizer, jnp.float32(0.0), root)
+    if applied is None:
+        state, _ = train(state)
+        assert int(state.step) == 3
+        return
+    state, _ = advance(train, state, 2)
+    assert int(state.step) == 12
+    np.testing.assert_allclose(state.meta_params, 1 - 0.8**applied, rtol=1e-5)
+
+
+def test_an_optimizer_gets_the_loss_if_it_asks_for_it():
+    def loss(params, target, rng):
+        return (params - target) ** 2, {}
+
+    learner, sampler = mj.maml(loss, mj.inner_loop(optax.sgd(0.0), 1)), mj.constant_task(mj.Task(1.0, 1.0))
+    plateau = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=3, rtol=1e-4))
+    train = mj.make_train_step(learner, plateau, sampler, tasks_per_step=2, steps_per_call=12)
+    state, _ = train(mj.init_train_state(learner, plateau, jnp.float32(0.0)))
+    assert float(optax.tree.get(state.opt_state, "scale")) < 1, "the loss stays at 1"
+    polyak = optax.polyak_sgd(max_learning_rate=10.0, f_min=0.0)  # the step (loss - 0) / gradient²: half of the way
+    train = mj.make_train_step(learner, polyak, sampler, tasks_per_step=2)
+    state, _ = train(mj.init_train_state(learner, polyak, jnp.float32(0.0)))
+    np.testing.assert_allclose(state.meta_params, 0.5)
+    train = mj.make_train_step(learner, optax.lbfgs(), sampler, tasks_per_step=2)
+    with pytest.raises(TypeError, match=r"value_fn \(a line search.*, which metajax does not offer"):
+        train(mj.init_train_state(learner, optax.lbfgs(), jnp.float32(0.0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_meta_gradient_in_half_precision_is_the_average_rounded_once(dtype):
+    learner = mj.maml(lambda p, d, rng: (p * 1.0, {}), mj.inner_loop(optax.sgd(0.0), 1))
+    sampler = mj.constant_task(mj.Task(0.0, 0.0))
+    train = mj.make_train_step(learner, optax.sgd(1.0), sampler, tasks_per_step=1024, chunk_size=1)
+    state, _ = train(mj.init_train_state(learner, optax.sgd(1.0), dtype(0.0)))
+    assert state.meta_params.dtype == dtype
+    assert float(state.meta_params) == -1
+
+
+def test_norms_of_half_precision_do_not_overflow():
+    learner = mj.maml(lambda p, d, rng: ((p * 300).sum(), {}), mj.inner_loop(optax.sgd(0.0), 1))
+    train = mj.make_train_step(learner, optax.sgd(1e-3), mj.constant_task(mj.Task(0.0, 0.0)), tasks_per_step=1)
+    state, metrics = train(mj.init_train_state(learner, optax.sgd(1e-3), jnp.zeros(4, jnp.float16)))
+    assert float(metrics["gradient_norm"][0]) == 600
+    assert int(state.step) == 1
+
+
+def test_first_non_finite_looks_at_every_entry_of_a_step():
+    assert mj.first_non_finite({"each": jnp.array([[1.0, 2.0], [3.0, jnp.nan]])}) == (1, "each")

@@ -1,6 +1,15 @@
 """Meta-learners: one file each, one interface."""
 
-from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part
+from metajax.learners._interface import (
+    Adaptation,
+    Estimate,
+    Ingredients,
+    MetaLearner,
+    Part,
+    check_estimate,
+    check_learner,
+    checked_learner,
+)
 from metajax.learners.anil import anil, boil, only
 from metajax.learners.cavia import cavia, context
 from metajax.learners.foml import foml
@@ -27,6 +36,9 @@ __all__ = [
     "annealed_weights",
     "boil",
     "cavia",
+    "check_estimate",
+    "check_learner",
+    "checked_learner",
     "context",
     "diagonal_preconditioner",
     "foml",

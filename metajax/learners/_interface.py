@@ -1,11 +1,14 @@
 """What a meta-learner is: an estimator of a meta-gradient on one task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
+from metajax.checks import as_key, check_entries, check_params, check_task, describe
 from metajax.inner import Adapted, InnerLoop
+from metajax.partition import names
 from metajax.types import ApplyFn, LossFn, MetaParams, Metrics, Params, PyTree, Task
 
 
@@ -55,6 +58,74 @@ class MetaLearner(NamedTuple):
     init: Callable[[Params], tuple[MetaParams, Any]]
     adapt: Adapt
     gradient: Callable[[MetaParams, Task, jax.Array, PyTree], Estimate]
+
+
+def checked_learner(
+    init: Callable[[Params], tuple[MetaParams, Any]],
+    adapt: Callable[..., Adapted],
+    gradient: Callable[..., Estimate],
+    entries: Collection[str] = (),
+) -> MetaLearner:
+    """Make a learner of three functions, and check the arguments of its calls.
+
+    Args:
+        init: As in `MetaLearner`.
+        adapt: As in `MetaLearner`.
+        gradient: As in `MetaLearner`.
+        entries: Names of the entries of the meta-parameters, if these are a dict that the learner makes.
+
+    Returns:
+        A learner that raises a `TypeError` for arguments of another form, and takes an integer seed for a key.
+    """
+
+    def check(meta_params: MetaParams) -> None:
+        check_params(meta_params, "meta-parameters")
+        if entries:
+            check_entries(meta_params, entries)
+
+    def checked_init(params):
+        check_params(params)
+        return init(params)
+
+    def checked_adapt(meta_params, support, rng, **options):
+        check(meta_params)
+        return adapt(meta_params, support, as_key(rng), **options)
+
+    def checked_gradient(meta_params, task, rng, state=()):
+        check(meta_params)
+        check_task(task)
+        return gradient(meta_params, task, as_key(rng), state)
+
+    return MetaLearner(checked_init, checked_adapt, checked_gradient)
+
+
+def check_learner(learner: Any) -> None:
+    """Raise a `TypeError` unless a value is a meta-learner."""
+    if not all(hasattr(learner, name) for name in MetaLearner._fields):
+        raise TypeError(
+            f"a learner from metajax.maml(loss, inner) or another learner is expected, got {describe(learner)}"
+        )
+
+
+def check_estimate(estimate: Any, meta_params: MetaParams) -> None:
+    """Raise a `TypeError` unless a learner's `gradient` returned an estimate that fits its meta-parameters."""
+    if not isinstance(estimate, Estimate):
+        raise TypeError(
+            f"a learner's gradient returns metajax.Estimate(gradient, metrics, state), got {describe(estimate)}"
+        )
+    for name, value in estimate.metrics.items():
+        if jnp.shape(value) != ():
+            raise TypeError(f"metrics are scalars: {name!r} is {describe(value)}; return its mean")
+    shapes = [
+        {name: jnp.shape(leaf) for name, leaf in zip(names(tree), jax.tree.leaves(tree), strict=True)}
+        for tree in (meta_params, estimate.gradient)
+    ]
+    if shapes[0] != shapes[1]:
+        differing = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
+        raise TypeError(
+            "a learner's gradient has the structure and shapes of its meta-parameters, but the two differ in "
+            f"{', '.join(map(repr, differing))}"
+        )
 
 
 class Adaptation(NamedTuple):

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_loss, evaluate_loss
 from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
 from metajax.partition import merge
 from metajax.types import LossFn
 
@@ -37,6 +38,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(learner.gradient(jax.numpy.float32(1.0), mj.Task(0.0, 0.0), jax.random.key(0), ()).gradient)
     0.5
     """
+    check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
         raise ValueError("the last inner gradient needs at least one inner step")
@@ -47,14 +49,14 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
         before = adapt(meta_params, task.support, support_key, steps=inner.steps - 1)
-        grads = jax.grad(lambda params: loss_fn(params, task.support, support_key)[0])(before.params)
+        grads = jax.grad(lambda params: evaluate_loss(loss_fn, params, task.support, support_key)[0])(before.params)
         fast, slow = inner.split(grads)
         grads = merge(fast, jax.tree.map(jnp.zeros_like, slow))  # what does not adapt has no inner gradient
         after = adapt(before.params, task.support, support_key, steps=1, opt_state=before.opt_state)
-        loss, metrics = loss_fn(after.params, task.query, query_key)
-        return Estimate(grads, {**metrics, "loss": loss}, ())
+        _, metrics = evaluate_loss(loss_fn, after.params, task.query, query_key)
+        return Estimate(grads, metrics, ())
 
-    return MetaLearner(lambda params: (params, ()), adapt, gradient)
+    return checked_learner(lambda params: (params, ()), adapt, gradient)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
+from metajax.checks import check_loss, evaluate_loss
 from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
 from metajax.partition import merge
 from metajax.types import LossFn
 
@@ -58,6 +59,7 @@ def imaml(
     >>> round(float(estimate.gradient), 4)  # φ* = θ/2, so half of ∇L at 1/2
     0.25
     """
+    check_loss(loss_fn)
     check_inner_loop(inner)
     if strength <= 0 or damping < 0 or cg_steps < 1:
         raise ValueError(
@@ -73,7 +75,7 @@ def imaml(
 
     def adapt(meta_params, support, rng, *, state=(), **options):
         def proximal(params, data, rng):
-            loss, metrics = loss_fn(params, data, rng)
+            loss, metrics = evaluate_loss(loss_fn, params, data, rng)
             return loss + pull(params, meta_params), metrics
 
         return inner.run(loss_fn if pull_once else proximal, meta_params, support, rng, **options)
@@ -85,8 +87,9 @@ def imaml(
             only_pull = lambda params, data, rng: (pull(params, meta_params), {})  # noqa: E731
             options = {"opt_state": inner_state, "first_order": True, "steps": 1}
             adapted = inner.run(only_pull, adapted, task.support, support_key, **options).params
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(adapted, task.query, query_key)
-        support_gradient = jax.grad(lambda params: loss_fn(params, task.support, support_key)[0])
+        measure = lambda params: evaluate_loss(loss_fn, params, task.query, query_key)  # noqa: E731
+        grads, metrics = jax.grad(measure, has_aux=True)(adapted)
+        support_gradient = jax.grad(lambda params: evaluate_loss(loss_fn, params, task.support, support_key)[0])
         by_fast, by_slow = inner.split(grads)
 
         def hessian_times(fast):  # by all parameters, along those that adapt
@@ -99,9 +102,9 @@ def imaml(
 
         solution, _ = cg(matrix, by_fast, tol=0.0, maxiter=cg_steps)
         mixed = inner.split(hessian_times(solution))[1]
-        return Estimate(merge(solution, optax.tree.sub(by_slow, mixed)), {**metrics, "loss": loss}, ())
+        return Estimate(merge(solution, optax.tree.sub(by_slow, mixed)), metrics, ())
 
-    return MetaLearner(init, adapt, gradient)
+    return checked_learner(init, adapt, gradient)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_loss, describe, evaluate_loss
 from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part
+from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part, checked_learner
 from metajax.types import LossFn
 
 
@@ -53,7 +54,11 @@ def maml(
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.25
     """
+    check_loss(loss_fn)
     check_inner_loop(inner)
+    for part in parts:
+        if not isinstance(part, Part):
+            raise TypeError(f"a modification of MAML is a metajax.Part, got {describe(part)}")
     names = [part.name for part in parts]
     if len({"init", *names}) <= len(names):
         raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")
@@ -83,18 +88,22 @@ def maml(
 
         def query_loss(meta_params, **options):
             def measure(params):
-                return loss_fn(params, task.query, query_key)
+                return evaluate_loss(loss_fn, params, task.query, query_key)
 
             if step_weights is None:
-                loss, metrics = measure(adapt(meta_params, task.support, support_key, **options).params)
-                return loss, {**metrics, "loss": loss}
+                return measure(adapt(meta_params, task.support, support_key, **options).params)
             losses, metrics = adapt(meta_params, task.support, support_key, observe=measure, **options).trace
             last = jax.tree.map(lambda values: values[-1], metrics)
-            return step_weights(state) @ losses[1:], {**last, "loss": losses[-1]}
+            return step_weights(state) @ losses[1:], last
 
         def estimate(**options):
             return jax.grad(lambda meta_params: query_loss(meta_params, **options), has_aux=True)(meta_params)
 
+        if counts and not (hasattr(state, "shape") and state.shape == ()):
+            raise TypeError(
+                "this learner counts meta-steps: pass the state from learner.init(params)[1], or the last estimate's; "
+                f"got {describe(state)}"
+            )
         if second_order_from:
             grads, metrics = jax.lax.cond(
                 state < second_order_from, lambda: estimate(first_order=True), lambda: estimate()
@@ -103,7 +112,7 @@ def maml(
             grads, metrics = estimate()
         return Estimate(grads, metrics, state + 1 if counts else ())
 
-    return MetaLearner(init, adapt, gradient)
+    return checked_learner(init, adapt, gradient, ("init", *more) if more else ())
 
 
 @dataclasses.dataclass(frozen=True)

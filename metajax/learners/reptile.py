@@ -4,8 +4,9 @@ import dataclasses
 
 import jax
 
+from metajax.checks import check_loss, evaluate_loss
 from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
 from metajax.types import LossFn
 
 
@@ -42,6 +43,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
     0.75
     """
+    check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
         raise ValueError("Reptile moves towards what inner steps reach: it needs at least one")
@@ -57,10 +59,10 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         support_key, query_key = jax.random.split(rng)
         adapted = adapt(meta_params, task.support, support_key, state=state)
         minus_delta = jax.tree.map(lambda before, after: before - after, meta_params, adapted.params)
-        loss, metrics = loss_fn(adapted.params, task.query, query_key)
-        return Estimate(minus_delta, {**metrics, "loss": loss}, adapted.opt_state if carry_optimizer else ())
+        _, metrics = evaluate_loss(loss_fn, adapted.params, task.query, query_key)
+        return Estimate(minus_delta, metrics, adapted.opt_state if carry_optimizer else ())
 
-    return MetaLearner(init, adapt, gradient)
+    return checked_learner(init, adapt, gradient)
 
 
 @dataclasses.dataclass(frozen=True)

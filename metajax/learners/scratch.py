@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_loss, evaluate_loss
 from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner
+from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
 from metajax.types import LossFn
 
 
@@ -34,6 +35,7 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     >>> float(estimate.gradient), float(estimate.metrics["loss"])  # 1 -> 0.5 -> 0.25, and 0.25² / 2
     (0.0, 0.03125)
     """
+    check_loss(loss_fn)
     check_inner_loop(inner)
 
     def adapt(meta_params, support, rng, *, state=(), **options):
@@ -42,10 +44,10 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
         adapted = adapt(meta_params, task.support, support_key).params
-        loss, metrics = loss_fn(adapted, task.query, query_key)
-        return Estimate(jax.tree.map(jnp.zeros_like, meta_params), {**metrics, "loss": loss}, ())
+        _, metrics = evaluate_loss(loss_fn, adapted, task.query, query_key)
+        return Estimate(jax.tree.map(jnp.zeros_like, meta_params), metrics, ())
 
-    return MetaLearner(lambda params: (params, ()), adapt, gradient)
+    return checked_learner(lambda params: (params, ()), adapt, gradient)
 
 
 @dataclasses.dataclass(frozen=True)

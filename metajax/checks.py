@@ -1,0 +1,166 @@
+"""Checks of the arguments of public functions: each error says what is expected, what came, and what to do.
+
+The checks look at types, structures and shapes alone, so they also work while JAX traces a function.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from metajax.tracing import is_key
+from metajax.types import LossFn, MetaParams, Metrics, Params, PyTree
+
+
+def as_key(seed: Any) -> jax.Array:
+    """Return a JAX key: the argument if it is one, else the key that an integer seed gives.
+
+    Args:
+        seed: A key from `jax.random.key`, a raw key `uint32[n]` from `jax.random.PRNGKey`, or an integer.
+
+    Raises:
+        TypeError: If `seed` is neither a key nor an integer.
+        ValueError: If `seed` is an array of several keys.
+
+    >>> bool(as_key(3) == jax.random.key(3)), bool(as_key(jax.random.key(3)) == jax.random.key(3))
+    (True, True)
+    """
+    if is_key(seed):
+        if seed.ndim:
+            raise ValueError(
+                f"one key is expected, got an array of keys of shape {seed.shape}: choose one, or use vmap"
+            )
+        return seed
+    dtype, shape = getattr(seed, "dtype", None), np.shape(seed) if np.ndim(seed) == 0 else seed.shape
+    if dtype == jnp.uint32 and len(shape) == 1:  # a raw key of jax.random.PRNGKey
+        return seed
+    is_integer = isinstance(seed, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
+    if shape == () and is_integer and not isinstance(seed, bool):
+        return jax.random.key(seed)
+    raise TypeError(f"a key from jax.random.key(seed) or an integer seed is expected, got {describe(seed)}")
+
+
+def describe(value: Any) -> str:
+    """Return a short description of a value for an error message.
+
+    >>> describe(jnp.ones((2, 3))), describe((1, 2)), describe({"w": 1.0})
+    ('float32[2, 3]', 'a tuple of 2', 'a dict with the keys w')
+    """
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {', '.join(map(str, value))}" if value else "an empty dict"
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return f"a {type(value).__name__} of {len(value)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    return f"{value!r}" if value is None or isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+def evaluate_loss(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Evaluate a loss, and check that it returns a real scalar and a dict of scalar metrics.
+
+    Returns:
+        The loss, and its metrics with the loss under the name `loss`.
+
+    Raises:
+        TypeError: If the loss returns something else.
+
+    >>> evaluate_loss(lambda params, data, rng: (params * data, {"half": params / 2}), 2.0, 3.0, None)
+    (6.0, {'half': 1.0, 'loss': 6.0})
+    """
+    outputs = loss_fn(params, data, rng)
+    form = "a loss returns (scalar, metrics), such as (loss, {}) or (loss, {'accuracy': accuracy})"
+    if not (isinstance(outputs, tuple) and len(outputs) == 2):
+        raise TypeError(f"{form}; {_name(loss_fn)} returned {describe(outputs)}")
+    loss, metrics = outputs
+    if not isinstance(metrics, dict):
+        raise TypeError(f"{form}; the metrics of {_name(loss_fn)} are {describe(metrics)}")
+    if np.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(f"{form}; the loss of {_name(loss_fn)} is {describe(loss)}, and not one real number")
+    for name, value in metrics.items():
+        if not _is_number(value) or np.shape(value) != ():
+            raise TypeError(f"metrics are scalars: {name!r} of {_name(loss_fn)} is {describe(value)}; return its mean")
+    return loss, {**metrics, "loss": loss}
+
+
+def _name(fn: Callable) -> str:
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return "the loss" if name in ("<lambda>", "loss_fn") else f"{name!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.generic) or (hasattr(value, "dtype") and not is_key(value))
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise an error unless a value is a whole number that is large enough.
+
+    Raises:
+        TypeError: If the value is not a whole number.
+        ValueError: If the value is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be a whole number, got {describe(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_not_donated(tree: PyTree, what: str) -> None:
+    """Raise a `ValueError` if a training step has taken over the memory of some array of a pytree."""
+    if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"this {what} was donated to an earlier training step, which used its memory again: continue with the "
+            "state that the step returned, or copy a state before the step with jax.tree.map(jax.numpy.copy, state)"
+        )
+
+
+def _is_deleted(array: jax.Array) -> bool:
+    return not isinstance(array, Tracer) and array.is_deleted()
+
+
+def check_loss(loss_fn: Any) -> None:
+    """Raise a `TypeError` unless a loss is a function."""
+    if not callable(loss_fn):
+        raise TypeError(
+            f"a loss is a function (params, data, rng) -> (scalar, metrics), got {describe(loss_fn)}; "
+            "metajax.classification_loss and metajax.regression_loss make one from a model"
+        )
+
+
+def check_task(task: Any) -> None:
+    """Raise a `TypeError` unless a task has a support set and a query set."""
+    if not (hasattr(task, "support") and hasattr(task, "query")):
+        raise TypeError(f"a task is metajax.Task(support, query), got {describe(task)}")
+
+
+def check_params(params: Any, what: str = "parameters") -> None:
+    """Raise a `TypeError` unless a value is a pytree of real or complex arrays.
+
+    Args:
+        params: The value.
+        what: What an error calls it.
+    """
+    if hasattr(params, "meta_params"):
+        raise TypeError(f"{what} are expected, got a {type(params).__name__}: use its field meta_params")
+    if callable(params):
+        raise TypeError(
+            f"{what} are a pytree of arrays, got {describe(params)}; metajax.functional(module) returns them"
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not _is_number(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            where = f" at {name!r}" if name else ""
+            raise TypeError(f"{what} are floating-point arrays, got {describe(leaf)}{where}")
+
+
+def check_entries(meta_params: MetaParams, names: Collection[str]) -> None:
+    """Raise a `TypeError` unless meta-parameters are a dict with exactly these entries."""
+    if not isinstance(meta_params, dict) or set(meta_params) != set(names):
+        raise TypeError(
+            f"the meta-parameters of this learner are a dict with {', '.join(names)}, from learner.init(params)[0]; "
+            f"got {describe(meta_params)}"
+        )

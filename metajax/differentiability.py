@@ -1,0 +1,127 @@
+"""Detect inner optimisers whose update has no finite derivative, before a meta-gradient becomes NaN."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax.optimizers import update
+from metajax.types import PyTree
+
+_PROBED_STEPS = 8
+"""Optimiser steps that the probe takes. A rectified Adam with the usual rates changes its formula at step 6."""
+
+_PROBED_SIZE = 3
+"""Longest axis of the probe's arrays; they keep the structure and the number of axes of the real ones."""
+
+
+def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTree, steps: int) -> PyTree:
+    """Return `grads`, and check the optimiser's derivative when JAX differentiates through them.
+
+    The check runs while JAX traces the derivative, once for each trace, and never in the compiled program.
+
+    Args:
+        optimizer: The inner optimiser.
+        grads: The inner gradients, which the optimiser gets next.
+        steps: Inner steps.
+
+    Returns:
+        `grads`, unchanged.
+    """
+
+    @jax.custom_jvp
+    def identity(leaf):
+        return leaf
+
+    @identity.defjvp
+    def rule(primals, tangents):
+        check_derivative(optimizer, grads, steps)
+        return primals[0], tangents[0]
+
+    leaves, structure = jax.tree.flatten(grads)
+    return structure.unflatten([*map(identity, leaves[:1]), *leaves[1:]])
+
+
+def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, steps: int) -> None:
+    """Check that some steps of an optimiser have a finite derivative with respect to the gradients.
+
+    Args:
+        optimizer: An optax optimiser.
+        like: A pytree of arrays of the structure of the parameters.
+        steps: Steps of the inner loop.
+
+    Raises:
+        ValueError: If the derivative is not finite for gradients that are not 0.
+
+    Warns:
+        UserWarning: If the derivative is not finite where a gradient is exactly 0.
+
+    >>> check_derivative(optax.sgd(0.1), jnp.ones(3), steps=5)
+    >>> check_derivative(optax.radam(0.1), jnp.ones(3), steps=5)
+    Traceback (most recent call last):
+    ...
+    ValueError: the derivative of the inner optimiser's update is NaN or infinite ...
+    """
+    leaves, structure = jax.tree.flatten(like)
+    shapes = tuple(
+        jax.ShapeDtypeStruct([min(size, _PROBED_SIZE) for size in leaf.shape], leaf.dtype) for leaf in leaves
+    )
+    generic, at_zero = _is_finite(optimizer, structure, shapes, min(steps, _PROBED_STEPS))
+    if not generic:
+        raise ValueError(
+            "the derivative of the inner optimiser's update is NaN or infinite, so the meta-gradient would be too. Use "
+            "another inner optimiser, such as optax.sgd or optax.adam(rate, eps_root=1e-8), or "
+            "inner_loop(..., first_order=True)"
+        )
+    if not at_zero:
+        warnings.warn(
+            "the derivative of the inner optimiser's update is NaN or infinite where a gradient is exactly 0, as "
+            "behind a ReLU that is off. Give the optimiser a small eps_root, such as optax.adam(rate, eps_root=1e-8)",
+            stacklevel=2,
+        )
+
+
+@functools.lru_cache
+def _is_finite(
+    optimizer: optax.GradientTransformation,
+    structure: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    steps: int,
+) -> tuple[bool, bool]:
+    """Return whether the derivative is finite for gradients that are not 0, and for some that are."""
+    random = np.random.default_rng(0)
+    params, grads = (
+        structure.unflatten([random.uniform(0.5, 1.5, each.shape).astype(each.dtype) for each in shapes])
+        for _ in range(2)
+    )
+
+    def adapted_sum(grads):
+        def step(carry, scale):
+            params, state = carry
+            scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+            updates, state = update(optimizer, scaled, state, params, jnp.float32(1.0))
+            return (optax.apply_updates(params, updates), state), None
+
+        scales = jnp.asarray(np.linspace(1.0, 2.0, steps, dtype=np.float32))
+        (adapted, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), scales)
+        return sum(leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(adapted))
+
+    def is_finite(first_factor):  # 0 makes the first entry of each gradient 0, but no gradient as a whole
+        def multiply(leaf):
+            if leaf.size < 2:
+                return leaf
+            return leaf.reshape(-1).at[0].multiply(first_factor.astype(leaf.dtype)).reshape(leaf.shape)
+
+        derivative = jax.grad(adapted_sum)(jax.tree.map(multiply, jax.tree.map(jnp.asarray, grads)))
+        return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(derivative)]))
+
+    factors = np.array([1.0, 0.0], np.float32)
+    with jax.disable_jit(False):
+        # Compiled explicitly, since a call of a jitted function would become part of the trace around this one.
+        compiled = jax.jit(jax.vmap(is_finite)).lower(factors).compile()
+        generic, at_zero = np.asarray(compiled(factors)).tolist()
+    return generic, at_zero

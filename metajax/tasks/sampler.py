@@ -1,0 +1,55 @@
+"""Samplers in general: a check that tasks come from the key, and a sampler of one fixed task."""
+
+import jax
+
+from metajax.checks import check_task
+from metajax.tracing import depends_on_first, is_repeatable
+from metajax.types import PyTree, Task, TaskSampler
+
+
+def constant_task(task: Task) -> TaskSampler:
+    """Return a sampler that gives the same task for every key.
+
+    Args:
+        task: The task; its arrays are arguments of the compiled training step, not constants in it.
+
+    >>> import metajax as mj
+    >>> mj.constant_task(mj.Task(support=1.0, query=2.0))(jax.random.key(0)).query
+    2.0
+    """
+    check_task(task)
+    return jax.tree_util.Partial(_constant, task)
+
+
+def _constant(task: Task, rng: jax.Array) -> Task:
+    return task
+
+
+def check_sampler(sampler: TaskSampler, *fed: PyTree) -> None:
+    """Check that a sampler returns a task, and draws it with the key that it is given.
+
+    Args:
+        sampler: `rng -> Task`, or `(rng, *fed) -> Task`.
+        *fed: The host's data for one task, or its shapes, if the sampler takes any.
+
+    Raises:
+        TypeError: If the sampler does not return a `Task`.
+        ValueError: If the sampler draws numbers outside JAX, so that its compiled form repeats them, or if its task
+            does not depend on the key. Samplers made by `constant_task` are exempt.
+    """
+    key = jax.random.key(0)
+    traced, task = jax.make_jaxpr(sampler, return_shape=True)(key, *fed)
+    check_task(task)
+    if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback draws on the host at each call
+        return
+    advice = "Draw with jax.random and the key that the sampler gets"
+    if not is_repeatable(sampler, key, *fed):
+        raise ValueError(
+            "the sampler draws numbers with NumPy or Python's random, but JAX runs that code only while it compiles: "
+            f"every task would be the same. {advice}"
+        )
+    if not depends_on_first(lambda inputs: sampler(*inputs), (key, *fed)):
+        raise ValueError(
+            f"the sampler ignores its key: every task would be the same. {advice}; for one fixed task use "
+            "metajax.constant_task(task)"
+        )

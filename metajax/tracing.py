@@ -1,0 +1,71 @@
+"""Questions about a function that its trace answers: what its outputs depend on, and which constants it holds."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+
+def depends_on_first(fn: Callable[..., Any], first: Any, *rest: Any) -> bool:
+    """Return whether any output of `fn(first, *rest)` depends on `first`.
+
+    Args:
+        fn: A traceable function.
+        first: A pytree of arrays, or of their shapes.
+        *rest: Further arguments.
+
+    >>> import jax.numpy as jnp
+    >>> depends_on_first(lambda x, y: x * y, 1.0, 2.0), depends_on_first(lambda x, y: y, 1.0, 2.0)
+    (True, False)
+    """
+    traced = jax.make_jaxpr(fn)(first, *rest).jaxpr
+    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # looks into compiled functions, too
+    return any(used[: len(jax.tree.leaves(first))])
+
+
+def is_repeatable(fn: Callable[..., Any], *args: Any) -> bool:
+    """Return whether two traces of `fn(*args)` hold the same constants.
+
+    A function that draws numbers with NumPy or `random` holds other constants in each trace.
+
+    >>> is_repeatable(lambda x: x + 1.0, 1.0), is_repeatable(lambda x: x + np.random.rand(3), 1.0)
+    (True, False)
+    """
+    # A new function each time: JAX keeps the trace of one that it has seen.
+    first, second = (list(_constants(jax.make_jaxpr(lambda *args: fn(*args))(*args))) for _ in range(2))
+    return len(first) == len(second) and all(map(_same, first, second))
+
+
+def _constants(closed: core.ClosedJaxpr) -> Iterator[Any]:
+    """Yield the constants of a trace: arrays that it closes over, and numbers in its equations and outputs."""
+    yield from closed.consts
+    yield from _literals(closed.jaxpr)
+
+
+def _literals(jaxpr: Any) -> Iterator[Any]:
+    variables = [*(each for equation in jaxpr.eqns for each in equation.invars), *jaxpr.outvars]
+    yield from (each.val for each in variables if isinstance(each, core.Literal))
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda each: isinstance(each, core.Jaxpr | core.ClosedJaxpr)
+        ):
+            if isinstance(value, core.ClosedJaxpr):
+                yield from _constants(value)
+            elif isinstance(value, core.Jaxpr):
+                yield from _literals(value)
+
+
+def is_key(value: Any) -> bool:
+    """Return whether a value is a typed JAX key, or an array of keys."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    a, b = (np.asarray(jax.random.key_data(each) if is_key(each) else each) for each in (a, b))
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()

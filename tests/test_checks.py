@@ -1,0 +1,252 @@
+"""Arguments of another form: one error that says what is expected, what came, and what to do."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax as mj
+from metajax.checks import as_key
+from metajax.learners.scratch import scratch
+
+DATA = mj.Batch(jnp.ones((4, 1)), jnp.ones((4, 1)))
+TASK, PARAMS = mj.Task(DATA, DATA), {"w": jnp.ones((1, 1))}
+INNER = mj.inner_loop(optax.sgd(0.1), 1)
+
+
+def error(params, data):
+    return ((data.x @ params["w"] - data.y) ** 2).mean()
+
+
+def good(params, data, rng):
+    return error(params, data), {}
+
+
+LEARNERS = {
+    "maml": mj.maml,
+    "reptile": mj.reptile,
+    "foml": mj.foml,
+    "imaml": mj.imaml,
+    "meta_sgd": mj.meta_sgd,
+    "maml_plus_plus": mj.maml_plus_plus,
+    "scratch": scratch,
+}
+
+LOSSES = {
+    "a scalar alone": (lambda p, d, r: error(p, d), r"a loss returns \(scalar, metrics\).* returned float32\[\]"),
+    "metrics None": (lambda p, d, r: (error(p, d), None), "the metrics of the loss are None"),
+    "metrics an array": (lambda p, d, r: (error(p, d), d.y), r"the metrics of the loss are float32\[4, 1\]"),
+    "three values": (lambda p, d, r: (error(p, d), {}, {}), "returned a tuple of 3"),
+    "nothing": (lambda p, d, r: None, "returned None"),
+    "a loss for each example": (lambda p, d, r: ((d.x @ p["w"] - d.y)[:, 0], {}), r"float32\[4\], and not one real"),
+    "an integer loss": (lambda p, d, r: (jnp.int32(error(p, d)), {}), r"int32\[\], and not one real number"),
+    "a metric for each example": (
+        lambda p, d, r: (error(p, d), {"each": d.x - d.y}),
+        r"metrics are scalars: 'each' of the loss is float32\[4, 1\]; return its mean",
+    ),
+    "a metric that is a text": (lambda p, d, r: (error(p, d), {"name": "x"}), "'name' of the loss is 'x'"),
+}
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_another_form_is_named(learner, name):
+    loss, said = LOSSES[name]
+    made = LEARNERS[learner](loss, INNER)
+    meta_params, state = made.init(PARAMS)
+    with pytest.raises(TypeError, match=said):
+        made.gradient(meta_params, TASK, jax.random.key(0), state)
+    if "metric" not in name:  # the inner loop looks at the loss alone
+        with pytest.raises(TypeError, match=said):
+            made.adapt(meta_params, DATA, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_evaluation_names_a_loss_of_another_form(name):
+    loss, said = LOSSES[name]
+    evaluate = mj.make_evaluation(
+        mj.maml(good, INNER), loss, mj.constant_task(TASK), steps=1, num_tasks=2, non_transductive=False
+    )
+    with pytest.raises(TypeError, match=said):
+        evaluate(PARAMS, 0)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_other_arguments_of_a_learner_are_named(learner):
+    made, key = LEARNERS[learner](good, INNER), jax.random.key(0)
+    meta_params, state = made.init(PARAMS)
+    for task in [(DATA, DATA), DATA, None, {"support": DATA, "query": DATA}]:
+        with pytest.raises(TypeError, match=r"a task is metajax.Task\(support, query\), got "):
+            made.gradient(meta_params, task, key, state)
+    for rng in [None, 0.5, "0", jnp.ones(3), True]:
+        with pytest.raises(TypeError, match=r"a key from .* or an integer seed is expected"):
+            made.adapt(meta_params, DATA, rng)
+    with pytest.raises(ValueError, match="one key is expected"):
+        made.adapt(meta_params, DATA, jax.random.split(key))
+    state = mj.init_train_state(made, optax.sgd(0.1), PARAMS)
+    with pytest.raises(TypeError, match="got a TrainState: use its field meta_params"):
+        made.adapt(state, DATA, key)
+    with pytest.raises(TypeError, match="got int32"):
+        made.init({"w": jnp.ones((1, 1), jnp.int32)})
+    with pytest.raises(TypeError, match="got the function good"):
+        made.init(good)
+    for first, said in [(made, "a loss is a function"), (PARAMS, "a loss is a function")]:
+        with pytest.raises(TypeError, match=said):
+            LEARNERS[learner](first, INNER)
+
+
+def test_an_integer_is_a_seed_wherever_a_key_is():
+    learner, key = mj.maml(good, INNER), jax.random.key(7)
+    for seed in (7, np.int64(7), jnp.int32(7)):
+        assert as_key(seed) == key
+        jax.tree.map(np.testing.assert_array_equal, learner.adapt(PARAMS, DATA, seed), learner.adapt(PARAMS, DATA, key))
+        assert mj.init_train_state(learner, optax.sgd(0.1), PARAMS, seed).key == key
+    evaluate = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=3, non_transductive=False)
+    assert evaluate(PARAMS, 7) == evaluate(PARAMS, key)
+    raw = jax.random.PRNGKey(7)
+    assert learner.adapt(PARAMS, DATA, raw).params["w"].shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("learner", "entries"),
+    [("meta_sgd", "init, rates"), ("maml_plus_plus", "init, step_rates, per_step")],
+)
+def test_the_models_parameters_are_no_meta_parameters(learner, entries):
+    made = LEARNERS[learner](good, INNER)
+    for call in (
+        lambda: made.adapt(PARAMS, DATA, 0),
+        lambda: made.gradient(PARAMS, TASK, 0, made.init(PARAMS)[1]),
+    ):
+        with pytest.raises(TypeError, match=f"a dict with {entries}, from .*; got a dict with the keys w"):
+            call()
+
+
+def test_a_count_of_meta_steps_is_not_nothing():
+    learner = LEARNERS["maml_plus_plus"](good, INNER)
+    with pytest.raises(TypeError, match=r"counts meta-steps.* got a tuple of 0"):
+        learner.gradient(learner.init(PARAMS)[0], TASK, 0, ())
+
+
+def test_the_parts_of_a_training_step_are_told_apart():
+    learner, sampler = mj.maml(good, INNER), mj.sinusoid()
+    for learn, said in [(good, "the function good"), (INNER, "a InnerLoop"), (PARAMS, "keys w")]:
+        with pytest.raises(TypeError, match=f"a learner from .* is expected, got .*{said}"):
+            mj.make_train_step(learn, optax.sgd(0.1), sampler, tasks_per_step=1)
+        with pytest.raises(TypeError, match=r"a learner from .* is expected"):
+            mj.init_train_state(learn, optax.sgd(0.1), PARAMS)
+        with pytest.raises(TypeError, match=r"a learner from .* is expected"):
+            mj.make_evaluation(learn, good, sampler, steps=1)
+    for optimizer in (optax.sgd, 0.1, None):
+        with pytest.raises(TypeError, match="the outer optimiser must be an optax optimiser"):
+            mj.make_train_step(learner, optimizer, sampler, tasks_per_step=1)
+        with pytest.raises(TypeError, match="the inner optimiser must be an optax optimiser"):
+            mj.inner_loop(optimizer, 1)
+    for count in (2.0, "2", None):
+        with pytest.raises(TypeError, match="tasks_per_step must be a whole number"):
+            mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=count)
+        with pytest.raises(TypeError, match="num_tasks must be a whole number"):
+            mj.make_evaluation(learner, good, sampler, steps=1, num_tasks=count)
+    with pytest.raises(TypeError, match=r"a modification of MAML is a metajax.Part, got an empty dict"):
+        mj.maml(good, INNER, {})
+
+
+def test_a_training_state_is_told_from_others_and_is_used_once():
+    learner = mj.maml(good, INNER)
+    train = mj.make_train_step(learner, optax.adam(0.1), mj.sinusoid(), tasks_per_step=2)
+    for other in (PARAMS, None, (PARAMS, ())):
+        with pytest.raises(TypeError, match=r"a TrainState from .* is expected"):
+            train(other)
+    first = mj.init_train_state(learner, optax.adam(0.1), PARAMS)
+    second, _ = train(first)
+    with pytest.raises(ValueError, match="this state was donated to an earlier training step"):
+        train(first)
+    evaluate = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
+    with pytest.raises(ValueError, match="donated"):
+        evaluate(first.meta_params, 0)
+    with pytest.raises(TypeError, match="use its field meta_params"):
+        evaluate(second, 0)
+    assert int(train(second)[0].step) == 2
+
+
+def test_an_estimate_of_another_form_is_named():
+    def made(gradient):
+        return mj.make_train_step(
+            mj.maml(good, INNER)._replace(gradient=gradient), optax.sgd(0.1), mj.sinusoid(), tasks_per_step=2
+        )
+
+    state = mj.init_train_state(mj.maml(good, INNER), optax.sgd(0.1), PARAMS)
+    with pytest.raises(TypeError, match=r"returns metajax.Estimate.*, got a dict"):
+        made(lambda params, task, rng, state: params)(state)
+    with pytest.raises(TypeError, match="but the two differ in 'w'"):
+        made(lambda params, task, rng, state: mj.Estimate({"w": jnp.ones(3)}, {}, ()))(state)
+    with pytest.raises(TypeError, match="'all' is float32"):
+        made(lambda params, task, rng, state: mj.Estimate(params, {"all": jnp.ones(3)}, ()))(state)
+
+
+def by_numpy(rng):
+    x = np.random.normal(size=(10, 1))
+    return mj.Task(mj.Batch(x[:5], x[:5]), mj.Batch(x[5:], x[5:]))
+
+
+def by_random(rng):
+    x = jax.random.normal(rng, (10, 1))
+    return mj.Task(mj.Batch(x[:5], random.random() * x[:5]), mj.Batch(x[5:], x[5:]))
+
+
+def by_seeded_numpy(rng):
+    x = np.random.default_rng(0).normal(size=(10, 1))
+    return mj.Task(mj.Batch(x[:5], x[:5]), mj.Batch(x[5:], x[5:]))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        (by_numpy, "draws numbers with NumPy"),
+        (by_random, "draws numbers with NumPy or Python's random"),
+        (by_seeded_numpy, "ignores its key"),
+        (jax.jit(by_numpy), "ignores its key"),
+        (lambda rng: TASK, r"ignores its key.*metajax.constant_task\(task\)"),
+    ],
+)
+def test_a_sampler_that_does_not_draw_with_its_key_is_refused(sampler, said):
+    learner = mj.maml(good, INNER)
+    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2)
+    evaluate = mj.make_evaluation(learner, good, sampler, steps=1, num_tasks=2, non_transductive=False)
+    with pytest.raises(ValueError, match=said):
+        train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS))
+    with pytest.raises(ValueError, match=said):
+        evaluate(PARAMS, 0)
+    other = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
+    with pytest.raises(ValueError, match=said):
+        other(PARAMS, 0, sampler=sampler)
+
+
+def test_samplers_that_draw_are_taken():
+    def on_the_host(rng):
+        x = jax.experimental.io_callback(
+            lambda: np.random.normal(size=(10, 1)).astype(np.float32), jax.ShapeDtypeStruct((10, 1), jnp.float32)
+        )
+        return mj.Task(mj.Batch(x[:5], x[:5]), mj.Batch(x[5:], x[5:]))
+
+    mj.tasks.check_sampler(on_the_host)
+    mj.tasks.check_sampler(mj.constant_task(TASK))
+    mj.tasks.check_sampler(mj.glyphs(ways=2, shots=1, queries=1))
+    only_fed = lambda rng, fed: mj.Task(mj.Batch(fed, fed), mj.Batch(fed, fed))  # noqa: E731
+    learner = mj.maml(good, INNER)
+    train = mj.make_train_step(learner, optax.sgd(0.1), only_fed, tasks_per_step=2)
+    state, _ = train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS), jnp.ones((1, 2, 5, 1)))
+    assert int(state.step) == 1
+
+
+def test_a_sampler_of_another_form_is_named():
+    learner = mj.maml(good, INNER)
+    state = mj.init_train_state(learner, optax.sgd(0.1), PARAMS)
+    with pytest.raises(TypeError, match=r"a task is metajax.Task.*, got a tuple of 2"):
+        mj.make_train_step(learner, optax.sgd(0.1), lambda rng: (rng, rng), tasks_per_step=1)(state)
+    with pytest.raises(TypeError, match="a sampler is a function"):
+        mj.make_train_step(learner, optax.sgd(0.1), TASK, tasks_per_step=1)
+    with pytest.raises(TypeError, match="a sampler is a function"):
+        mj.make_evaluation(learner, good, [TASK], steps=1)
