@@ -243,14 +243,19 @@ def _differing(stored: Any, wanted: Any) -> list[str]:
     ]
 
 
-def environment(devices: int) -> dict[str, Any]:
-    """Return the versions, device and command, for the record."""
+def versions() -> dict[str, str]:
+    """Return the versions of metajax and of the packages that it computes with."""
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     return {
-        "versions": {
-            "metajax": metajax.__version__,  # also where it is not installed, but on the path
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "metajax": metajax.__version__,  # also where it is not installed, but on the path
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def environment(devices: int) -> dict[str, Any]:
+    """Return the versions, device and command, for the record."""
+    return {
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
@@ -294,11 +299,11 @@ def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[s
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    versions = began["versions"]
+    old, new = began["versions"], now["versions"]
     changes = [
-        f"{name} {versions.get(name, 'of unknown version')} is now {now['versions'][name]}"
+        f"{name} {old.get(name, 'of unknown version')} is now {new[name]}"
         for name in ("metajax", "jax", "jaxlib", "flax", "optax")
-        if versions.get(name) != now["versions"][name]
+        if old.get(name) != new[name]
     ]
     changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
     if began["devices"] != now["devices"]:

@@ -55,9 +55,8 @@ def _expand_home(arg: str) -> str:
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
     """Return an option's value before the whole line can be parsed; `None` if the option is not there."""
-    pairs = [
-        arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, [*args[1:], ""], strict=True)
-    ]
+    following = [*args, ""][1:]
+    pairs = [arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, following, strict=True)]
     return next((_expand_home(value) for name, value in pairs if name.replace("_", "-") == option), None)
 
 

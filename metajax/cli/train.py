@@ -27,6 +27,7 @@ from metajax.cli.device import (
     wait_for_others,
 )
 from metajax.cli.evaluate import describe_task, evaluate_run, load_state
+from metajax.cli.parse import value_of
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
@@ -60,7 +61,7 @@ class Options:
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
     configs.check_first("train", _USAGE, args)
-    join(_value_of("--distributed", args))  # before the config file, which may use JAX
+    join(value_of("--distributed", args))  # before the config file, which may use JAX
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
@@ -78,14 +79,6 @@ def run(args: Sequence[str]) -> None:
             f"another process of the run has stopped ({report.first_line(error)}). Start all of them again with the "
             f"same command to resume {directory}"
         ) from error
-
-
-def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """An option's value, before the whole line can be parsed."""
-    pairs = [
-        arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, [*args[1:], ""], strict=True)
-    ]
-    return next((value for name, value in pairs if name == option), None)
 
 
 def train(
