@@ -60,9 +60,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
     try:
         code = compile(source, os.path.abspath(path), "exec", dont_inherit=True)
         with _first_on_path(folder):
-            for name, file in _local_modules(ast.parse(source)).items():
-                if file.is_relative_to(folder):
-                    sys.modules.pop(name, None)
+            _forget(_local_modules(ast.parse(source)), folder)
             exec(code, module.__dict__)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -74,6 +72,17 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
             reason += f" (the folder of the config, {folder}, is gone: put its modules on PYTHONPATH)"
         raise UserError(reason) from error
     return module
+
+
+def _forget(modules: dict[str, Path], folder: Path) -> None:
+    """Let modules of a folder be imported anew, and modules of files that are gone."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if file and Path(file).absolute().is_relative_to(folder) and not os.path.isfile(file):
+            del sys.modules[name]
+    for name, file in modules.items():
+        if file.is_relative_to(folder):
+            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -184,9 +193,12 @@ def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
     """Return the names of modules whose code is not what it was; `began` and `now` come from `fingerprints`."""
     if not isinstance(began, dict):  # not recorded
         return []
-    return sorted(
-        name for name in {*began, *now} if not set(map(str, began.get(name) or [])) & set(map(str, now.get(name) or []))
-    )
+    return sorted(name for name in {*began, *now} if not _checksums(began, name) & _checksums(now, name))
+
+
+def _checksums(fingerprints: dict[str, Any], name: str) -> set[str]:
+    found = fingerprints.get(name)
+    return {each for each in found if isinstance(each, str)} if isinstance(found, list) else set()
 
 
 def _fingerprint(file: Path) -> list[str]:
@@ -241,39 +253,32 @@ def _local_file(name: str) -> Path | None:
     top = name.partition(".")[0]
     if top == "metajax" or top in sys.stdlib_module_names:
         return None
-    origin = _origin(name)
-    if origin is None:
-        return None
-    file = Path(origin).absolute()
-    if not file.is_file() or any(file.is_relative_to(folder) for folder in _installed_folders()):
+    file, _ = _find(name)
+    if file is None or any(file.is_relative_to(folder) for folder in _installed_folders()):
         return None
     return file
 
 
-def _origin(name: str) -> str | None:
-    """Return where a module would be loaded from, without executing any of its packages."""
-    path = None
-    parent = name.rpartition(".")[0]
-    if parent:
-        spec = _spec(parent)
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        path = list(spec.submodule_search_locations)
-    spec = _spec(name, path)
-    if spec is None or not spec.has_location:
-        loaded = sys.modules.get(name)  # by another finder, such as that of an editable installation
-        return getattr(loaded, "__file__", None)
-    return spec.origin
+def _find(name: str) -> tuple[Path | None, list[Path]]:
+    """Return the file that a module would be loaded from, and the folders that its own modules are in.
 
-
-def _spec(name: str, path: list[str] | None = None) -> importlib.machinery.ModuleSpec | None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        if path is None and "." in name:
-            parent = _spec(name.rpartition(".")[0])
-            path = list((parent and parent.submodule_search_locations) or [])
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        return spec or getattr(sys.modules.get(name), "__spec__", None)
-    return None
+    Python's finders would execute the packages that the module is in.
+    """
+    parent, _, last = name.rpartition(".")
+    folders = []
+    for place in _find(parent)[1] if parent else map(Path, sys.path):
+        base = place.absolute() / last
+        if (base / "__init__.py").is_file():
+            return base / "__init__.py", [base]
+        for suffix in importlib.machinery.all_suffixes():
+            if base.with_name(last + suffix).is_file():
+                return base.with_name(last + suffix), []
+        if base.is_dir():
+            folders.append(base)
+    loaded = vars(sys.modules[name]) if name in sys.modules else {}  # by the finder of an editable installation
+    if not folders and os.path.isfile(loaded.get("__file__") or ""):
+        return Path(loaded["__file__"]).absolute(), [Path(each) for each in loaded.get("__path__", [])]
+    return None, folders
 
 
 @functools.cache
