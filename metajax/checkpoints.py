@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
-import json
+import itertools
 import logging
 import os
 import shutil
+import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from metajax import files
 from metajax.errors import UserError
 from metajax.training import TrainState
 
@@ -28,24 +30,31 @@ _CHECKSUM = "checksum"
 
 
 @contextlib.contextmanager
-def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
     """Open a folder of checkpoints; at the end, wait for what is being written.
 
-    In a run of several processes one of them does.
+    In a run of several processes, only one of them opens it.
 
     Args:
-        directory: Where they are.
-        keep: The last so many are kept, and the one with the lowest validation loss.
+        directory: The folder, created if it is missing.
+        keep: The last `keep` checkpoints are kept, and the one with the lowest validation loss.
 
     Yields:
         Orbax's manager, for `save`.
 
     Raises:
-        UserError: If a checkpoint cannot be written.
+        UserError: If a checkpoint cannot be written; if the folder has a symbolic link in it.
     """
+    directory = Path(directory)
+    _check_encodable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
     for step in saved_steps(directory):
-        if _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
-            shutil.rmtree(directory / str(step) / _METRICS, ignore_errors=True)
+        metrics = directory / str(step) / _METRICS
+        if os.path.lexists(metrics) and _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
+            _remove(metrics)
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(keep),
@@ -57,7 +66,6 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.Checkpoi
             ),
         ]
     )
-    directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         create=False,
         preservation_policy=policy,
@@ -67,12 +75,13 @@ def open_checkpoints(directory: Path, *, keep: int = 3) -> Iterator[ocp.Checkpoi
         multiprocessing_options=_by_myself(),
     )
     with _quiet():
-        manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        with _writing(directory):
+            manager = ocp.CheckpointManager(directory.resolve(), options=options)
         try:
             yield manager
         finally:
             with _writing(directory):
-                manager.close()
+                _twice(manager.close)
 
 
 def save(
@@ -82,78 +91,115 @@ def save(
 
     Args:
         manager: From `open_checkpoints`.
-        state: What to save.
-        validation_loss: Chooses the best checkpoint.
-        wait: Come back when it is written.
+        state: The state.
+        validation_loss: The loss that chooses the best checkpoint; a number, or a JAX or NumPy scalar.
+        wait: Return only when it is written.
 
     Raises:
-        UserError: If it, or the one before, cannot be written.
+        UserError: If it, or the checkpoint before it, cannot be written.
     """
     step = int(state.step)
-    metrics = None if validation_loss is None else {_LOSS: validation_loss}
+    metrics = None if validation_loss is None else {_LOSS: float(validation_loss)}
     arrays = _to_arrays(state)
     saved = {**arrays, _CHECKSUM: _checksum(arrays)}
-    with _writing(Path(manager.directory)):
+
+    def write() -> None:
         if step not in manager.all_steps():
             manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics, force=True)
         if wait:
             manager.wait_until_finished()
 
+    with _writing(Path(manager.directory)):
+        _twice(write)
 
-def restore(directory: Path, like: TrainState, step: int | None = None) -> tuple[TrainState, list[str]]:
+
+def restore(
+    directory: str | os.PathLike[str], like: TrainState, step: int | None = None
+) -> tuple[TrainState, list[str]]:
     """Restore the latest state that can be read.
 
     Args:
         directory: The folder of checkpoints.
         like: A state of the same structure, shapes and dtypes.
-        step: A step to restore, and no other.
+        step: The only step to restore; default: the latest.
 
     Returns:
-        The state, its arrays in numpy (the compiled step places them), and a line for each later checkpoint that
+        The state, its arrays in NumPy (the compiled step places them), and a line for each later checkpoint that
         could not be read.
 
     Raises:
-        UserError: If there is no checkpoint, or none that can be read.
+        UserError: If there is no checkpoint, none can be read, or one has other parameters than `like`.
     """
+    directory = Path(directory)
+    _check_encodable(directory)
     steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
     if not steps:
         raise UserError(f"{directory} holds no checkpoint")
-    problems = []
+    problems, other = [], None
     for candidate in steps:
+        path = directory / str(candidate)
         try:
             with _quiet():
-                return _read(directory / str(candidate), like), problems
+                return _read(path, like), problems
+        except OtherParametersError as error:  # or a damaged description of the parameters: look at the one before
+            problems.append(f"checkpoint {path} cannot be read ({error})")
+            other = other or OtherParametersError(f"checkpoint {path}: {error}")
         except Exception as error:  # whatever a damaged file makes Orbax raise
-            problems.append(f"checkpoint {directory / str(candidate)} cannot be read ({_reason(error)})")
-    raise UserError("; ".join(problems))
+            problems.append(f"checkpoint {path} cannot be read ({_damage(path, error)})")
+    raise other or UserError("; ".join(problems))
 
 
-def saved_steps(directory: Path) -> list[int]:
-    """Steps of the checkpoints in a folder that were written to the end, ascending."""
+class OtherParametersError(UserError):
+    """A checkpoint is whole, and has parameters of another model or optimiser."""
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps of the checkpoints in a folder that were written to the end, ascending."""
+    directory = Path(directory)
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    folders = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(int(path.name) for path in folders if path.name.isascii() and path.name.isdecimal())
 
 
-def best_step(directory: Path) -> int | None:
-    """Step of the checkpoint with the lowest validation loss; `None` if none was validated."""
-    losses = {step: _loss(directory / str(step)) for step in saved_steps(directory)}
+def best_step(directory: str | os.PathLike[str]) -> int | None:
+    """Return the step of the checkpoint with the lowest validation loss; `None` if none was validated."""
+    losses = {step: _loss(Path(directory) / str(step)) for step in saved_steps(directory)}
     measured = {step: loss for step, loss in losses.items() if loss is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
-def discard_after(directory: Path, step: int) -> None:
-    """Remove checkpoints later than `step`, which a resumed run is about to write again."""
+def discard_after(directory: str | os.PathLike[str], step: int) -> None:
+    """Remove the checkpoints later than `step`, which a resumed run is about to write again."""
     for later in saved_steps(directory):
         if later > step:
-            shutil.rmtree(directory / str(later))
+            _remove(Path(directory) / str(later))
+
+
+def prune(directory: str | os.PathLike[str], keep: int) -> None:
+    """Remove all but the last `keep` checkpoints and the best one.
+
+    `save` does so too; a kill between a save and its removals leaves one checkpoint more.
+    """
+    best = best_step(directory)
+    for step in saved_steps(directory)[:-keep]:
+        if step != best:
+            _remove(Path(directory) / str(step))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever is in its place; the target of a symbolic link stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _loss(checkpoint: Path) -> float | None:
-    """The validation loss saved with a checkpoint, if there is one that can be read."""
+    """Return the validation loss saved with a checkpoint, if there is one that can be read."""
     try:
-        return float(json.loads((checkpoint / _METRICS / _METRICS).read_text())[_LOSS])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
+    except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -175,16 +221,61 @@ def _checksum(arrays: dict[str, Any]) -> np.ndarray:
 
 
 def _read(path: Path, like: TrainState) -> TrainState:
-    wanted = _to_arrays(like)
+    """Read a checkpoint.
+
+    Raises:
+        OtherParametersError: If it has parameters of another model.
+        Exception: If it is damaged.
+    """
+    _check_files(path)
+    wanted = {**_to_arrays(like), _CHECKSUM: np.array(0, np.uint32)}
     with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
-        found = checkpointer.restore(path.resolve() / "default", {**wanted, _CHECKSUM: np.array(0, np.uint32)})
+        place = path.resolve() / "default"
+        # Before any array is read: a folder that is not of this run may claim arrays of any size.
+        _check_same_leaves(_described(checkpointer.metadata(place).item_metadata.tree), _described(wanted))
+        found = checkpointer.restore(place, wanted)
+    _check_same_leaves(_described(found), _described(wanted))
     checksum = found.pop(_CHECKSUM)
-    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise ValueError(f"it holds {b.dtype}{list(b.shape)} where {a.dtype}{list(a.shape)} is expected")
     if checksum != _checksum(found):
-        raise ValueError("its checksum is wrong")
+        raise _DamagedError("its checksum is wrong")
     return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
+
+
+class _DamagedError(Exception):
+    """A check of this module found a checkpoint damaged."""
+
+
+def _check_files(checkpoint: Path) -> None:
+    """Raise if a checkpoint has anything but regular files and folders: a FIFO would block for ever."""
+    for path in [checkpoint, *checkpoint.rglob("*")]:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise _DamagedError(f"{path.name} is not a regular file")
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Return the dtype and shape of each leaf by its path, such as `meta_params/layers/0/kernel`.
+
+    Orbax saves tuples as lists and named tuples as dicts.
+    """
+    leaves = jax.tree.leaves_with_path(ocp.tree.serialize_tree(tree, keep_empty_nodes=True))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _check_same_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        first = min(differing, key=lambda name: not name.startswith("meta_params"))
+        nothing = "nothing"
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise OtherParametersError(
+            f"the model's parameters are not those of the checkpoint: it holds {found.get(first, nothing)} where "
+            f"{wanted.get(first, nothing)} is expected, at {first}{more}"
+        )
 
 
 def _by_myself() -> ocp.options.MultiprocessingOptions:
@@ -197,6 +288,32 @@ def _by_myself() -> ocp.options.MultiprocessingOptions:
     )
 
 
+def _check_encodable(directory: Path) -> None:
+    """Raise if a path is not UTF-8, which Orbax cannot open."""
+    try:
+        str(directory.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(directory)!a} is not a name in UTF-8: rename the folder") from error
+
+
+def _twice(action: Callable[[], None]) -> None:
+    """Do an action again if it timed out: a clock that jumps ahead makes Orbax give up too early."""
+    try:
+        action()
+    except Exception as error:
+        if not _timed_out(error):
+            raise
+        action()
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    text = str(error).lower()
+    named = isinstance(error, TimeoutError) or any(w in text for w in ("timed out", "timeout", "deadline_exceeded"))
+    return named or _timed_out(error.__cause__)
+
+
 @contextlib.contextmanager
 def _writing(directory: Path) -> Iterator[None]:
     """Turn whatever Orbax raises, now or for a save before, into one line."""
@@ -207,10 +324,32 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    full = os.strerror(errno.ENOSPC)
-    if full in str(error):
-        return full.lower()
+    """Return why a checkpoint cannot be written: the system's words if there are any."""
+    for cause in itertools.chain([error], _causes(error)):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(code) in str(error):
+            return os.strerror(code).lower()
+    if _timed_out(error):
+        return "it timed out twice"
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (error := error.__cause__ or error.__context__) is not None:  # pyright: ignore[reportAssignmentType]
+        yield error
+
+
+def _damage(checkpoint: Path, error: Exception) -> str:
+    """Return what is wrong with a checkpoint that cannot be read; Orbax's words would name its own classes."""
+    if isinstance(error, _DamagedError):
+        return str(error)
+    if not checkpoint.is_dir():
+        return "it is not there"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return "its files are damaged or incomplete"
 
 
 @contextlib.contextmanager

@@ -1,71 +1,209 @@
 """Metrics of a run in its work directory: JSON lines, and TensorBoard events."""
 
 import json
+import logging
+import math
+import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 
-from metajax.workdir import write_whole
+from metajax import files
+from metajax.workdir import EVENTS
 
 METRICS = "metrics.jsonl"
-EVENTS = "tensorboard"
+_LOG = logging.getLogger("metajax")
+_LARGEST = 2**63  # of a step, or of a whole number among the metrics
 
 
-def append(workdir: Path, row: dict[str, Any]) -> None:
-    """Add a line to the metrics."""
-    with (workdir / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Add a line to the metrics.
+
+    Args:
+        workdir: The work directory, created if it is missing.
+        row: `step`, and metrics: numbers, JAX or NumPy scalars, or `None`. What is not finite is written as `None`.
+
+    Raises:
+        TypeError: If a value is not a scalar.
+        UserError: If the file is a symbolic link or a special file.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append(folder, {"step": 10, "loss": jnp.float32(0.5), "validation_loss": None})
+    ...     read(folder)
+    [{'step': 10, 'loss': 0.5, 'validation_loss': None}]
+    """
+    line = json.dumps(_plain(row)).encode() + b"\n"
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    with files.open_append(Path(workdir) / METRICS) as file:
+        file.write(line)
 
 
-def read(workdir: Path) -> list[dict[str, Any]]:
-    """The metrics, a dict per line, up to a line that was cut short or is damaged."""
+class _Line(NamedTuple):
+    """A line of the file.
+
+    Attributes:
+        number: Its number, from 1.
+        text: Its bytes, with the end of the line if it has one.
+        row: The metrics, or `None` if it is damaged.
+    """
+
+    number: int
+    text: bytes
+    row: dict[str, Any] | None
+
+    @property
+    def cut(self) -> bool:
+        """Whether a kill, or a full disk, cut it short."""
+        return self.row is None and not self.text.endswith(b"\n")
+
+
+def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the metrics.
+
+    Damaged lines are left out, with a warning. So is, without one, a last line that was cut short.
+
+    Args:
+        workdir: The work directory.
+
+    Returns:
+        A dict per line; empty if there is no file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    lines = _lines(Path(workdir))
+    _warn(Path(workdir), [line for line in lines if line.row is None and not line.cut])
+    return [line.row for line in lines if line.row is not None]
+
+
+def truncate(workdir: str | os.PathLike[str], step: int) -> None:
+    """Remove the lines after `step`, which a resumed run is about to write again.
+
+    Damaged lines are removed too, with a warning, and the file as it was is kept beside the new one. If no line is
+    later than `step`, nothing is written.
+
+    Raises:
+        UserError: If the file cannot be read, or is a symbolic link.
+    """
+    directory = Path(workdir)
+    if step and not os.path.lexists(directory / METRICS):
+        _LOG.warning("%s is missing: the metrics up to step %d are lost", directory / METRICS, step)
+    lines = _lines(directory)
+    whole = [line for line in lines if line.row is not None]
+    kept = [line for line in whole if line.row is not None and line.row["step"] <= step]
+    # A line that was cut short is the next one to be written, if the line before it is that of the checkpoint.
+    due = bool(kept) and kept[-1].row is not None and kept[-1].row["step"] >= step
+    damaged = [line for line in lines if line.row is None and not (line.cut and due)]
+    _warn(directory, damaged)
+    if len(kept) == len(whole) and not any(line.cut for line in lines):
+        return
+    content = b"".join(line.text.removesuffix(b"\n") + b"\n" for line in kept)
+    if damaged:
+        _keep(directory / METRICS)
+    files.write_bytes(directory / METRICS, content)
+
+
+def _lines(workdir: Path) -> list[_Line]:
     path = workdir / METRICS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not (isinstance(row, dict) and "step" in row):
-            break
-        rows.append(row)
-    return rows
+    texts = files.read_bytes(path).split(b"\n")
+    lines = [*(text + b"\n" for text in texts[:-1]), *([texts[-1]] if texts[-1] else [])]
+    return [_Line(number, text, _row(text)) for number, text in enumerate(lines, 1)]
 
 
-def truncate(workdir: Path, step: int) -> None:
-    """Drop the lines after `step`, which a resumed run is about to write again."""
-    kept = [json.dumps(row) + "\n" for row in read(workdir) if row["step"] <= step]
-    write_whole(workdir / METRICS, "".join(kept))
+def _row(text: bytes) -> dict[str, Any] | None:
+    """Return the metrics of a line; `None` if they are none."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(value is None or _is_number(value) for value in row.values()):
+        return None
+    step = row.get("step")
+    return row if isinstance(step, int) and step >= 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < _LARGEST
+
+
+def _warn(workdir: Path, damaged: list[_Line]) -> None:
+    if damaged:
+        count = "1 damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
+        _LOG.warning("%s:%d: %s left out", workdir / METRICS, damaged[0].number, count)
+
+
+def _keep(path: Path) -> None:
+    """Keep a file as it is beside itself, under the first name that is free."""
+    content, number = files.read_bytes(path), 1
+    while os.path.lexists(old := path.with_name(f"{path.name}.damaged_{number}")):
+        number += 1
+    files.write_bytes(old, content)
+    _LOG.warning("the file as it was is %s", old)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with plain numbers in place of arrays, and `None` for what is not finite."""
+    if "step" not in row:
+        raise TypeError(f"a row of metrics has a step, got only {', '.join(row) or 'an empty one'}")
+    plain = {name: _scalar(name, value) for name, value in row.items()}
+    plain["step"] = int(row["step"])
+    return plain
+
+
+def _scalar(name: str, value: Any) -> int | float | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.size != 1 or not (array.dtype.kind in "iufb" or array.dtype.name == "bfloat16"):
+        raise TypeError(f"{name} must be a scalar, got {array.dtype}{list(array.shape)}")
+    if array.dtype.kind in "iub":
+        return int(array.item())
+    number = float(array.item())
+    return number if math.isfinite(number) else None
 
 
 class Events:
     """A TensorBoard event file, written without a thread: that of tensorboardX cannot report a full disk.
 
     Args:
-        workdir: Where it goes; a run that was resumed has several.
-        step: Where the run goes on: what an interrupted run wrote after it is dropped by the reader.
+        workdir: The work directory, created if it is missing; a run that was resumed has several event files.
+        step: Step from which the run goes on: TensorBoard drops what an interrupted run wrote after it.
+
+    Raises:
+        UserError: If the folder of the events is a symbolic link out of the work directory.
     """
 
-    def __init__(self, workdir: Path, step: int):
-        folder = workdir / EVENTS
-        folder.mkdir(exist_ok=True)
-        self._writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"))
+    def __init__(self, workdir: str | os.PathLike[str], step: int = 0):
+        folder = files.subfolder(workdir, EVENTS)
+        path = folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
+        path.touch(exist_ok=False)  # follows no symbolic link
+        self._writer = RecordWriter(str(path))
         self._write(Event(file_version="brain.Event:2"))
         if len(list(folder.iterdir())) > 1:
-            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._write(Event(step=int(step) + 1, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a line of the metrics."""
-        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a line of the metrics: `step`, and numbers, JAX or NumPy scalars, or `None`.
+
+        Raises:
+            TypeError: If a value is not a scalar.
+        """
+        plain = _plain(row)
+        values = {name: value for name, value in plain.items() if name != "step" and value is not None}
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._write(Event(step=row["step"], summary=summary))
+        self._write(Event(step=plain["step"], summary=summary))
 
     def flush(self) -> None:
         """Put on disk what was added."""

@@ -1,15 +1,35 @@
 """Pictures of a run: learning curve, adaptation, sinusoid fits, episodes."""
 
+import io
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from metajax import files
+
 _KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "each query alone")}
 
 _BEYOND = 100
 """Times the largest loss of training above which a loss is said to have diverged."""
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, in the format of its ending: png, svg or pdf.
+
+    A file that is there is replaced when the new one is complete; missing folders are created.
+
+    Raises:
+        ValueError: If Matplotlib does not know the ending.
+    """
+    path = Path(path)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.removeprefix(".") or "png", dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, content.getvalue())
 
 
 def learning_curve(rows: list[dict[str, Any]]) -> Figure:
@@ -22,6 +42,9 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
         A figure with a panel for the loss and, where there is one, for the accuracy. What is not finite, or, of
         losses that are all positive, a hundred times the training's largest, is a mark at the edge.
 
+    Raises:
+        ValueError: If a row has no step, no row has a loss or an accuracy, or a value is not a number.
+
     >>> (axes,) = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}]).axes
     >>> axes.get_legend_handles_labels()[1], round(float(axes.get_ylim()[1]))  # not 1e12
     (['training tasks', 'diverged'], 2)
@@ -30,16 +53,18 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     ['training tasks', 'validation tasks']
     """
     names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
+    if not names:
+        raise ValueError("no row of the metrics has a loss or an accuracy")
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        trained = [row[name] for row in rows if row.get(name) is not None]
+        trained = [value for _, value in _measured(rows, name) if np.isfinite(value)]
         positive = name == "loss" and bool(trained) and min(trained) > 0
         top = _BEYOND * max(trained) if positive else np.inf
         diverged = []
         for prefix, label, style in [("", "training tasks", "-"), ("validation_", "validation tasks", "o-")]:
-            measured = [(row["step"], row[prefix + name]) for row in rows if prefix + name in row]
-            points = [(step, value) for step, value in measured if value is not None and value <= top]
-            diverged += [step for step, value in measured if value is None or value > top]
+            measured = _measured(rows, prefix + name)
+            points = [(step, value) for step, value in measured if np.isfinite(value) and value <= top]
+            diverged += [step for step, value in measured if not (np.isfinite(value) and value <= top)]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
@@ -53,15 +78,27 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _measured(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return the steps and values of a metric, NaN for `None`."""
+    try:
+        return [(int(row["step"]), np.nan if row[name] is None else float(row[name])) for row in rows if name in row]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a row of the metrics has no step, or its {name} is not a number") from error
+
+
 def adaptation(report: dict[str, Any]) -> Figure:
     """Metrics against inner steps, with 95 % intervals as bands.
 
     Args:
-        report: From `make_evaluation`.
+        report: From `make_evaluation`. A mean of `None`, of tasks that diverged, is not drawn.
 
     Returns:
         A figure with a panel for each metric.
+
+    Raises:
+        ValueError: If it is not such a report.
     """
+    _check_report(report)
     kinds = [kind for kind in _KINDS if kind in report]
     names = [name for name in report[kinds[0]] if name != "diverged"]
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
@@ -74,9 +111,40 @@ def adaptation(report: dict[str, Any]) -> Figure:
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
         axes.set(xlabel="inner steps", ylabel=f"query {name}")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, title=f"{report['num_tasks']} tasks, 95 % interval")
+        tasks = report["num_tasks"]
+        axes.legend(frameon=False, title="1 task" if tasks == 1 else f"{tasks} tasks, 95 % interval")
         axes.grid(alpha=0.3)
     return figure
+
+
+def _check_report(report: Any) -> None:
+    """Raise unless something is a report of an evaluation.
+
+    Raises:
+        ValueError: With what is missing.
+    """
+    if not isinstance(report, dict):
+        raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
+    steps, kinds = report.get("inner_steps"), [report[kind] for kind in _KINDS if kind in report]
+    if not isinstance(steps, int) or not 0 <= steps < 10**6 or not isinstance(report.get("num_tasks"), int):
+        raise ValueError("a report of an evaluation has inner_steps and num_tasks")
+    if not kinds or not all(isinstance(kind, dict) and len(kind) > 1 for kind in kinds):
+        raise ValueError("a report of an evaluation has transductive metrics")
+    for kind in kinds:
+        for name in kinds[0]:
+            values = kind.get(name)
+            if name != "diverged" and not (
+                isinstance(values, dict) and all(_is_column(values.get(key), steps + 1) for key in ("mean", "ci95"))
+            ):
+                raise ValueError(f"{name} has no mean and interval for each of {steps + 1} steps")
+
+
+def _is_column(values: Any, length: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(each is None or (isinstance(each, int | float) and abs(each) < 1e300) for each in values)
+    )
 
 
 def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:

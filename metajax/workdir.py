@@ -1,17 +1,13 @@
-"""A work directory: the resolved config, versions and results of one run; metrics and checkpoints have their own."""
+"""A work directory: config, versions and results of one run; `metrics` and `checkpoints` write the rest."""
 
-import ast
 import contextlib
 import dataclasses
-import functools
-import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +15,10 @@ from typing import Any
 import jax
 
 import metajax
+from metajax import config_code, files
 from metajax.errors import UserError
 from metajax.experiment import Experiment
+from metajax.experiment.checks import field_types_are_right
 from metajax.precision import products_precision
 
 CONFIG = "config.json"
@@ -28,111 +26,215 @@ SOURCE = "config.py"
 ENVIRONMENT = "environment.json"
 EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
+EVENTS = "tensorboard"
 PLOTS = "plots"
 _TYPE = "class"  # no field can be called that
-_PARTIAL = ".partial"
+_HEADER = """\
+# A copy of {source}.
+# It has the settings before any override on the command line: config.json has the settings of this run.
+"""
 
 
 def is_workdir(workdir: Path) -> bool:
-    """Whether a run was begun there."""
+    """Return whether a run was begun in a folder."""
     return (workdir / CONFIG).is_file()
 
 
 def create(
-    workdir: Path, experiment: Experiment, source: Path, devices: int, data: dict[str, str] | None = None
+    workdir: Path,
+    experiment: Experiment,
+    source: Path,
+    devices: int,
+    data: dict[str, str] | None = None,
+    task: dict[str, Any] | None = None,
 ) -> None:
-    """Begin a run: write its config, the file it came from, the versions it runs with and what its data holds."""
-    found = {path.name.removesuffix(_PARTIAL) for path in workdir.iterdir()} if workdir.is_dir() else set()
-    stopped_here = ENVIRONMENT in found and found <= {ENVIRONMENT, SOURCE, CONFIG}  # by a kill
-    if found and not stopped_here:
+    """Begin a run.
+
+    Writes its config, a copy of the config file, and what it begins with: versions, devices, data, and fingerprints of
+    the modules that the config file imports. Records in the user's data folder that this user began it.
+
+    Args:
+        workdir: An empty folder, or one that does not exist.
+        experiment: The resolved settings.
+        source: The config file that they come from.
+        devices: Number of devices.
+        data: Fingerprints of the data set, by split.
+        task: Shapes of the tasks, from `describe_task`.
+
+    Raises:
+        UserError: If the folder is not empty, or a setting cannot be written as JSON.
+    """
+    found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
+    stopped_here = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
+    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # by a kill
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
+    settings, folder = to_json(experiment), config_folder(source)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / ENVIRONMENT, {**environment(devices), "data": data or {}})
-    write_whole(workdir / SOURCE, source.read_text())
-    write_json(workdir / CONFIG, to_json(experiment, workdir))  # last: it makes this a work directory
+    config = {"folder": str(folder.absolute()), "modules": config_code.fingerprints(source, folder)}
+    began = {**environment(devices), "data": data or {}, "config": config, "task": task or {}}
+    files.write_json(workdir / ENVIRONMENT, began)
+    header = _HEADER.format(source=json.dumps(str(source.absolute())))  # escaped: a name may contain a new line
+    files.write_text(workdir / SOURCE, header + config_code.read_source(source))
+    if config_code.own_types(experiment):
+        config_code.remember(workdir / SOURCE, folder)
+    files.write_json(workdir / CONFIG, settings)  # last: it makes this a work directory
+
+
+def check_writable(workdir: Path) -> None:
+    """Check that a run can be written to a folder, which may not exist yet, before any work.
+
+    Raises:
+        UserError: If it cannot be written, or a folder in it is a symbolic link to another place.
+    """
+    try:
+        os.fspath(workdir).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(workdir)!a} is not a name in UTF-8; choose another --workdir") from error
+    if os.path.lexists(workdir) and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; choose another --workdir")
+    files.check_writable(workdir / EVALUATION)
+    for name in (CHECKPOINTS, EVENTS):
+        files.check_inside(workdir, name)
 
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keep other processes from training in a work directory; the system lets go of it however this one ends.
+    """Keep other processes from training in a work directory, by a lock file beside it.
 
     Raises:
-        UserError: If another one does, or it is a file.
+        UserError: If another process trains there.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is a file; choose another --workdir")
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
     path = workdir.resolve()
-    path = path.with_name(f".{path.name}.lock")  # beside it: a new work directory must be empty
-    try:
+    with contextlib.suppress(OSError):  # without a place for the lock file it trains without a lock
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError:  # nothing can be written beside it: do without
-        yield
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {workdir}; choose another --workdir") from error
-        except OSError:  # a file system without locks: do without
-            pass
+    with files.lock(path.with_name(f".{path.name}.lock")) as locked:  # beside it: a new work directory must be empty
+        if not locked:
+            raise UserError(f"another process is training in {workdir}; choose another --workdir")
         yield
 
 
-def load_experiment(workdir: Path) -> Experiment:
+def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
     """Read the resolved config of a run.
 
+    Code of the work directory, the copy of the config file, is executed only if the settings have types that are not
+    metajax's, and only if this user began the run.
+
+    Args:
+        workdir: A work directory.
+        trust: Whether to execute its code, whoever began the run.
+
     Raises:
-        UserError: If `workdir` is not a work directory, or its config cannot be read.
+        UserError: If `workdir` is not a work directory, its config cannot be read, or its code is not trusted.
     """
+    value = _read_config(workdir)
+    own = sorted(_own_type_names(value))
+    module = _load_code(workdir, own[0], trust) if own else None
+    return from_json(value, workdir, module)
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
     if not is_workdir(workdir):
         if workdir.is_dir():
             known = "it has no config.json"
         else:
             known = "it is a file" if workdir.exists() else "there is no such folder"
         raise UserError(f"{workdir} is not a work directory of metajax: {known}")
-    experiment = from_json(read_json(workdir / CONFIG), workdir)
-    if not isinstance(experiment, Experiment):
+    value = files.read_json(workdir / CONFIG)
+    if not (isinstance(value, dict) and value.get(_TYPE) == config_code.type_name(Experiment)):
         raise UserError(f"{workdir / CONFIG} is damaged: it holds no experiment")
-    return experiment
+    return value
 
 
-def differences(stored: Experiment, wanted: Experiment, workdir: Path) -> list[str]:
-    """Fields in which two experiments differ, each as `field is X in the run and Y now`.
+def _own_type_names(value: Any) -> set[str]:
+    """Return the types in a config that are not metajax's."""
+    if isinstance(value, list):
+        return set().union(*map(_own_type_names, value))
+    if not isinstance(value, dict):
+        return set()
+    name = value.get(_TYPE)
+    own = {name} if isinstance(name, str) and not config_code.is_shipped(name.partition(":")[0]) else set()
+    return own.union(*map(_own_type_names, value.values()))
 
-    How they are carried out does not count: `changes_since` tells that.
+
+def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
+    path, recorded = workdir / SOURCE, _recorded_folder(workdir)
+    if not path.is_file():
+        raise UserError(f"{workdir / CONFIG} has settings of type {needed}, but {path}, which defines it, is missing")
+    folder = config_code.trusted_folder(path, recorded)
+    if folder is None and not trust:
+        raise UserError(
+            f"the settings of {workdir} need the code in {path}, and there is no record that you began a run with it. "
+            "Read that file and what it imports; pass --trust to execute it"
+        )
+    return config_code.load_module(path, folder or recorded)
+
+
+def config_folder(source: Path) -> Path:
+    """Return the folder in which a config file's imports are searched.
+
+    It is the folder of the file. For the copy in a work directory, it is the folder of the original.
     """
-    return _differing(stored, dataclasses.replace(wanted, execution=stored.execution), workdir)
+    recorded = _recorded_folder(source.parent) if source.name == SOURCE and is_workdir(source.parent) else None
+    return recorded or source.parent
+
+
+def _recorded_folder(workdir: Path) -> Path | None:
+    config = _began(workdir).get("config")
+    folder = config.get("folder") if isinstance(config, dict) else None
+    return Path(folder) if isinstance(folder, str) and folder and "\0" not in folder else None
+
+
+def differences(workdir: Path, wanted: Experiment) -> list[str]:
+    """Return the fields in which a run and an experiment differ, each as `field is X in the run and Y now`.
+
+    Execution settings do not count: `changes_since` compares them. No code of the work directory is executed.
+
+    Raises:
+        UserError: If the config of the run cannot be read.
+    """
+    types = config_code.own_types(wanted)
+    stored, new = _with_defaults(_read_config(workdir), types), to_json(wanted)
+    new.pop("execution")
+    stored.pop("execution", None)
+    return _differing(stored, new)
+
+
+def _with_defaults(value: Any, types: dict[str, type]) -> Any:
+    """Add the fields that a config lacks, which an older version did not have, with their defaults."""
+    if isinstance(value, list):
+        return [_with_defaults(each, types) for each in value]
+    if not (isinstance(value, dict) and isinstance(value.get(_TYPE), str)):
+        return value
+    stored = {key: _with_defaults(each, types) for key, each in value.items()}
+    try:
+        kind = types.get(value[_TYPE]) or config_code.find_type(value[_TYPE], None)
+    except (ImportError, AttributeError, TypeError, ValueError):  # of another config: its name differs anyway
+        return stored
+    absent = [f for f in dataclasses.fields(kind) if f.name not in stored and f.default is not dataclasses.MISSING]
+    return {**stored, **{f.name: to_json(f.default) for f in absent}}
 
 
 def code_differs(workdir: Path, experiment: Experiment, source: Path) -> bool:
-    """Whether an experiment has types of its own, and the file that defines them is not as it was in the run.
+    """Return whether an experiment has types of its own, and their config file is not what it was when the run began.
 
-    What the file sets `config` to does not count: `differences` tells that.
+    The value of `config` in the file does not count: `differences` compares it.
     """
-    if f'"{CONFIG_MODULE}:' not in json.dumps(to_json(experiment, workdir)):
-        return False
-    return _code(workdir / SOURCE) != _code(source)
+    return bool(config_code.own_types(experiment)) and not config_code.same_code(workdir / SOURCE, source)
 
 
-def _code(path: Path) -> list[str]:
-    """A config file without its comments, its form, its docstring and its `config`."""
-    nodes = ast.parse(path.read_text()).body
-    return [ast.dump(node) for node in nodes if not (isinstance(node, ast.Expr) or _sets(node, "config"))]
+def changed_modules(workdir: Path, experiment: Experiment, source: Path) -> list[str]:
+    """Return the modules that a config file imports whose code has changed since the run began.
+
+    Modules of installed packages do not count. Nothing counts if all settings have metajax's types.
+    """
+    config = _began(workdir).get("config")
+    if not isinstance(config, dict) or not config_code.own_types(experiment):
+        return []
+    return config_code.changed_modules(config.get("modules"), config_code.fingerprints(source, config_folder(source)))
 
 
-def _sets(node: ast.stmt, name: str) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
-
-
-def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
-    old, new = (dict(_leaves(to_json(each, workdir))) for each in (stored, wanted))
+def _differing(stored: Any, wanted: Any) -> list[str]:
+    old, new = dict(_leaves(stored)), dict(_leaves(wanted))
     absent = "absent"
     return [
         f"{field} is {old.get(field, absent)} in the run and {new.get(field, absent)} now"
@@ -141,14 +243,19 @@ def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
     ]
 
 
-def environment(devices: int) -> dict[str, Any]:
-    """Versions, device and command, for the record."""
+def versions() -> dict[str, str]:
+    """Return the versions of metajax and of the packages that it computes with."""
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     return {
-        "versions": {
-            "metajax": metajax.__version__,  # also where it is not installed, but on the path
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "metajax": metajax.__version__,  # also where it is not installed, but on the path
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def environment(devices: int) -> dict[str, Any]:
+    """Return the versions, device and command, for the record."""
+    return {
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
@@ -159,147 +266,153 @@ def environment(devices: int) -> dict[str, Any]:
     }
 
 
-def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[str]:
-    """What is not as it was when the run began, and may change rounding: versions, devices, how it is carried out.
-
-    Raises:
-        UserError: If the record of it is missing or damaged.
-    """
-    path = workdir / ENVIRONMENT
-    began, now = read_json(path), environment(devices)
+def _began(workdir: Path) -> dict[str, Any]:
+    """Return what a run began with; empty if that is unknown."""
     try:
-        changes = [
-            f"{name} {began['versions'][name]} is now {now['versions'][name]}"
-            for name in ("metajax", "jax", "jaxlib", "flax", "optax")
-            if began["versions"][name] != now["versions"][name]
-        ]
-        changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
-        if int(began["devices"]) != devices:
-            changes.append(f"the run began on {began['devices']} devices and goes on on {devices}")
-        precision = began.get("precision", "default")
-        if precision != now["precision"]:
-            changes.append(f"the run began with products in {precision} and goes on in {now['precision']}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: it does not say with which versions and devices the run began") from error
-    stored = load_experiment(workdir)
-    return changes + _differing(stored, dataclasses.replace(stored, execution=experiment.execution), workdir)
+        began = files.read_json(workdir / ENVIRONMENT)
+    except UserError:
+        return {}
+    return began if isinstance(began, dict) else {}
+
+
+def unknown_beginning(workdir: Path) -> str:
+    """Return why it is unknown with which versions, devices and data a run began; empty if it is known."""
+    path = workdir / ENVIRONMENT
+    unknown = "the versions, devices and data that the run began with are unknown"
+    try:
+        began = files.read_json(path)
+    except UserError as error:
+        return f"{error}: {unknown}"
+    kinds = {"versions": dict, "device": str, "devices": int, "data": dict}
+    if isinstance(began, dict) and all(isinstance(began.get(name), kind) for name, kind in kinds.items()):
+        return ""
+    return f"{path} is damaged: {unknown}"
+
+
+def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[str]:
+    """Return what has changed since a run began and may change rounding: versions, devices, execution settings."""
+    unknown = unknown_beginning(workdir)
+    stored = _with_defaults(_read_config(workdir), {}).get("execution")
+    changes = [] if unknown else _changes(_began(workdir), environment(devices))
+    changes += _differing({"execution": stored}, {"execution": to_json(experiment.execution)})
+    return [*filter(None, [unknown]), *(f"{change}: the same up to rounding" for change in changes)]
+
+
+def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old, new = began["versions"], now["versions"]
+    changes = [
+        f"{name} {old.get(name, 'of unknown version')} is now {new[name]}"
+        for name in ("metajax", "jax", "jaxlib", "flax", "optax")
+        if old.get(name) != new[name]
+    ]
+    changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
+    if began["devices"] != now["devices"]:
+        changes.append(f"the run began on {began['devices']} devices and goes on on {now['devices']}")
+    precision = began.get("precision", "default")
+    if precision != now["precision"]:
+        changes.append(f"the run began with products in {precision} and goes on in {now['precision']}")
+    return changes
 
 
 def data_differs(workdir: Path, data: dict[str, str]) -> str:
-    """How the data is not what it was when the run began; empty if it is, or if that was not written down.
-
-    Raises:
-        UserError: If the record of it is missing or damaged.
-    """
-    began = read_json(workdir / ENVIRONMENT)
-    held = (isinstance(began, dict) and began.get("data")) or data
+    """Return how the data has changed since a run began; empty if it has not, or if its data is unknown."""
+    began = _began(workdir).get("data")
+    stored = began if isinstance(began, dict) and began else data
     absent = "nothing"
     return "; ".join(
-        f"{split} had {held.get(split, absent)} and has {data.get(split, absent)} now"
-        for split in sorted({*held, *data})
-        if held.get(split) != data.get(split)
+        f"{split} had {stored.get(split, absent)} and has {data.get(split, absent)} now"
+        for split in sorted({*stored, *data})
+        if stored.get(split) != data.get(split)
     )
 
 
-def to_json(value: Any, workdir: Path) -> Any:
-    """Settings as JSON, each dataclass with its type, so that they can be read back without a list of types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        module = type(value).__module__
-        fields = {f.name: to_json(getattr(value, f.name), workdir) for f in dataclasses.fields(value)}
-        return {_TYPE: f"{module}:{type(value).__qualname__}", **fields}
-    if isinstance(value, list | tuple):
-        return [to_json(each, workdir) for each in value]
-    return str(value) if isinstance(value, Path) else value
+def trained_on(workdir: Path) -> dict[str, Any]:
+    """Return the shapes of the tasks that a run was trained on, as `describe_task` gave them; empty if unknown."""
+    task = _began(workdir).get("task")
+    return task if isinstance(task, dict) else {}
 
 
-def from_json(value: Any, workdir: Path) -> Any:
-    """The inverse of `to_json`; types from the run's own config file are taken from the copy beside it."""
-    return _from_json(value, workdir, functools.cache(lambda: load_module(workdir / SOURCE)))
+def to_json(value: Any, name: str = "config") -> Any:
+    """Return settings as JSON values, each dataclass with its type.
 
-
-def _from_json(value: Any, workdir: Path, source: Callable[[], ModuleType]) -> Any:
-    if isinstance(value, list):
-        return tuple(_from_json(each, workdir, source) for each in value)
-    if not (isinstance(value, dict) and _TYPE in value):
-        return value
-    fields = {key: _from_json(each, workdir, source) for key, each in value.items() if key != _TYPE}
-    try:
-        module, _, name = value[_TYPE].partition(":")
-        kind = getattr(source() if module == CONFIG_MODULE else importlib.import_module(module), name)
-        paths = [
-            f.name for f in dataclasses.fields(kind) if "Path" in str(f.type) and isinstance(fields.get(f.name), str)
-        ]
-        settings = {**fields, **{name: Path(fields[name]) for name in paths}}
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{workdir / CONFIG} does not fit this version of metajax: {error}") from error
-    try:
-        return kind(**settings)
-    except UserError as error:
-        raise UserError(f"{workdir / CONFIG}: {error}") from error
-    except TypeError as error:
-        raise UserError(f"{workdir / CONFIG} does not fit this version of metajax: {error}") from error
-
-
-CONFIG_MODULE = "metajax_config"
-"""Name that a config file has as a module."""
-
-
-def load_module(path: Path) -> ModuleType:
-    """Execute a config file as a module.
+    Args:
+        value: A dataclass, or a value of one of its fields.
+        name: Name of the field, for the error.
 
     Raises:
-        UserError: If the file raises anything, with the line in which it does.
+        UserError: If a value is none of a number, text, a path, `None`, a dataclass, or a list, tuple or dict of these.
     """
-    spec = importlib.util.spec_from_file_location(CONFIG_MODULE, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[CONFIG_MODULE] = module  # dataclasses look their module up by name
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name), f"{name}.{f.name}") for f in dataclasses.fields(value)}
+        return {_TYPE: config_code.type_name(type(value)), **fields}
+    if isinstance(value, list | tuple):
+        return [to_json(each, f"{name}[{i}]") for i, each in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) and key != _TYPE for key in value):
+        return {key: to_json(each, f"{name}[{key!r}]") for key, each in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(
+        f"{name} is {value!r}: settings are numbers, text, paths, None, dataclasses, and lists or dicts of these"
+    )
+
+
+def from_json(value: Any, workdir: Path, module: ModuleType | None = None) -> Any:
+    """Return the settings that `to_json` made JSON of.
+
+    Args:
+        value: JSON values.
+        workdir: The work directory, for errors.
+        module: The run's own config file, where settings have types that are not metajax's.
+
+    Raises:
+        UserError: If a type is unknown, or does not have these fields.
+    """
+    return _from_json(value, workdir / CONFIG, module, "")
+
+
+def _from_json(value: Any, path: Path, module: ModuleType | None, owner: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_json(each, path, module, owner) for each in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {k: _from_json(each, path, module, f"{owner}{k}.") for k, each in value.items() if k != _TYPE}
+    if _TYPE not in value:
+        return fields
+    misfit = f"{path} does not fit this version of metajax"
     try:
-        spec.loader.exec_module(module)
+        kind = config_code.find_type(value[_TYPE], module)
+        settings = {**fields, **_as_declared(kind, fields)}
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{misfit}: {error}") from error
+    try:
+        settings = kind(**settings)
+        if config_code.is_shipped(kind.__module__):
+            field_types_are_right(settings, owner)
+        return settings
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        line = _line_of(error, path)
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
-    return module
+    except TypeError as error:
+        raise UserError(f"{misfit}: {error}") from error
+    except Exception as error:  # of the user's own `__post_init__`
+        raise UserError(f"{path}: {kind.__name__} does not take these settings: {error!r}") from error
 
 
-def _line_of(error: Exception, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}" if error.lineno else ""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == os.path.abspath(path):
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return f":{lines[-1]}" if lines else ""
+def _as_declared(kind: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths and lists among fields, which JSON has as texts and `_from_json` as tuples."""
+    declared = {f.name: getattr(f.type, "__name__", "") + str(f.type) for f in dataclasses.fields(kind)}
+    found = {}
+    for name, value in fields.items():
+        if "Path" in declared.get(name, ""):
+            found[name] = tuple(map(_path, value)) if isinstance(value, tuple) else _path(value)
+        elif declared.get(name, "").startswith("list"):
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; what was there stays until the new one is whole."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(text)
-    partial.replace(path)
+def _path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) else value
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

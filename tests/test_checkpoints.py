@@ -202,3 +202,84 @@ def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr(manager, "save", refuse)
         with pytest.raises(UserError, match=r"c: a checkpoint cannot be written \(no space left on device\)"):
             checkpoints.save(manager, some_state(1))
+
+
+@pytest.mark.parametrize(
+    "raised", [TimeoutError("x"), ValueError("Barrier timed out"), RuntimeError("DEADLINE_EXCEEDED")]
+)
+def test_a_save_that_timed_out_is_tried_once_more(tmp_path, monkeypatch, raised):
+    with checkpoints.open_checkpoints(tmp_path / "c") as manager:
+        save, calls = manager.save, []
+
+        def late(*args, **options):
+            calls.append(args)
+            if len(calls) % 2:
+                raise raised
+            return save(*args, **options)
+
+        monkeypatch.setattr(manager, "save", late)
+        checkpoints.save(manager, some_state(1), wait=True)
+        assert len(calls) == 2
+    assert checkpoints.saved_steps(tmp_path / "c") == [1]
+
+
+def test_a_save_that_timed_out_twice_says_so(tmp_path, monkeypatch):
+    def never(*args, **options):
+        raise TimeoutError("in Orbax's words")
+
+    with checkpoints.open_checkpoints(tmp_path / "c") as manager:
+        monkeypatch.setattr(manager, "save", never)
+        with pytest.raises(UserError, match=r"c: a checkpoint cannot be written \(it timed out twice\)$"):
+            checkpoints.save(manager, some_state(1))
+
+
+def test_paths_may_be_texts_and_losses_scalars_of_jax(tmp_path):
+    folder = str(tmp_path / "new" / "c")
+    with checkpoints.open_checkpoints(folder) as manager:
+        checkpoints.save(manager, some_state(1), jnp.float32(2))
+        checkpoints.save(manager, some_state(2), np.float64(1))
+    assert checkpoints.saved_steps(folder) == [1, 2]
+    assert checkpoints.best_step(folder) == 2
+    assert flat(checkpoints.restore(folder, some_state(0))[0]) == flat(some_state(2))
+    checkpoints.discard_after(folder, 1)
+    assert checkpoints.saved_steps(folder) == [1]
+
+
+def test_other_parameters_name_the_first_that_differs(tmp_path):
+    save_all(tmp_path / "c", {1: None, 2: None})
+    like = some_state(0)
+    more = like._replace(meta_params={**like.meta_params, "tail": jnp.ones(2)})
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(tmp_path / "c", more)
+    assert str(caught.value) == (
+        f"checkpoint {tmp_path / 'c' / '2'}: the model's parameters are not those of the checkpoint: it holds nothing "
+        "where float32[2] is expected, at meta_params/tail"
+    )
+    other = like._replace(opt_state=optax.sgd(1.0).init(like.meta_params))
+    with pytest.raises(
+        UserError, match=r"it holds int32\[\] where nothing is expected, at opt_state/0/count \(and 8 more"
+    ):
+        checkpoints.restore(tmp_path / "c", other)
+
+
+def test_a_damaged_checkpoint_is_told_in_our_own_words(tmp_path):
+    save_all(tmp_path / "c", {1: None})
+    (tmp_path / "c" / "1" / "default" / "_METADATA").write_text("{")
+    path = tmp_path / "c" / "1"
+    with pytest.raises(UserError) as caught:
+        checkpoints.restore(tmp_path / "c", some_state(0))
+    assert str(caught.value) == f"checkpoint {path} cannot be read (its files are damaged or incomplete)"
+    with pytest.raises(UserError, match=r"c/7 cannot be read \(it is not there\)"):
+        checkpoints.restore(tmp_path / "c", some_state(0), 7)
+
+
+def test_all_but_the_last_and_the_best_are_pruned(tmp_path):
+    save_all(tmp_path / "c", {1: 3.0, 2: 1.0, 3: 5.0, 4: None, 5: 6.0}, keep=9)
+    checkpoints.prune(tmp_path / "c", 2)
+    assert checkpoints.saved_steps(tmp_path / "c") == [2, 4, 5]
+
+
+def test_names_that_are_no_steps(tmp_path):
+    for name in ("²", "٣", "-1", "x", "7.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.saved_steps(tmp_path) == []

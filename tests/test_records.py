@@ -67,7 +67,7 @@ def test_a_record_has_the_settings_of_its_config(name):
         passed = ("execution", "task.source")
         return {field: value for field, value in workdir._leaves(config) if not field.startswith(passed)}
 
-    now = settings(workdir.to_json(configs.load(record._config_of(name)), record.ROOT))
+    now = settings(workdir.to_json(configs.load(record._config_of(name))))
     then = settings(RECORDS[name]["config"])
     set_otherwise = {field: value for field, value in then.items() if field in now and value != now[field]}
     said = [fields for words, fields in OTHERWISE.items() if name.endswith(f"_{words}")]

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 import metajax
-from metajax import workdir
+from metajax import files
 from metajax.benchmark import (
     WORKLOADS,
     choose,
@@ -178,4 +178,4 @@ def _write(options: Options, rows: dict[str, Any]) -> None:
             "versions": {"metajax": metajax.__version__, "jax": jax.__version__},
             "precision": products_precision(),
         }
-        workdir.write_json(options.output, {**about, "results": rows})
+        files.write_json(options.output, {**about, "results": rows})

@@ -4,17 +4,18 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 import metajax
 from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
+from metajax.config_code import load_module
 from metajax.errors import UserError
-from metajax.experiment import Experiment
+from metajax.experiment import Experiment, TaskSpec
 from metajax.experiment.checks import types_are_right
-from metajax.workdir import load_module
+from metajax.workdir import config_folder
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def find(config: str) -> Path:
     Raises:
         UserError: If there is none.
     """
-    path = Path(config)
+    path = Path(config).expanduser()
     if path.suffix == ".py":
         if not path.is_file():
             raise UserError(f"there is no config file {config}")
@@ -74,7 +75,7 @@ def load(config: str) -> Experiment:
         UserError: If there is none, or the file is wrong.
     """
     path = find(config)
-    experiment = getattr(load_module(path), "config", None)
+    experiment = getattr(load_module(path, config_folder(path)), "config", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} must set `config` to a metajax.experiment.Experiment")
     try:
@@ -125,5 +126,45 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
     prepare_devices(None)
     source = find(args[0])
     default = _Line(kind(), load(args[0]))
-    line = parse(_Line[kind], args[1:], prog=f"metajax {command} {args[0]}", about=kind.__doc__, default=default)
+    prog = f"metajax {command} {args[0]}"
+    line = _parse_settings(_Line[kind], args[1:], prog=prog, about=kind.__doc__, default=default)
     return source, line.options, line.experiment
+
+
+TaskT = TypeVar("TaskT")
+
+
+@dataclasses.dataclass
+class _TaskLine(Generic[T, TaskT]):
+    options: Annotated[T, tyro.conf.arg(name="")]
+    task: TaskT
+
+
+def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskSpec]:
+    """Read a command's options, and fields that override the task of another config.
+
+    Args:
+        default: The command's own options, `tyro.MISSING` where they have no default.
+        config: Name or path of the other config.
+        args: Words of the command line.
+        prog: The command, for the help.
+
+    Returns:
+        The options, and the task.
+
+    Raises:
+        UserError: If there is no such config, the file is wrong, or an option is.
+    """
+    task = load(config).task
+    kind, about = _TaskLine[type(default), type(task)], type(default).__doc__
+    line = _parse_settings(kind, args, prog=prog, about=about, default=_TaskLine(default, task))
+    return line.options, line.task
+
+
+def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:
+    """Parse options that fill settings, whose own checks may raise anything where they are the user's."""
+    try:
+        return parse(kind, args, prog=prog, about=about, default=default)
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        said = f": {error}" if str(error) else ""
+        raise UserError(f"a setting does not take this value: {type(error).__name__}{said}") from error

@@ -1,5 +1,6 @@
 """Devices of a run: host cores count as devices on a CPU."""
 
+import atexit
 import collections
 import contextlib
 import itertools
@@ -7,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import time
 import zlib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from metajax.cli import compiled
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
@@ -88,6 +91,8 @@ def _keep_compiled_programs() -> None:
     """Let a second start of an experiment find what the first one compiled; a choice of the user's own stays."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = resolve_data_dir() / "compiled" / _machine()
+        compiled.drop_changed(folder)
+        atexit.register(compiled.record, folder, time.time())
         jax.config.update("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,22 +1,24 @@
 """`metajax evaluate`: measure a trained learner on unseen tasks, at every inner step."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
 
-from metajax import checkpoints, workdir
+from metajax import checkpoints, files, workdir
 from metajax.cli import configs, report
 from metajax.cli.device import choose_mesh, prepare_devices, use_precision
-from metajax.cli.parse import parse
+from metajax.cli.parse import parse, value_of
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
-from metajax.experiment import Experiment, Parts, build
+from metajax.experiment import Experiment, Parts, Tasks, TaskSpec, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
@@ -24,7 +26,13 @@ from metajax.training import TrainState, init_train_state
 
 @dataclasses.dataclass
 class Options:
-    """Evaluate a trained learner at every inner step, and write the report into its work directory."""
+    """Evaluate a trained learner at every inner step, and write the report into its work directory.
+
+    With --on CONFIG, fields of that config's task can be overridden too: --task.FIELD VALUE.
+
+    A run with types of your own needs the code in its config.py, which is executed only if you began the run, or with
+    --trust.
+    """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
@@ -41,26 +49,31 @@ class Options:
     protocol: Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None = None
     """Tasks, queries and steps of a paper's evaluation; num-tasks and steps still override it."""
     on: str | None = None
-    """Another config, name or path, whose tasks to evaluate on."""
+    """Another config, name or path, whose tasks to evaluate on. A file is executed."""
     output: Path | None = None
     """The report; by default evaluation.json in the work directory, and with options that change what is measured a
-    name that says so, such as evaluation_steps_10.json."""
+    name that says so, such as evaluation_steps_10.json. A symbolic link is replaced, its target is not written."""
     chunk_size: int | None = None
     """Tasks that run together on a device; fewer take less memory."""
     devices: int | None = None
     """Devices to split tasks over; by default all that help."""
     data_dir: Path | None = None
     """Where data sets are prepared."""
+    trust: bool = False
+    """Execute the code in the work directory's config.py, although somebody else began the run. Read it first."""
 
 
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
-    options = parse(Options, args, prog="metajax evaluate")
+    options, task = _parse(args)
     report.check_output(options.output)
     prepare_devices(options.devices)
-    experiment = workdir.load_experiment(options.workdir)
-    if options.on is not None:
-        experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
+    experiment = workdir.load_experiment(options.workdir, trust=options.trust)
+    path = options.output or options.workdir / _report_name(options)
+    files.check_writable(path)
+    warn_of_changed_code(options.workdir, experiment)
+    if task is not None:
+        experiment = dataclasses.replace(experiment, task=task)
     if options.protocol is not None:
         experiment = PROTOCOLS[options.protocol].apply(experiment)
     changes = {name: getattr(options, name) for name in ("num_tasks", "steps") if getattr(options, name) is not None}
@@ -69,18 +82,15 @@ def run(args: Sequence[str]) -> None:
         execution = dataclasses.replace(experiment.execution, chunk_size=options.chunk_size)
         experiment = dataclasses.replace(experiment, execution=execution)
     use_precision(experiment.execution.precision)
-    parts = build(experiment, options.data_dir)
-    changed = options.on is None and workdir.data_differs(options.workdir, parts.tasks.holds)
-    if changed:
-        report.warn(
-            f"{options.workdir} was trained on other data: {changed}. Classes that it trained on may be among these"
-        )
-    try:
+    tasks = experiment.task.tasks(options.data_dir)
+    if options.on is None:
+        _warn_of_other_data(options.workdir, tasks)
+        parts = build(experiment, options.data_dir, tasks=tasks)
         state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
-    except UserError as error:
-        if options.on is None:
-            raise
-        raise UserError(f"the tasks of {options.on} seem not to fit the model of {options.workdir}: {error}") from error
+    else:
+        with _blaming(options.on, options.workdir, tasks):
+            parts = build(experiment, options.data_dir, tasks=tasks)
+            state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
     report.say(f"evaluating checkpoint {step:,} on {experiment.evaluation.num_tasks:,} {options.split} tasks")
     try:
@@ -91,9 +101,71 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"--protocol {options.protocol}, with the ways and shots of the run: {error}") from error
     report.table(result)
-    path = options.output or options.workdir / _report_name(options)
-    workdir.write_json(path, {**result, "checkpoint": step, **_asked(options)})
+    files.write_json(path, {**result, "checkpoint": step, **_asked(options)})
     report.say(f"the whole report is {path}")
+
+
+def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
+    """Return the options, and the task of `--on`."""
+    on = value_of("--on", args)
+    if not on:
+        return parse(Options, args, prog="metajax evaluate"), None
+    prepare_devices(None)  # before the config file, which may use JAX
+    return configs.override_task(Options(workdir=tyro.MISSING), on, args, prog="metajax evaluate")
+
+
+def warn_of_changed_code(directory: Path, experiment: Experiment) -> None:
+    """Warn if modules that the run's config imports are not what they were when the run began."""
+    changed = workdir.changed_modules(directory, experiment, directory / workdir.SOURCE)
+    if changed:
+        report.warn(
+            f"code that {directory} was begun with has changed since: {', '.join(changed)}. "
+            "The results are those of the new code"
+        )
+
+
+def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
+    """Warn if the data is not that of the run, or if that cannot be told."""
+    unknown = workdir.unknown_beginning(directory)
+    if unknown:
+        report.warn(unknown)
+    changed = workdir.data_differs(directory, tasks.holds)
+    if changed:
+        report.warn(f"{directory} was trained on other data: {changed}. Classes that it trained on may be among these")
+
+
+def describe_task(tasks: Tasks) -> dict[str, Any]:
+    """Return the shape of one input, and `classes` or the shape of one target."""
+    support = jax.eval_shape(next(iter(tasks.samplers.values())), jax.random.key(0)).support
+    classes = jnp.issubdtype(support.y.dtype, jnp.integer)
+    return {"inputs": list(support.x.shape[1:]), "targets": "classes" if classes else list(support.y.shape[1:])}
+
+
+@contextlib.contextmanager
+def _blaming(on: str, directory: Path, tasks: Tasks) -> Iterator[None]:
+    """Blame the tasks of another config for what does not fit the model of a run.
+
+    Raises:
+        UserError: If the tasks are of another kind, or the body raises it.
+    """
+    there, here = workdir.trained_on(directory), describe_task(tasks)
+    misfit = f"the tasks of {on} do not fit the model of {directory}"
+    said = f"its tasks have {_described(here)}, the run's have {_described(there)}" if there else ""
+    if there and (there.get("targets") == "classes") != (here["targets"] == "classes"):
+        raise UserError(f"{misfit}: {said}")
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{misfit}: {said + '; ' if said else ''}{error}") from error
+    if there and there.get("inputs") != here["inputs"]:
+        report.warn(f"{on} is not what {directory} was trained on: {said}")
+
+
+def _described(task: dict[str, Any]) -> str:
+    """Return the description of `describe_task` in words: `inputs of 28×28×1 and classes`."""
+    shapes = {k: "×".join(map(str, v)) or "1 number" if isinstance(v, list) else str(v) for k, v in task.items()}
+    targets = shapes.get("targets")
+    return f"inputs of {shapes.get('inputs')} and {targets if targets == 'classes' else f'targets of {targets}'}"
 
 
 def _asked(options: Options) -> dict[str, Any]:
@@ -138,7 +210,7 @@ def load_state(
         step = checkpoints.best_step(folder)
         if step is None:
             raise UserError(f"no checkpoint of {directory} was validated: choose last, or one of {_listed(steps)}")
-    elif checkpoint.isdigit() and int(checkpoint) in steps:
+    elif checkpoint in map(str, steps):
         step = int(checkpoint)
     else:
         raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {_listed(steps)}")

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ _RULE = "─"
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
     """Parse options into a dataclass.
+
+    A `~` at the beginning of a value is the home folder: shells expand it in `--workdir ~/x` only, not behind `=`.
 
     Args:
         kind: The dataclass.
@@ -36,11 +39,25 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = 
     options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(args), prog=prog, description=about, **options)
+            return tyro.cli(kind, args=[_expand_home(arg) for arg in args], prog=prog, description=about, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"{_condense(said.getvalue())} ({prog} --help lists the options)") from None
+
+
+def _expand_home(arg: str) -> str:
+    option, equals, value = arg.partition("=")
+    if arg.startswith("--") and equals:
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(arg)
+
+
+def value_of(option: str, args: Sequence[str]) -> str | None:
+    """Return an option's value before the whole line can be parsed; `None` if the option is not there."""
+    following = [*args, ""][1:]
+    pairs = [arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, following, strict=True)]
+    return next((_expand_home(value) for name, value in pairs if name.replace("_", "-") == option), None)
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:

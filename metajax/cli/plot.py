@@ -11,10 +11,10 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from metajax import metrics, plots, workdir
+from metajax import files, metrics, plots, workdir
 from metajax.cli import report
 from metajax.cli.device import prepare_devices
-from metajax.cli.evaluate import load_state
+from metajax.cli.evaluate import load_state, warn_of_changed_code
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
@@ -27,7 +27,11 @@ _FITS = 3
 
 @dataclasses.dataclass
 class Options:
-    """Draw a run: its learning curve, the metrics against inner steps, and example tasks."""
+    """Draw a run: its learning curve, the metrics against inner steps, and example tasks.
+
+    A run with types of your own needs the code in its config.py, which is executed only if you began the run, or with
+    --trust.
+    """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
@@ -37,6 +41,8 @@ class Options:
     """Seed of the example tasks; by default the run's."""
     data_dir: Path | None = None
     """Where data sets are prepared."""
+    trust: bool = False
+    """Execute the code in the work directory's config.py, although somebody else began the run. Read it first."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -44,29 +50,30 @@ def run(args: Sequence[str]) -> None:
     options = parse(Options, args, prog="metajax plot")
     if options.format not in ("png", "svg", "pdf"):
         raise UserError(f"--format must be png, svg or pdf, got {options.format!r}")
-    experiment = workdir.load_experiment(options.workdir)
+    experiment = workdir.load_experiment(options.workdir, trust=options.trust)
+    folder = files.check_inside(options.workdir, workdir.PLOTS)
+    files.check_writable(folder / f"learning_curve.{options.format}")
+    warn_of_changed_code(options.workdir, experiment)
     prepare_devices(1)
     figures: dict[str, Figure] = {}
     rows = metrics.read(options.workdir)
-    if rows:
+    if any("loss" in row or "accuracy" in row for row in rows):
         figures["learning_curve"] = plots.learning_curve(rows)
     elif (options.workdir / metrics.METRICS).is_file():
         report.warn(f"{options.workdir / metrics.METRICS} has no line that can be read: no learning curve is drawn")
     evaluation = options.workdir / workdir.EVALUATION
     if evaluation.is_file():
         try:
-            figures["adaptation"] = plots.adaptation(workdir.read_json(evaluation))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{evaluation} is damaged: it is no report of an evaluation") from error
+            figures["adaptation"] = plots.adaptation(files.read_json(evaluation))
+        except ValueError as error:
+            raise UserError(f"{evaluation} is damaged: {error}") from error
     parts = build(experiment, options.data_dir)
     state, _ = load_state(options.workdir, experiment, parts)
     seed = experiment.seed if options.seed is None else options.seed
     figures |= _examples(experiment, parts, state, purpose_key(seed, "test"))
-    folder = options.workdir / workdir.PLOTS
-    folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         path = folder / f"{name}.{options.format}"
-        figure.savefig(path, dpi=150)
+        plots.save(figure, path)
         report.say(str(path))
 
 

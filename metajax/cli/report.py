@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from metajax import files
 from metajax.cli.device import is_first
 from metajax.errors import UserError
 
@@ -19,7 +20,8 @@ from metajax.errors import UserError
 def say(text: str) -> None:
     """A line on standard output, by the first process of a run."""
     if is_first():
-        print(text, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # a name may not be in it
 
 
 def warn(text: str) -> None:
@@ -49,15 +51,19 @@ def out_of_memory(advice: str) -> Iterator[None]:
 
 
 def check_output(path: Path | None) -> None:
-    """Check that a report can be written, before there is one.
+    """Check that a report can be written, before anything is measured.
 
     Raises:
-        UserError: If its folder is not there, or it is a folder.
+        UserError: If it cannot be.
     """
-    if path is not None and not path.parent.is_dir():
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise UserError(f"--output: there is no folder {path.parent}")
-    if path is not None and path.is_dir():
-        raise UserError(f"--output: {path} is a folder, not a file to write")
+    try:
+        files.check_writable(path)
+    except UserError as error:
+        raise UserError(f"--output: {error}") from error
 
 
 def devices(mesh: Mesh) -> str:
@@ -80,7 +86,10 @@ def table(result: dict[str, Any]) -> None:
     rows = {str(step): (result, step) for step in _some_steps(result["inner_steps"])}
     domains = {name: (each, each["inner_steps"]) for name, each in result.get("domains", {}).items()}
     console = Console()
-    console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
+    tasks = result["num_tasks"]
+    one = f"1 {result['split']} task: an interval needs more"
+    many = f"{tasks} {result['split']} tasks, mean ± 95 % interval"
+    console.print(one if tasks == 1 else many, highlight=False)
     console.print(_grid("inner steps", columns, rows))
     if domains:
         console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)

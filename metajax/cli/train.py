@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from metajax import checkpoints, metrics, workdir
+from metajax import checkpoints, files, metrics, workdir
 from metajax.cli import Stopped, configs, report, tune
 from metajax.cli.device import (
     any_process,
@@ -26,7 +26,8 @@ from metajax.cli.device import (
     use_precision,
     wait_for_others,
 )
-from metajax.cli.evaluate import evaluate_run, load_state
+from metajax.cli.evaluate import describe_task, evaluate_run, load_state
+from metajax.cli.parse import value_of
 from metajax.cli.progress import Progress
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
@@ -40,7 +41,7 @@ _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-di
 
 Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. On a work
 directory that exists, resume exactly where it stopped. Every field of the config can be overridden:
-`metajax train CONFIG --help` lists them."""
+`metajax train CONFIG --help` lists them. A config file is executed; code in a work directory is not."""
 
 
 @dataclasses.dataclass
@@ -60,7 +61,7 @@ class Options:
 def run(args: Sequence[str]) -> None:
     """Carry out the command."""
     configs.check_first("train", _USAGE, args)
-    join(_value_of("--distributed", args))  # before the config file, which may use JAX
+    join(value_of("--distributed", args))  # before the config file, which may use JAX
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
@@ -80,14 +81,6 @@ def run(args: Sequence[str]) -> None:
         ) from error
 
 
-def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """An option's value, before the whole line can be parsed."""
-    pairs = [
-        arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, [*args[1:], ""], strict=True)
-    ]
-    return next((value for name, value in pairs if name == option), None)
-
-
 def train(
     directory: Path,
     experiment: Experiment,
@@ -102,8 +95,10 @@ def train(
         Stopped: If a signal stopped it; all is saved then.
     """
     resumes = workdir.is_workdir(directory)
+    if is_first():
+        workdir.check_writable(directory)
     if resumes:
-        differing = workdir.differences(workdir.load_experiment(directory), experiment, directory)
+        differing = workdir.differences(directory, experiment)
         if differing:
             raise UserError(
                 f"{directory} holds another experiment: {'; '.join(differing)}. "
@@ -113,6 +108,12 @@ def train(
             raise UserError(
                 f"{directory} was begun with other code than {source} has now; it is kept in "
                 f"{directory / workdir.SOURCE}. Choose another --workdir, or the same code"
+            )
+        modules = workdir.changed_modules(directory, experiment, source)
+        if modules:
+            raise UserError(
+                f"{directory} was begun with other code of {', '.join(modules)}, which {source} imports. "
+                "Choose another --workdir, or the same code"
             )
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
@@ -133,7 +134,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
         state = _resume(directory, experiment, state, mesh)
     else:
         if is_first():
-            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds)
+            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
         report.say(f"training in {directory} on {report.devices(mesh)}")
     if int(state.step) < experiment.training.steps:
         _train(directory, experiment, parts, state, mesh)
@@ -142,7 +143,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     report.say(f"evaluating checkpoint {step:,}{best} on {experiment.evaluation.num_tasks:,} test tasks")
     result = evaluate_run(experiment, parts, state, mesh)
     if is_first():
-        workdir.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
+        files.write_json(directory / workdir.EVALUATION, {**result, "checkpoint": step})
     report.table(result)
     report.say(f"the whole report is {directory / workdir.EVALUATION}")
     report.say(f"metajax plot {directory} draws it")
@@ -150,7 +151,7 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
 
 def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Mesh) -> TrainState:
     for change in workdir.changes_since(directory, experiment, mesh.size):
-        report.warn(f"{change}: the same up to rounding")
+        report.warn(change)
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
         if is_first():
@@ -164,7 +165,9 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     wait_for_others("restored")
     if is_first():
         checkpoints.discard_after(folder, step)
+        checkpoints.prune(folder, experiment.training.keep)
         metrics.truncate(directory, step)
+        files.remove_stale_partials(directory)
     wait_for_others("truncated")
     if step < experiment.training.steps:
         report.say(f"resuming {directory} from step {step:,}")

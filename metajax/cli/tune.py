@@ -1,14 +1,13 @@
 """`metajax tune`: time the sensible ways to carry an experiment out, and keep the fastest for later runs."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from metajax import workdir
+from metajax import files
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
 from metajax.cli.device import choose_mesh, device_name, share_evenly, use_precision
@@ -61,8 +60,10 @@ def run(args: Sequence[str]) -> None:
     configs.check_first("tune", _USAGE, args)
     source, options, experiment = configs.override("tune", Options, args)
     use_precision(experiment.execution.precision)
-    if not os.access(source.parent, os.W_OK):
-        raise UserError(f"{source.parent} cannot be written: copy {source.name} to a folder of your own, and tune that")
+    try:
+        files.check_writable(_path(source))
+    except UserError as error:
+        raise UserError(f"{error}: copy {source.name} to a folder of your own, and tune that") from error
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)
     best, rate = Tuned(), 0.0
@@ -90,7 +91,7 @@ def load(source: Path) -> Tuned:
     path = _path(source)
     if not path.is_file():
         return Tuned()
-    found = workdir.read_json(path)
+    found = files.read_json(path)
     entry = found.get(device_name(), {}) if isinstance(found, dict) else None
     if not isinstance(entry, dict) or not all(_fits(name, value) for name, value in entry.items()):
         raise UserError(f"{path} is damaged; remove it, or run metajax tune again")
@@ -107,11 +108,11 @@ def store(source: Path, tuned: Tuned) -> Path:
     """Keep what is fastest beside a config; other devices' entries stay."""
     path = _path(source)
     try:
-        entries = workdir.read_json(path)
+        entries = files.read_json(path)
     except UserError:  # not there, or damaged
         entries = {}
     kept = entries if isinstance(entries, dict) else {}
-    workdir.write_json(path, {**kept, device_name(): dataclasses.asdict(tuned)})
+    files.write_json(path, {**kept, device_name(): dataclasses.asdict(tuned)})
     return path
 
 

@@ -29,12 +29,13 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
+def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks | None = None) -> Parts:
     """Turn an experiment into its tasks, model, loss, learner and outer optimiser.
 
     Args:
         experiment: The settings.
         data_dir: Where data sets are prepared; by default where `metajax data prepare` puts them.
+        tasks: What `experiment.task.tasks(data_dir)` returned, where the caller has it; default: call it.
 
     Returns:
         The parts, the model freshly initialised from the seed.
@@ -42,7 +43,7 @@ def build(experiment: Experiment, data_dir: Path | None = None) -> Parts:
     Raises:
         UserError: If settings do not go together, or a data set is missing.
     """
-    tasks = experiment.task.tasks(data_dir)
+    tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
     if not tasks.samplers:
         raise UserError("task has no split to draw tasks from")
     support = _support(next(iter(tasks.samplers.values())))

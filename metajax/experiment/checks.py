@@ -12,6 +12,17 @@ from metajax.errors import UserError
 
 def types_are_right(spec: Any, owner: str = "") -> None:
     """Raise unless each field of settings, and of settings in them, has the type that it is declared with."""
+    field_types_are_right(spec, owner)
+    for field in dataclasses.fields(spec):
+        path, value = f"{owner}{field.name}", getattr(spec, field.name)
+        parts = {f"{path}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {path: value}
+        for name, part in parts.items():
+            if dataclasses.is_dataclass(part):
+                types_are_right(part, f"{name}.")
+
+
+def field_types_are_right(spec: Any, owner: str = "") -> None:
+    """Raise unless each field of settings has the type that it is declared with; nested settings are not checked."""
     hints = typing.get_type_hints(type(spec))
     for field in dataclasses.fields(spec):
         path, value, hint = f"{owner}{field.name}", getattr(spec, field.name), hints[field.name]
@@ -21,10 +32,6 @@ def types_are_right(spec: Any, owner: str = "") -> None:
             typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{path} must be {_described(hint)}, got {value!r}") from error
-        parts = {f"{path}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {path: value}
-        for name, part in parts.items():
-            if dataclasses.is_dataclass(part):
-                types_are_right(part, f"{name}.")
 
 
 def _described(hint: Any) -> str:

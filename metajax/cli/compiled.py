@@ -1,0 +1,77 @@
+"""Compiled programs that JAX caches on disk, with a checksum of each.
+
+JAX runs whatever program it finds under a name. A file that another one was copied over gives an assertion, or wrong
+numbers.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from metajax import files
+from metajax.errors import UserError
+
+_CHECKSUMS = "checksums.json"
+_LOG = logging.getLogger("metajax.cli")
+
+
+def drop_changed(folder: Path) -> None:
+    """Remove programs that are not what was written under their names, with a warning; JAX compiles them again.
+
+    A file is read only if its size, time or inode has changed. Programs without a checksum get one.
+    """
+    known, changed = _read(folder), []
+    for path in _programs(folder):
+        *stamp, checksum = known.get(path.name, [None])
+        with contextlib.suppress(OSError):
+            if checksum is not None and stamp != _stamp(path) and checksum != _checksum(path):
+                path.unlink()
+                changed.append(path)
+    if changed:
+        _LOG.warning("%s: %d compiled programs had changed: they are compiled again", folder, len(changed))
+    record(folder, time.time())
+
+
+def record(folder: Path, since: float) -> None:
+    """Write the checksums of programs that have none, or that this process has written.
+
+    Args:
+        folder: The folder of the cache.
+        since: When this process began, in seconds since 1970.
+    """
+    known, now = _read(folder), {}
+    for path in _programs(folder):
+        with contextlib.suppress(OSError):
+            written = path.stat().st_mtime >= since
+            kept = known.get(path.name)
+            now[path.name] = kept if kept and not written else [*_stamp(path), _checksum(path)]
+    if now != known:
+        with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to
+            files.write_json(folder / _CHECKSUMS, now)
+
+
+def _programs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*-cache") if path.is_file())
+
+
+def _stamp(path: Path) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(folder: Path) -> dict[str, list[Any]]:
+    try:
+        found = files.read_json(folder / _CHECKSUMS)
+    except UserError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, list) and len(entry) == 4}

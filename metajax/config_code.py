@@ -1,0 +1,384 @@
+"""The Python code of a config file: how it is executed, identified, and trusted.
+
+A run whose settings all have metajax's types needs no code. A run with types of the user's own keeps a copy of the
+config file. The copy is executed only if this user began the run, or asks for it: the user's data folder keeps a record
+of every config file that this user began a run with.
+"""
+
+import ast
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.machinery
+import logging
+import os
+import site
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from metajax import files
+from metajax.data.disk import resolve_data_dir
+from metajax.errors import UserError
+
+CONFIG_MODULE = "metajax_config"
+"""Name that a config file has as a module."""
+
+_LOG = logging.getLogger("metajax")
+_BEGUN = "begun"
+"""Folder of the records, in the user's data folder."""
+
+
+def load_module(path: Path, folder: Path | None = None) -> ModuleType:
+    """Execute a config file as a module, with its folder first on Python's path.
+
+    Modules beside the file are imported anew: two configs may each have a `my_model.py`. Afterwards the folder stays at
+    the end of the path, for imports inside functions.
+
+    Args:
+        path: The file.
+        folder: The folder that its imports are searched in; default: the folder of the file.
+
+    Returns:
+        The module, also in `sys.modules` under `CONFIG_MODULE`.
+
+    Raises:
+        UserError: If the file cannot be read, or raises anything but `KeyboardInterrupt`, with the line that does.
+    """
+    folder = (path.parent if folder is None else folder).absolute()
+    source = files.read_bytes(path)
+    module = ModuleType(CONFIG_MODULE)
+    module.__file__ = os.path.abspath(path)
+    sys.modules[CONFIG_MODULE] = module  # dataclasses look their module up by name
+    try:
+        code = compile(source, os.path.abspath(path), "exec", dont_inherit=True)
+        with _first_on_path(folder):
+            _forget(_local_modules(ast.parse(source)), folder)
+            exec(code, module.__dict__)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a config file must not end the program without a word
+        reason = f"{path}{_line_of(error, path)}: {type(error).__name__}{_message(error)}"
+        if isinstance(error, ModuleNotFoundError) and not folder.is_dir():
+            reason += f" (the folder of the config, {folder}, is gone: put its modules on PYTHONPATH)"
+        raise UserError(reason) from error
+    return module
+
+
+def _forget(modules: dict[str, Path], folder: Path) -> None:
+    """Let modules of a folder be imported anew, and modules of files that are gone."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if file and Path(file).absolute().is_relative_to(folder) and not os.path.isfile(file):
+            del sys.modules[name]
+    for name, file in modules.items():
+        if file.is_relative_to(folder):
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    importlib.invalidate_caches()  # files may be newer than the last look at their folder
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+        if entry not in sys.path and folder.is_dir():
+            sys.path.append(entry)
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}" if error.lineno else ""
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == os.path.abspath(path):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f":{lines[-1]}" if lines else ""
+
+
+def _message(error: BaseException) -> str:
+    """Return what an exception says after a colon; an exception may fail to say anything."""
+    try:
+        text = str(error)
+    except Exception:
+        return ""
+    return f": {text}" if text else ""
+
+
+def read_source(path: Path) -> str:
+    """Read a Python file in the encoding that it declares.
+
+    Raises:
+        UserError: If it cannot be read or decoded.
+    """
+    content = files.read_bytes(path)
+    try:
+        lines = iter(content.splitlines(keepends=True))
+        encoding, _ = tokenize.detect_encoding(lambda: next(lines, b""))
+        return content.decode(encoding)
+    except (SyntaxError, ValueError, LookupError) as error:
+        raise UserError(f"{path} is not Python text: {error}") from error
+
+
+def same_code(one: Path, other: Path) -> bool:
+    """Return whether two config files have the same code, apart from comments, docstrings and the value of `config`.
+
+    `workdir.differences` compares the values of `config`.
+    """
+    try:
+        return _without_config(one) == _without_config(other)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(f"{one} or {other} is damaged: {error}") from error
+
+
+def _without_config(path: Path) -> str:
+    tree = ast.parse(read_source(path))
+    tree.body = [node for node in tree.body if not _sets(node, "config")]
+    return _normalised(tree)
+
+
+def _sets(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+
+
+def _normalised(tree: ast.Module) -> str:
+    """Return code in one form, without comments and docstrings."""
+    tree = copy.deepcopy(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            kept = [each for each in node.body if not _is_string(each)]
+            node.body = kept or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_string(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def fingerprints(path: Path, folder: Path) -> dict[str, list[str]]:
+    """Return fingerprints of the modules that a config file imports, directly or not, outside installed packages.
+
+    Args:
+        path: The config file.
+        folder: The folder that its imports are searched in.
+
+    Returns:
+        For each module by name the checksum of its file, and the checksum of its code without comments and docstrings.
+        The second one depends on the version of Python.
+    """
+    try:
+        with _first_on_path(folder.absolute()):
+            modules = _local_modules(ast.parse(read_source(path)))
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
+    return {name: _fingerprint(file) for name, file in sorted(modules.items())}
+
+
+def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
+    """Return the names of modules whose code is not what it was; `began` and `now` come from `fingerprints`."""
+    if not isinstance(began, dict):  # not recorded
+        return []
+    return sorted(name for name in {*began, *now} if not _checksums(began, name) & _checksums(now, name))
+
+
+def _checksums(fingerprints: dict[str, Any], name: str) -> set[str]:
+    found = fingerprints.get(name)
+    return {each for each in found if isinstance(each, str)} if isinstance(found, list) else set()
+
+
+def _fingerprint(file: Path) -> list[str]:
+    content = files.read_bytes(file)
+    try:
+        code = _normalised(ast.parse(content)).encode()
+    except (SyntaxError, ValueError, RecursionError):  # not Python, such as a compiled extension
+        code = content
+    return [hashlib.sha256(each).hexdigest()[:32] for each in (content, code)]
+
+
+def _local_modules(tree: ast.Module) -> dict[str, Path]:
+    """Return the files of all modules outside installed packages that code imports, directly or not, by name.
+
+    Nothing is imported to find out.
+    """
+    found: dict[str, Path] = {}
+    waiting = sorted(_imported(tree, ""))
+    while waiting:
+        name = waiting.pop()
+        file = None if name in found else _local_file(name)
+        if file is None:
+            continue
+        found[name] = file
+        if file.suffix == ".py":
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, UserError):
+                waiting += sorted(_imported(ast.parse(files.read_bytes(file)), package))
+    return found
+
+
+def _imported(tree: ast.Module, package: str) -> set[str]:
+    """Return the names of modules that code may import, and of the packages that these are in."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".") if package else []
+                if node.level > len(parents):
+                    continue
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names if name]
+    return {".".join(each[:length]) for each in parts for length in range(1, len(each) + 1)}
+
+
+def _local_file(name: str) -> Path | None:
+    """Return the file of a module, unless it is part of metajax, of Python or of an installed package."""
+    top = name.partition(".")[0]
+    if top == "metajax" or top in sys.stdlib_module_names:
+        return None
+    file, _ = _find(name)
+    if file is None or any(file.is_relative_to(folder) for folder in _installed_folders()):
+        return None
+    return file
+
+
+def _find(name: str) -> tuple[Path | None, list[Path]]:
+    """Return the file that a module would be loaded from, and the folders that its own modules are in.
+
+    Python's finders would execute the packages that the module is in.
+    """
+    parent, _, last = name.rpartition(".")
+    folders = []
+    for place in _find(parent)[1] if parent else map(Path, sys.path):
+        base = place.absolute() / last
+        if (base / "__init__.py").is_file():
+            return base / "__init__.py", [base]
+        for suffix in importlib.machinery.all_suffixes():
+            if base.with_name(last + suffix).is_file():
+                return base.with_name(last + suffix), []
+        if base.is_dir():
+            folders.append(base)
+    loaded = vars(sys.modules[name]) if name in sys.modules else {}  # by the finder of an editable installation
+    if not folders and os.path.isfile(loaded.get("__file__") or ""):
+        return Path(loaded["__file__"]).absolute(), [Path(each) for each in loaded.get("__path__", [])]
+    return None, folders
+
+
+@functools.cache
+def _installed_folders() -> list[Path]:
+    """Return the folders of Python's own modules and of installed packages."""
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages()]
+    return [Path(path).absolute() for path in paths if path]
+
+
+def remember(config: Path, folder: Path) -> None:
+    """Record in the user's data folder that this user began a run with this code.
+
+    Args:
+        config: The copy of the config file in the work directory.
+        folder: The folder that its imports were searched in.
+    """
+    path = _record(config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders = [each for each in _remembered(path) if each != str(folder.absolute())]
+        files.write_json(path, {"folders": [*folders, str(folder.absolute())]})
+    except (OSError, UserError) as error:
+        _LOG.warning(
+            "%s cannot be written (%s): metajax evaluate and plot will ask for --trust", path, _message(error)[2:]
+        )
+
+
+def trusted_folder(config: Path, folder: Path | None) -> Path | None:
+    """Return the folder for the imports of a config file that this user began a run with; `None` for any other file.
+
+    Args:
+        config: The copy of the config file in the work directory.
+        folder: The folder that the work directory names, if it names one.
+    """
+    folders = _remembered(_record(config))
+    if folder is None:
+        return Path(folders[-1]) if folders else None
+    return folder if str(folder.absolute()) in folders else None
+
+
+def _record(config: Path) -> Path:
+    checksum = hashlib.sha256(files.read_bytes(config)).hexdigest()
+    return resolve_data_dir() / _BEGUN / f"{checksum}.json"
+
+
+def _remembered(path: Path) -> list[str]:
+    try:
+        return [str(folder) for folder in files.read_json(path)["folders"]]
+    except (UserError, KeyError, TypeError):
+        return []
+
+
+def own_types(value: Any) -> dict[str, type]:
+    """Return the types of settings, and of settings in them, that are not metajax's, by `module:name`."""
+    types: dict[str, type] = {}
+    if isinstance(value, list | tuple):
+        for each in value:
+            types |= own_types(each)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if not is_shipped(type(value).__module__):
+            types[type_name(type(value))] = type(value)
+        for field in dataclasses.fields(value):
+            types |= own_types(getattr(value, field.name))
+    return types
+
+
+def is_shipped(module: str) -> bool:
+    """Return whether a module is part of metajax."""
+    return module == "metajax" or module.startswith("metajax.")
+
+
+def type_name(kind: type) -> str:
+    """Return the name of a type in `config.json`: `module:name`."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def find_type(name: str, module: ModuleType | None) -> type:
+    """Return the dataclass of a name in `config.json`, without importing any module but metajax's.
+
+    Args:
+        name: From `type_name`.
+        module: The config file's module; types that are not metajax's are looked up in it, and in modules that it
+            has imported.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If the module has no such type.
+        TypeError: If it is not a dataclass that the module defines.
+    """
+    module_name, _, qualified = name.partition(":")
+    if is_shipped(module_name):
+        place = importlib.import_module(module_name)
+    elif module_name == CONFIG_MODULE:
+        place = module
+    else:
+        place = sys.modules.get(module_name)
+    if place is None:
+        raise ImportError(f"no module of the config is called {module_name!r}")
+    kind = functools.reduce(getattr, qualified.split("."), place)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module_name):
+        raise TypeError(f"{name} is not a type of settings")
+    return kind

@@ -1,0 +1,249 @@
+"""Read and write the files of a folder that other users may have prepared.
+
+Nothing is written through a symbolic link, and nothing but a regular file is read: a FIFO would block for ever.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from metajax.errors import UserError
+
+_MOST_BYTES = 2**28
+"""Limit of a file that is read whole: far above the metrics of a million calls."""
+
+_PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
+_STALE_SECONDS = 3600.0
+"""Age from which a partial file belongs to a process that was killed."""
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: The file; a symbolic link to it is followed.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: If the file is missing, cannot be read, is not a regular file, or has more than 256 MB.
+    """
+    path = Path(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        with open(descriptor, "rb") as file:
+            _check_regular(path, os.fstat(descriptor))
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path} is larger than {_MOST_BYTES // 2**20} MB: it is not a file that metajax wrote")
+    return content
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If the file cannot be read, or is not JSON.
+    """
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replace a file atomically: a reader sees the old content or the new content, and nothing in between.
+
+    The new content goes into a temporary file with a random name, which is then renamed. A symbolic link at `path` is
+    replaced; its target stays as it is.
+
+    Raises:
+        UserError: If `path` is a folder, a device or another special file.
+        OSError: If it cannot be written; `filename` is `path`.
+    """
+    path = Path(path)
+    try:
+        _check_replaceable(path)
+        partial = _create_partial(path.parent)
+        try:
+            with open(partial[0], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial[1], path)
+        except BaseException:
+            partial[1].unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace a text file atomically, in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Replace a JSON file atomically; see `write_bytes`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # A file name that is not UTF-8 has surrogates, whose backslash escape is also JSON's.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check that `write_bytes` could write a file, before the work whose result goes there.
+
+    Missing folders count as writable if the nearest folder that exists is.
+
+    Raises:
+        UserError: If it could not.
+    """
+    path = Path(path)
+    try:
+        _check_replaceable(path)
+        folder = path.parent
+        while not os.path.lexists(folder) and folder != folder.parent:
+            folder = folder.parent
+        descriptor, partial = _create_partial(folder)
+        os.close(descriptor)
+        partial.unlink()
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def open_append(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file to append to it; create it if it is missing.
+
+    Raises:
+        UserError: If it is a symbolic link or a special file.
+        OSError: If it cannot be opened.
+    """
+    path = Path(path)
+    descriptor = _open_no_link(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except UserError:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "ab")
+
+
+def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return a folder inside another one, after creating what is missing.
+
+    Raises:
+        UserError: If it is a symbolic link that leads out of `folder`, or not a folder.
+        OSError: If it cannot be created.
+    """
+    path = check_inside(folder, name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return `folder / name`, which may be missing.
+
+    Raises:
+        UserError: If it is a symbolic link that leads out of `folder`, or not a folder.
+    """
+    path = Path(folder) / name
+    if path.is_symlink() and not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise UserError(f"{path} is a symbolic link out of {folder}: remove the link, nothing is written through it")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path} is not a folder: remove it")
+    return path
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a file name is that of a temporary file of `write_bytes`."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove_stale_partials(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed processes left in a folder."""
+    for path in Path(folder).iterdir():
+        if is_partial(path.name):
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Hold an exclusive lock on a lock file; the system releases it when the process ends, whatever ends it.
+
+    Args:
+        path: The lock file, created if it is missing; its content stays.
+
+    Yields:
+        Whether this process holds the lock. Where locks do not exist (Windows, some cluster file systems, a folder that
+        cannot be written) it is `True`.
+
+    Raises:
+        UserError: If `path` is a symbolic link.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    try:
+        descriptor = _open_no_link(Path(path), os.O_RDWR | os.O_CREAT)
+    except OSError:
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError as error:
+        locked = not isinstance(error, BlockingIOError)
+    try:
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
+def _create_partial(folder: Path) -> tuple[int, Path]:
+    """Create a temporary file with a random name; return its descriptor and path."""
+    path = folder / f".metajax-{secrets.token_hex(8)}.partial"
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), path
+
+
+def _open_no_link(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | _NO_LINK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink():
+            raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it") from error
+        if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+            raise UserError(f"{path} is not a regular file") from error
+        raise
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise if a file cannot be replaced: as root, a rename would replace `/dev/null`."""
+    with contextlib.suppress(FileNotFoundError):
+        path.lstat()  # a name that is too long, or below a file
+        _check_regular(path, path.stat())
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path} is a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a regular file")
