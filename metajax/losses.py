@@ -1,5 +1,7 @@
 """Losses on one batch, in the form that learners take."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,7 +31,7 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
     """
 
     def loss_fn(params, data: Batch, rng):
-        logits = apply(params, data.x, rng)
+        logits = _array(apply(params, data.x, rng))
         if jnp.shape(data.y) != logits.shape[:-1]:
             raise ValueError(f"logits have shape {logits.shape}, but labels {jnp.shape(data.y)}")
         if varied_ways:
@@ -69,7 +71,7 @@ def regression_loss(apply: ApplyFn) -> LossFn:
     """
 
     def loss_fn(params, data: Batch, rng):
-        outputs = apply(params, data.x, rng)
+        outputs = _array(apply(params, data.x, rng))
         if jnp.shape(outputs) != jnp.shape(data.y):
             raise ValueError(f"outputs have shape {jnp.shape(outputs)}, but targets {jnp.shape(data.y)}")
         errors = (outputs - data.y) ** 2
@@ -79,12 +81,26 @@ def regression_loss(apply: ApplyFn) -> LossFn:
     return loss_fn
 
 
+def _array(outputs: Any) -> Any:
+    """Return a model's outputs, or raise a `TypeError` if they are not one array."""
+    if not hasattr(outputs, "shape") or not hasattr(outputs, "dtype"):
+        raise TypeError(
+            f"a loss needs one array from the model, which returned a {type(outputs).__name__}: choose the output in "
+            "apply, for example (lambda params, x, rng: apply(params, x, rng)[0])"
+        )
+    return outputs
+
+
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean over examples `[examples, ...]`, weighted by `mask`, `[examples]`; 0 where nothing counts."""
+    """Return the mean over examples `[examples, ...]`, weighted by `mask`, `[examples]`; 0 if all weights are 0.
+
+    Sums are in float32 at least; the mean has the dtype of `values`.
+    """
+    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
-        return values.mean()
-    values = values.reshape(values.shape[0], -1).mean(-1)
-    mask = mask.astype(values.dtype)
+        return wide.mean().astype(values.dtype)
+    wide = wide.reshape(wide.shape[0], -1).mean(-1)
+    mask = mask.astype(wide.dtype)
     total = mask.sum()
-    weighted = jnp.where(mask > 0, values, 0) * mask  # what does not count may be NaN
-    return weighted.sum() / jnp.where(total > 0, total, 1)
+    weighted = jnp.where(mask > 0, wide, 0) * mask  # what does not count may be NaN
+    return (weighted.sum() / jnp.where(total > 0, total, 1)).astype(values.dtype)

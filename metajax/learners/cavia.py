@@ -42,10 +42,12 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         if not leaves:
             raise ValueError("a context needs leaves to shift, but none is chosen")
         keys = jax.random.split(rng, len(leaves))
-        return structure.unflatten([
-            jax.random.normal(key, (size, *jnp.shape(leaf)), jnp.result_type(leaf)) / size**0.5
-            for key, leaf in zip(keys, leaves, strict=True)
-        ])
+        return structure.unflatten(
+            [
+                jax.random.normal(key, (size, *jnp.shape(leaf)), jnp.result_type(leaf)) / size**0.5
+                for key, leaf in zip(keys, leaves, strict=True)
+            ]
+        )
 
     def change(maps, adaptation, support):
         def view(vector, step):

@@ -36,7 +36,6 @@ def rates_per_layer_and_step(steps: int) -> Part:
     >>> rates_per_layer_and_step(2).init({"w": 3.0})
     {'w': Array([1., 1.], dtype=float32)}
     """
-
     _check_steps("rates", steps)
 
     def change(rates, adaptation, support):
@@ -80,7 +79,6 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
     >>> values_per_step(named("b"), 1).init({"w": 3.0, "b": 2.0})
     {'b': Array([2., 2.], dtype=float32, weak_type=True), 'w': None}
     """
-
     _check_steps("values", steps)
 
     def init(params):
