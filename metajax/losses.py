@@ -37,7 +37,8 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
         if varied_ways:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
-        losses = losses * jnp.where(_allowed(data, logits.shape[-1]), 1.0, jnp.nan)  # or it would learn from the others
+        factors = jnp.where(_allowed(data, logits.shape[-1]), 1, jnp.asarray(jnp.nan, losses.dtype))
+        losses = losses * factors  # without NaN it would learn from the other examples
         loss = weighted_mean(losses, data.mask)
         accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
         return loss, {"loss": loss, "accuracy": accuracy}
