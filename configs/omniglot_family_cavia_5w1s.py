@@ -3,20 +3,21 @@
     metajax data prepare omniglot
     metajax train omniglot_family_cavia_5w1s
 
-As `omniglot_family_maml_5w1s`, adapting a context of 100 that shifts the offsets of normalisation. Below MAML
-here: offsets alone, without the head and without scales, are a weak way to tell five new classes apart.
+As `omniglot_family_maml_5w1s`, adapting a context of 100 at the authors' rate of 1. The scales and offsets of all four
+normalisations are affine in the context (FiLM). The authors' code for mini-ImageNet has that after the third
+convolution only, and 2 inner steps; so set, the accuracy on 100 validation tasks was 83.0 %, against 86.0 % of this
+config. Below MAML here: the context modulates features, and the head does not adapt.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 82.42 ± 0.80
-% transductive, 79.69 ± 0.83 % each query alone; 2.3 minutes of training beside other work.
+MEASURED
 """
 
 from metajax.experiment import *
 
 config = Experiment(
     task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
+    model=Conv4(use_scale=True),
     learner=CAVIA(size=100, shifts=("norms",)),
-    inner=Inner(learning_rate=10.0, steps=3),
+    inner=Inner(learning_rate=1.0, steps=3),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),
     evaluation=EvaluationSettings(steps=5),

@@ -41,7 +41,8 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
         if varied_ways:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
-        losses = losses * jnp.where(_allowed(data, logits.shape[-1]), 1.0, jnp.nan)  # or it would learn from the others
+        factors = jnp.where(_allowed(data, logits.shape[-1]), 1, jnp.asarray(jnp.nan, losses.dtype))
+        losses = losses * factors  # without NaN it would learn from the other examples
         loss = weighted_mean(losses, data.mask)
         accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
         return loss, {"loss": loss, "accuracy": accuracy}
@@ -111,17 +112,19 @@ def _outputs(outputs: Any) -> jax.Array:
 
 
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Return the mean over examples, weighted by a mask; 0 where no example counts.
+    """Return the mean over examples, weighted by a mask; 0 if all weights are 0.
+
+    Sums are in float32 at least; the mean has the dtype of `values`.
 
     Args:
         values: `float[examples, ...]`.
         mask: Weights `[examples]`, or `None` to count every example once.
-
     """
+    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
-        return values.mean()
-    values = values.reshape(values.shape[0], -1).mean(-1)
-    mask = jnp.asarray(mask, values.dtype)
+        return wide.mean().astype(values.dtype)
+    wide = wide.reshape(wide.shape[0], -1).mean(-1)
+    mask = jnp.asarray(mask, wide.dtype)
     total = mask.sum()
-    weighted = jnp.where(mask > 0, values, 0) * mask  # what does not count may be NaN
-    return weighted.sum() / jnp.where(total > 0, total, 1)
+    weighted = jnp.where(mask > 0, wide, 0) * mask  # what does not count may be NaN
+    return (weighted.sum() / jnp.where(total > 0, total, 1)).astype(values.dtype)

@@ -190,6 +190,32 @@ def test_annealed_weights_sum_to_one_and_move_to_the_last_step(steps, over, done
     assert later[-1] >= weights[-1] - 1e-9
 
 
+def test_annealed_weights_are_those_of_the_authors_code():
+    """Theirs by epochs; after the last one of them only the last step's loss counts."""
+    steps, over = 5, 100
+    for done in (0, 1, 50, 97, 98, 99, 100, 10_000):
+        others = max(1 / steps - done / over / steps, 0.03 / steps)
+        expected = [others] * (steps - 1) + [1 - (steps - 1) * others] if done < over else [0, 0, 0, 0, 1]
+        np.testing.assert_allclose(annealed_weights(steps, over)(done), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "made", [
+        lambda steps: mj.maml(two_layers, sgd(3), rates_per_layer_and_step(steps)),
+        lambda steps: mj.maml(two_layers, sgd(3), values_per_step(named("norms"), steps)),
+        lambda steps: mj.maml(two_layers, sgd(3), step_weights=annealed_weights(steps, 10)),
+        lambda steps: mj.anil(two_layers, sgd(3), rates_per_layer_and_step(steps)),
+    ], ids=["rates", "values", "weights", "anil"],
+)  # fmt: skip
+def test_values_for_another_number_of_inner_steps_are_refused(made):
+    made(3)
+    for steps in (2, 5):
+        with pytest.raises(ValueError, match=rf"{steps}.*inner step|inner step.*{steps}"):
+            made(steps)
+    with pytest.raises(ValueError, match="at least one inner step|needs an inner step"):
+        made(0)
+
+
 # Which parameters adapt
 
 
@@ -369,10 +395,13 @@ def test_imaml_has_its_closed_form_on_a_quadratic():
 def test_imaml_that_is_pulled_once_has_its_closed_form_on_a_quadratic():
     steps, strength, damping = 4, 0.7, 3.0
     learner = mj.imaml(quadratic, sgd(steps), strength=strength, damping=damping, pull_once=True)
-    adapted = SUPPORT + np.linalg.matrix_power(np.eye(2) - RATE * A, steps) @ (START - SUPPORT)
-    np.testing.assert_allclose(learner.adapt(START, SUPPORT, KEY).params, adapted, rtol=1e-8)
-    pulled = START + (1 - RATE * strength) * (adapted - START)
-    expected = np.linalg.solve(np.eye(2) + A / (strength + damping), A @ (pulled - QUERY))
+    contraction = np.eye(2) - RATE * A
+    reached = [SUPPORT + np.linalg.matrix_power(contraction, s) @ (START - SUPPORT) for s in range(steps + 1)]
+    pulled = [START + (1 - RATE * strength) * (each - START) for each in reached]
+    adapted = learner.adapt(START, SUPPORT, KEY, observe=lambda params: params)
+    np.testing.assert_allclose(adapted.params, pulled[-1], rtol=1e-8)
+    np.testing.assert_allclose(adapted.trace, pulled, rtol=1e-8, err_msg="every step is observed after the pull")
+    expected = np.linalg.solve(np.eye(2) + A / (strength + damping), A @ (pulled[-1] - QUERY))
     np.testing.assert_allclose(learner.gradient(START, TASK, KEY, ()).gradient, expected, rtol=1e-8)
 
 

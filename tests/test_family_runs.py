@@ -11,21 +11,20 @@ import pytest
 import metajax as mj
 from metajax import experiment as ex
 
-HEAD = "layers/1"
 LEARNERS = [
     ex.MAML(),
     ex.Reptile(),
     ex.FOML(),
-    ex.ANIL(head=HEAD),
-    ex.BOIL(head=HEAD),
+    ex.ANIL(),
+    ex.BOIL(),
     ex.MetaSGD(),
     ex.Preconditioned(),
     ex.MAMLPlusPlus(second_order_from=1),
     ex.IMAML(),
     ex.CAVIA(shifts=("norms",)),
     ex.LoRA(),
-    ex.ProtoMAML(head=HEAD),
-    ex.PrototypicalNetwork(head=HEAD),
+    ex.ProtoMAML(),
+    ex.PrototypicalNetwork(),
 ]
 
 
@@ -93,13 +92,13 @@ def test_a_head_that_does_not_exist_cannot_adapt():
 @pytest.mark.parametrize(
     ("learner", "inner", "message"),
     [
-        (ex.ANIL(head=HEAD), {"frozen": (HEAD,)}, "no parameter would adapt"),
+        (ex.ANIL(), {"frozen": ("head",)}, "no parameter would adapt"),
         (ex.CAVIA(), {"frozen": ("bias",)}, "what adapts in the inner loop: no parameter path has a part 'bias'"),
         (ex.CAVIA(shifts=("bias", "bais")), {}, "no parameter path has a part 'bais'; there are"),
         (ex.MAMLPlusPlus(), {"steps": 0}, "an inner step"),
         (ex.MAMLPlusPlus(anneal_loss=0), {}, "a meta-step"),
         (ex.FOML(), {"steps": 0}, "at least one inner step"),
-        (ex.PrototypicalNetwork(head=HEAD), {"steps": 2}, "set inner.steps to 0"),
+        (ex.PrototypicalNetwork(), {"steps": 2}, "set inner.steps to 0"),
         (ex.CAVIA(size=0), {}, "size of a context"),
         (ex.LoRA(rank=0), {}, "rank must be"),
     ],

@@ -78,7 +78,7 @@ def test_maml_agrees_with_finite_differences_in_float64(optimizer):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
 
         def smooth(params, x, rng):  # tanh instead of ReLU: finite differences need it
-            first, last = params["layers"][0], params["layers"][1]
+            first, last = params["layers"][0], params["head"]
             return jnp.tanh(x @ first["kernel"] + first["bias"]) @ last["kernel"] + last["bias"]
 
         loss_fn = mj.regression_loss(smooth)
@@ -129,3 +129,16 @@ def test_a_meta_gradient_through_adam_is_finite_where_a_gradient_is_zero():
     learner = mj.maml(lambda p, t, rng: ((p[0] - t) ** 2 + 0 * p[1], {}), inner)
     gradient = learner.gradient(jnp.ones(2), mj.Task(0.0, 0.5), jax.random.key(0), ()).gradient
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10])
+def test_the_sinusoid_trains_with_any_number_of_inner_steps_at_the_published_rate(steps):
+    """From the default initialisation of the perceptron, for three seeds."""
+    for seed in range(3):
+        apply, params = mj.functional(mj.models.MLP(1, 1, rngs=nnx.Rngs(seed)))
+        learner = mj.maml(mj.regression_loss(apply), mj.inner_loop(optax.sgd(0.01), steps))
+        optimizer = optax.adam(1e-3)
+        train = mj.make_train_step(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=300)
+        state, metrics = train(mj.init_train_state(learner, optimizer, params, seed))
+        assert int(state.step) == 300, "a step was not finite"
+        assert metrics["loss"][-50:].mean() < 0.9 * metrics["loss"][:50].mean()

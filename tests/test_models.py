@@ -422,6 +422,29 @@ def test_models_have_the_published_sizes(name):
     assert out.shape == (2, 5)
 
 
+def test_the_head_of_every_model_is_called_head():
+    """`anil`, `boil` and the prototypes look for that name."""
+    small = [
+        mj.models.MLP(4, 3, rngs=nnx.Rngs(0)),
+        mj.models.MLP(4, 3, hidden=(), rngs=nnx.Rngs(0)),
+        mj.models.MLP(4, 3, normalise=True, rngs=nnx.Rngs(0)),
+        mj.models.Conv4(3, channels=4, rngs=nnx.Rngs(0)),
+        mj.models.ResNet12(3, widths=(4, 4, 4, 4), rngs=nnx.Rngs(0)),
+        mj.models.ResNet18(3, width=4, rngs=nnx.Rngs(0)),
+        mj.models.ViT(3, width=8, layers=1, rngs=nnx.Rngs(0)),
+    ]
+    for model in small:
+        _, params = mj.functional(model)
+        assert params["head"]["kernel"].shape[-1] == 3
+
+
+def test_a_perceptron_takes_another_initialiser():
+    _, params = mj.functional(mj.models.MLP(2, 3, kernel_init=nnx.initializers.ones_init(), rngs=nnx.Rngs(0)))
+    kernels = [params["layers"][0]["kernel"], params["layers"][1]["kernel"], params["head"]["kernel"]]
+    for kernel in kernels:
+        np.testing.assert_array_equal(kernel, 1)
+
+
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_models_take_either_normalisation(kind):
     small = [

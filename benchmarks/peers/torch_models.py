@@ -50,13 +50,14 @@ class MLP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise([1, 40, 40, 1])])
+        self.layers = nn.ModuleList([nn.Linear(1, 40), nn.Linear(40, 40)])
+        self.head = nn.Linear(40, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[examples, 1]` to `[examples, 1]`."""
-        for layer in list(self.layers)[:-1]:
+        for layer in self.layers:
             x = F.relu(layer(x))
-        return self.layers[-1](x)
+        return self.head(x)
 
 
 class BatchNorm(nn.Module):

@@ -149,11 +149,13 @@ class Part(NamedTuple):
         name: Under which its share of the meta-parameters is kept.
         change: `(what it meta-learned, adaptation, support) -> adaptation`.
         init: `(model's params) -> what it meta-learns`; `None` for a part that meta-learns nothing more.
+        steps: Inner steps that the part was made for, if it has values for each step; `None` for any number.
     """
 
     name: str
     change: Callable[[PyTree, Adaptation, PyTree], Adaptation]
     init: Callable[[Params], PyTree] | None = None
+    steps: int | None = None
 
 
 class Ingredients(NamedTuple):

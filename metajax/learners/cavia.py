@@ -15,8 +15,8 @@ from metajax.types import LossFn
 def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     r"""Adapt a context vector alone, which shifts some leaves of the model by a meta-learned linear map of it.
 
-    A context appended to a layer's inputs does nothing else: it shifts the layer's bias. Shifting the
-    offsets of normalisation modulates feature maps.
+    A context appended to a layer's inputs is equivalent to such a map of the layer's bias. A map of the scales and
+    offsets of normalisation modulates feature maps (FiLM).
 
     Args:
         size: Size of the context vector; it starts from 0 in every task.
@@ -24,7 +24,11 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         rng: A key for the maps' initial values, normal with standard deviation :math:`1/\sqrt{size}`.
 
     Returns:
-        A part for `maml`, of the name `context_maps`, which meta-learns `[size, ...]` for each such leaf.
+        A part for `maml`, of the name `context_maps`, which meta-learns `[size, ...]` for each such leaf, in the leaf's
+        dtype.
+
+    Raises:
+        ValueError: If `size` is below 1; from the part's `init`, if no leaf is chosen.
 
     >>> part = context(4, named("bias"), jax.random.key(0))
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
@@ -38,19 +42,22 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         if not leaves:
             raise ValueError("a context needs leaves to shift, but none is chosen")
         keys = jax.random.split(rng, len(leaves))
-        shapes = [(size, *jnp.shape(leaf)) for leaf in leaves]
         return structure.unflatten(
-            [jax.random.normal(key, shape) / size**0.5 for key, shape in zip(keys, shapes, strict=True)]
+            [
+                jax.random.normal(key, (size, *jnp.shape(leaf)), jnp.result_type(leaf)) / size**0.5
+                for key, leaf in zip(keys, leaves, strict=True)
+            ]
         )
 
     def change(maps, adaptation, support):
         def view(vector, step):
             def shifted(leaf, map_):
-                return leaf + jnp.tensordot(vector, map_, 1)
+                return leaf + jnp.tensordot(vector, map_, 1).astype(jnp.result_type(leaf))
 
             return adaptation.view(map_changed(shifted, adaptation.params, maps), step)
 
-        return adaptation._replace(params=jnp.zeros(size), view=view)
+        dtype = jnp.result_type(*jax.tree.leaves(maps))
+        return adaptation._replace(params=jnp.zeros(size, dtype), view=view)
 
     return Part("context_maps", change, init)
 

@@ -15,7 +15,8 @@ from metajax.types import LossFn
 def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     r"""First-order meta-learning by the last gradient: Reptile's relative that keeps only :math:`g_S` of its sum.
 
-    The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`, on the whole support set.
+    The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`, on the whole support set even if the inner loop takes
+    minibatches; the authors' code takes the last minibatch, or examples kept apart for it.
     (First-order MAML takes it on the query set, after the last step; that is `maml` with a first-order inner loop.)
 
     Args:

@@ -37,9 +37,10 @@ def imaml(
         cg_steps: Steps of conjugate gradients.
         damping: Added to :math:`\lambda` where the Hessian is divided by it: keeps the system positive where the
             Hessian is not.
-        pull_once: Adapt to the support loss alone, and in training take one inner step on the pull after that, as the
-            authors' code does; it solves the system of a damping of λ + 20, its gradient half as large. What is reached
-            is then no minimum, and the gradient a heuristic.
+        pull_once: Adapt to the support loss alone, then take one step on the pull, from a fresh state of the inner
+            optimiser, in training and in evaluation. The authors' code does so by SGD; it solves the system with a
+            damping of λ + 20 and scales the gradient by one half. The result is not a minimum of the inner problem, and
+            the meta-gradient is a heuristic.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt get the implicit
@@ -61,6 +62,7 @@ def imaml(
     """
     check_loss(loss_fn)
     check_inner_loop(inner)
+    strength, damping = float(strength), float(damping)  # Python's floats do not promote the parameters' dtype
     if strength <= 0 or damping < 0 or cg_steps < 1:
         raise ValueError(
             "strength must be positive, damping not negative and cg_steps at least 1, "
@@ -73,20 +75,25 @@ def imaml(
     def pull(params, meta_params):
         return strength / 2 * optax.tree.norm(optax.tree.sub(params, meta_params), squared=True)
 
-    def adapt(meta_params, support, rng, *, state=(), **options):
+    def adapt(meta_params, support, rng, *, state=(), observe=None, **options):
         def proximal(params, data, rng):
             loss, metrics = evaluate_loss(loss_fn, params, data, rng)
             return loss + pull(params, meta_params), metrics
 
-        return inner.run(loss_fn if pull_once else proximal, meta_params, support, rng, **options)
+        if not pull_once:
+            return inner.run(proximal, meta_params, support, rng, observe=observe, **options)
+
+        def pulled(params):
+            only_pull = lambda params, data, rng: (pull(params, meta_params), {})  # noqa: E731
+            return inner.run(only_pull, params, support, rng, steps=1).params
+
+        seen = None if observe is None else lambda params: observe(pulled(params))
+        adapted = inner.run(loss_fn, meta_params, support, rng, observe=seen, **options)
+        return adapted._replace(params=pulled(adapted.params))
 
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
-        adapted, inner_state, _ = adapt(meta_params, task.support, support_key, first_order=True)
-        if pull_once:
-            only_pull = lambda params, data, rng: (pull(params, meta_params), {})  # noqa: E731
-            options = {"opt_state": inner_state, "first_order": True, "steps": 1}
-            adapted = inner.run(only_pull, adapted, task.support, support_key, **options).params
+        adapted = adapt(meta_params, task.support, support_key).params
         measure = lambda params: evaluate_loss(loss_fn, params, task.query, query_key)  # noqa: E731
         grads, metrics = jax.grad(measure, has_aux=True)(adapted)
         support_gradient = jax.grad(lambda params: evaluate_loss(loss_fn, params, task.support, support_key)[0])
@@ -97,10 +104,15 @@ def imaml(
             product = jax.jvp(support_gradient, (adapted,), (merge(fast, nothing),))[1]
             return jax.tree.map(lambda leaf: leaf / (strength + damping), product)
 
-        def matrix(fast):
-            return optax.tree.add(fast, inner.split(hessian_times(fast))[0])
+        # Conjugate gradients need one dtype for all leaves, and lose their way in fewer digits than float32 has.
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(by_fast))
 
-        solution, _ = cg(matrix, by_fast, tol=0.0, maxiter=cg_steps)
+        def matrix(fast):
+            product = inner.split(hessian_times(optax.tree.cast_like(fast, by_fast)))[0]
+            return optax.tree.add(fast, optax.tree.cast(product, dtype))
+
+        solution, _ = cg(matrix, optax.tree.cast(by_fast, dtype), tol=0.0, maxiter=cg_steps)
+        solution = optax.tree.cast_like(solution, by_fast)
         mixed = inner.split(hessian_times(solution))[1]
         return Estimate(merge(solution, optax.tree.sub(by_slow, mixed)), metrics, ())
 
@@ -118,7 +130,7 @@ class IMAML:
     damping: float = 0.0
     """Added to λ where the Hessian is divided by it."""
     pull_once: bool = False
-    """Adapt without the pull, and take one step on it at the end, as the authors' code does."""
+    """Adapt without the pull, then take one step on it, in training and in evaluation, as the authors' code does."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

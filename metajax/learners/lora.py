@@ -24,7 +24,11 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
             starts from 0, so that nothing is changed at first.
 
     Returns:
-        A part for `maml`, of the name `low_rank`, which meta-learns the initial :math:`A` and :math:`B` of each weight.
+        A part for `maml`, of the name `low_rank`, which meta-learns the initial :math:`A` and :math:`B` of each weight,
+        in the weight's dtype.
+
+    Raises:
+        ValueError: If `rank` is below 1; from the part's `init`, if no weight is chosen, or a vector.
 
     >>> part = low_rank(2, named("kernel"), jax.random.key(0))
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
@@ -40,7 +44,8 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
         pairs = []
         for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True):
             inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]
-            pairs.append((jax.random.normal(key, (inputs, rank)) / inputs**0.5, jnp.zeros((rank, outputs))))
+            a = jax.random.normal(key, (inputs, rank), leaf.dtype) / inputs**0.5
+            pairs.append((a, jnp.zeros((rank, outputs), leaf.dtype)))
         return structure.unflatten(pairs)
 
     def change(factors, adaptation, support):

@@ -40,7 +40,8 @@ def maml(
 
     Raises:
         TypeError: If `inner` is not an inner loop.
-        ValueError: If two parts have one name.
+        ValueError: If two parts have the same name, or a part or `step_weights` was made for another number of inner
+            steps than `inner`.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
@@ -62,6 +63,7 @@ def maml(
     names = [part.name for part in parts]
     if len({"init", *names}) <= len(names):
         raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")
+    _check_steps(inner.steps, parts, step_weights)
     counts = step_weights is not None or second_order_from > 0
     more = {part.name: part.init for part in parts if part.init is not None}
 
@@ -113,6 +115,23 @@ def maml(
         return Estimate(grads, metrics, state + 1 if counts else ())
 
     return checked_learner(init, adapt, gradient, ("init", *more) if more else ())
+
+
+def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[jax.Array], jax.Array] | None) -> None:
+    """Raise a `ValueError` if something has values for each inner step, and another number of them."""
+    for part in parts:
+        if part.steps not in (None, steps):
+            raise ValueError(
+                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: give "
+                "both the same number"
+            )
+    if step_weights is None:
+        return
+    shape = jax.eval_shape(step_weights, jax.ShapeDtypeStruct((), jnp.int32)).shape
+    if shape != (steps,):
+        raise ValueError(
+            f"step_weights must return a weight for each inner step, float[{steps}], got an array of shape {shape}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,14 +23,20 @@ def rates_per_layer_and_step(steps: int) -> Part:
     """Multiply each leaf's inner update by a factor of the leaf and the step, meta-learned from 1 on.
 
     Args:
-        steps: Inner steps in training; later ones take the last one's factors.
+        steps: Inner steps in training, which must be those of the inner loop. In evaluation later steps use the factors
+            of the last one.
 
     Returns:
-        A part for `maml`, of the name `step_rates`, which meta-learns `float32[steps]` for each leaf.
+        A part for `maml`, of the name `step_rates`, which meta-learns `[steps]` factors for each leaf, in the leaf's
+        dtype.
+
+    Raises:
+        ValueError: If `steps` is below 1.
 
     >>> rates_per_layer_and_step(2).init({"w": 3.0})
     {'w': Array([1., 1.], dtype=float32)}
     """
+    _check_steps("rates", steps)
 
     def change(rates, adaptation, support):
         def rescale(updates, step):
@@ -39,7 +45,15 @@ def rates_per_layer_and_step(steps: int) -> Part:
 
         return adaptation._replace(rescale=rescale)
 
-    return Part("step_rates", change, lambda params: jax.tree.map(lambda leaf: jnp.ones(steps), params))
+    def init(params):
+        return jax.tree.map(lambda leaf: jnp.ones(steps, jnp.result_type(leaf)), params)
+
+    return Part("step_rates", change, init, steps)
+
+
+def _check_steps(name: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{name} per step need at least one inner step, got {steps}")
 
 
 def values_per_step(chooses: Chooses, steps: int) -> Part:
@@ -47,16 +61,25 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
 
     Statistics per step need nothing more: they are those of the batch at hand, at every step.
 
+    The query loss after `s` steps uses value `s`. The authors' code has `steps` values, not `steps + 1`, and evaluates
+    the query set with the value that the support set used before the last update; metajax differs on purpose, so that
+    the value fits the features that the query set has.
+
     Args:
         chooses: The leaves, as a predicate `(path, leaf) -> bool` or a pytree of bools.
-        steps: Inner steps in training; later ones take the last one's values.
+        steps: Inner steps in training, which must be those of the inner loop. In evaluation later steps use the values
+            of the last one.
 
     Returns:
         A part for `maml`, of the name `per_step`, which meta-learns `[steps + 1, ...]` for each such leaf.
 
+    Raises:
+        ValueError: If `steps` is below 1.
+
     >>> values_per_step(named("b"), 1).init({"w": 3.0, "b": 2.0})
     {'b': Array([2., 2.], dtype=float32, weak_type=True), 'w': None}
     """
+    _check_steps("values", steps)
 
     def init(params):
         return jax.tree.map(
@@ -72,7 +95,7 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
 
         return adaptation._replace(params=fast, view=view)
 
-    return Part("per_step", change, init)
+    return Part("per_step", change, init, steps)
 
 
 def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
@@ -80,7 +103,8 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
 
     Args:
         steps: Inner steps.
-        over: Meta-steps over which the weights of all but the last step fall linearly, to 3 % of what they were.
+        over: Meta-steps over which the weights of all but the last step fall linearly, to 3 % of their first value.
+            From meta-step `over` on they are 0, and the last step's weight is 1, as in the authors' code.
 
     Returns:
         `meta-steps done -> float32[steps]`, whose sum is 1.
@@ -91,13 +115,13 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
     >>> [round(float(w), 3) for w in annealed_weights(2, 100)(0)], [
     ...     round(float(w), 3) for w in annealed_weights(2, 100)(1000)
     ... ]
-    ([0.5, 0.5], [0.015, 0.985])
+    ([0.5, 0.5], [0.0, 1.0])
     """
     if steps < 1 or over < 1:
         raise ValueError(f"a multi-step loss needs an inner step and a meta-step at least, got {steps} and {over}")
 
     def weights(done):
-        others = jnp.maximum(1 - done / over, 0.03) / steps
+        others = jnp.where(done < over, jnp.maximum(1 - done / over, 0.03) / steps, 0)
         return jnp.full(steps, others).at[-1].set(1 - (steps - 1) * others)
 
     return weights

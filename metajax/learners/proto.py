@@ -21,6 +21,9 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
     squared distances to the prototypes, up to a constant. The meta-gradient also flows through them; of the model's own
     head only the size counts.
 
+    The support set is embedded in a batch of its own: with batch normalisation it is normalised by its own statistics,
+    in training and in evaluation, as in the other learners.
+
     Args:
         embed: `(params, x, rng) -> features [examples, size]`, what goes into the head; see `models.features`.
         head: Path of the head among the parameters, with leaves `kernel [size, ways]` and `bias [ways]`.
@@ -44,6 +47,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         if jnp.ndim(support.y) != 1 or not jnp.issubdtype(jnp.result_type(support.y), jnp.integer):
             shape, dtype = jnp.shape(support.y), jnp.result_type(support.y)
             raise ValueError(f"prototypes need integer labels [examples], got {dtype}{list(shape)}")
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 could not count more than 256 examples
         members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
         if support.mask is not None:
             members = members * support.mask[:, None].astype(x.dtype)
@@ -52,7 +56,11 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         if centres.T.shape != kernel.shape:
             raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is of another layer")
         start = {f"{head}/kernel": 2 * centres.T, f"{head}/bias": -jnp.square(centres).sum(-1)}
-        return adaptation._replace(params=map_with_names(lambda path, leaf: start.get(path, leaf), params))
+
+        def started(path, leaf):
+            return start[path].astype(leaf.dtype) if path in start else leaf
+
+        return adaptation._replace(params=map_with_names(started, params))
 
     return Part("prototypes", change)
 
@@ -92,6 +100,9 @@ def prototypical_network(
     The meta-gradient is that of the query loss of
     :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Evaluated with inner steps, they
     fine-tune.
+
+    With batch normalisation the authors' code differs: in training it normalises support and query set in one batch, in
+    evaluation by running statistics. Here each set is normalised by its own statistics, as in the other learners.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.

@@ -21,9 +21,10 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`; the paper's takes minibatches of the support set with Adam, β₁ = 0.
-        carry_optimizer: Keep the inner optimiser's state from task to task and into evaluation, as the paper's
-            code does. Tasks of one step all start from the same state, and leave the average of theirs; `adapt`
-            without that state starts from a fresh one.
+        carry_optimizer: Keep the inner optimiser's state from meta-step to meta-step and into evaluation. The authors'
+            code hands the state from task to task; here all tasks of a meta-step start from the same state, and the
+            next meta-step starts from the average of their last states. `adapt` without a state starts from a fresh
+            one.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation, and whose state is the inner optimiser's

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from metajax.models.layers import BatchNorm, Conv, NormKind, convolve_and_pool, make_norm, max_pool
@@ -62,7 +63,7 @@ class Conv4(nnx.Module):
                 # An increasing line commutes with the maximum: do it on a quarter of the values.
                 x, moments = convolve_and_pool(conv, x)
                 factor, shift = norm.line(*moments)
-                x = x * factor + shift
+                x = (x * factor + shift).astype(jnp.result_type(x, norm.offset[...]))
             else:
                 x = norm(conv(x))
                 x = max_pool(x) if self.pool else x

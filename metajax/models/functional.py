@@ -1,33 +1,51 @@
 """Turn a module of any kind into a pure function and its parameters."""
 
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
+from jax.interpreters import partial_eval
 
 from metajax.partition import map_with_names, names
-from metajax.types import ApplyFn, Params
+from metajax.types import ApplyFn, Params, PyTree
 
 
-def functional(module: Any, *init_args: Any) -> tuple[ApplyFn, Params]:
-    """Turn a model into a pure `apply(params, x, rng)` and its parameters, a nested dict of arrays.
+def functional(module: Any, *init_args: Any, **options: Any) -> tuple[ApplyFn, Params]:
+    """Turn a model into a pure `apply(params, x, rng)` and its parameters, a pytree of arrays.
 
     Args:
         module: One of
-            an NNX module, called as `module(x)`;
-            a Linen module, with `init_args = (rng, x)` for its `init`; a dict of keys names its random streams;
-            a pair `(init, apply)` of functions, with `init_args` for `init`, and `apply(params, x, rng)`.
+            an NNX module, called as `module(x, **options)`;
+            a Linen module, with `init_args = (key, x, ...)` and `options` for its `init`; a dict of keys names its
+            random streams. What follows `x`, a flag `train` for example, and `options` are passed on at every call;
+            a pair `(init, apply)` of functions, with `init_args` and `options` for `init`. It is called as
+            `apply(params, x, rng)`. The `apply` of Haiku takes `rng` second: use `(init, lambda params, x, rng:
+            apply(params, rng, x))`. The `init` of `jax.example_libraries.stax` returns a shape first: use `(lambda *a:
+            init(*a)[1], lambda params, x, rng: apply(params, x, rng=rng))`.
         *init_args: As above.
+        **options: As above.
 
     Returns:
-        `(apply, params)`. Anything in the module that is not a parameter, running statistics included, is held
-        constant: what a forward pass writes there is dropped. `rng` feeds dropout and other noise; without it an
-        NNX module uses the streams that it was made with, the same at every call. Dropout stays as the module has it:
-        for evaluation make a second pair from `module.eval()`.
+        `(apply, params)`. Everything in the module that is not a parameter is held constant, running statistics
+        included: what a forward pass writes there is dropped. `rng` feeds dropout and other noise. Without `rng` an NNX
+        module uses the streams that it was made with, the same at every call.
+
+        Dropout stays as the module has it. To switch off dropout alone, for evaluation, make a second pair: after
+        `module.set_attributes(nnx.Dropout, deterministic=True)` of an NNX module, with the module's own flag of a Linen
+        module. Do not use `module.eval()`: it makes batch normalisation use running statistics, which metajax never
+        updates.
 
     Raises:
-        TypeError: If `module` is none of these.
+        TypeError: If `module` is none of these, or the arguments do not fit it.
+        ValueError: If there are no parameters, if a parameter is not a floating-point array, or if batch normalisation
+            would use running statistics that were never updated. Statistics that were updated before are a
+            `UserWarning`. `apply` checks them at its first call with inputs of a new shape.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -35,14 +53,46 @@ def functional(module: Any, *init_args: Any) -> tuple[ApplyFn, Params]:
     >>> apply(params, jnp.ones((4, 3))).shape, sorted(params)
     ((4, 2), ['bias', 'kernel'])
     """
+    kind = "the pair" if isinstance(module, tuple) else type(module).__name__
     if isinstance(module, nnx.Module):
-        return _from_nnx(module)
-    if isinstance(module, linen.Module):
-        return _from_linen(module, *init_args)
-    if isinstance(module, tuple) and len(module) == 2 and all(callable(f) for f in module):
+        if init_args:
+            raise TypeError(
+                f"{kind} is an NNX module, which has its parameters already: call functional(module). What its call "
+                "takes besides x is passed by keyword"
+            )
+        apply, params = _from_nnx(module, options)
+    elif isinstance(module, linen.Module):
+        if len(init_args) < 2:
+            raise TypeError(
+                f"{kind} is a Linen module, which needs a key and an example input: functional(module, "
+                f"jax.random.key(0), x); got {len(init_args)} argument{'s' if len(init_args) != 1 else ''} after the "
+                "module"
+            )
+        apply, params = _from_linen(module, init_args, options)
+    elif isinstance(module, tuple) and len(module) == 2 and all(callable(f) for f in module):
         init, apply = module
-        return apply, init(*init_args)
-    raise TypeError(f"expected an NNX module, a Linen module or a pair (init, apply), got {type(module).__name__}")
+        apply, params = _from_pair(apply), init(*init_args, **options)
+    else:
+        got = f"the class {module.__name__}: make an instance of it" if isinstance(module, type) else kind
+        raise TypeError(f"expected an NNX module, a Linen module or a pair (init, apply), got {got}")
+    _check_params(kind, params)
+    return apply, params
+
+
+def _check_params(kind: str, params: Params) -> None:
+    """Raise a `ValueError` unless there are parameters, and all of them are floating-point arrays."""
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{kind} has no parameters, so there is nothing to meta-learn")
+    for path, leaf in zip(names(params), jax.tree.leaves(params), strict=True):
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic | float)
+        if is_array and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        remedy = ""
+        if kind == "the pair":
+            remedy = "\nIf `init` returns something besides parameters, keep it out: (lambda *a: init(*a)[1], apply)"
+        raise ValueError(
+            f"parameters must be floating-point arrays, but parameter {path!r} of {kind} is {_described(leaf)}{remedy}"
+        )
 
 
 def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
@@ -76,35 +126,136 @@ def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
     return embed
 
 
-def _from_nnx(module: nnx.Module) -> tuple[ApplyFn, Params]:
-    graph, state, rest = nnx.split(module, nnx.Param, ...)
-
-    def apply(params, x, rng=None, /):
-        filled = jax.tree.map(lambda leaf: leaf, state)  # a copy: replacing works in place
-        nnx.replace_by_pure_dict(filled, params)
-        model = nnx.merge(graph, filled, rest, copy=True)
-        if rng is not None:
-            keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(sorted(_streams(rest)))}
-            nnx.reseed(model, **keys)  # pyright: ignore[reportArgumentType]
-        return model(x)
-
-    return apply, nnx.to_pure_dict(state)
-
-
-def _streams(rest: nnx.State) -> set[str]:
-    """Names of the random streams in a module's state."""
+def _from_nnx(module: nnx.Module, options: dict[str, Any]) -> tuple[ApplyFn, Params]:
+    graph, state, statistics, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
     keys = nnx.filter_state(rest, nnx.RngKey)
-    return {leaf.tag for leaf in jax.tree.leaves(keys, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))}
+    streams = sorted({leaf.tag for leaf in jax.tree.leaves(keys, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))})
+
+    def run(values, params, x, rng):
+        model = nnx.merge(graph, _replaced(state, params), _replaced(statistics, values), rest, copy=True)
+        if rng is not None:
+            keys = {name: jax.random.fold_in(rng, i) for i, name in enumerate(streams)}
+            nnx.reseed(model, policy="match_shape", **keys)  # pyright: ignore[reportArgumentType]
+        return model(x, **options)
+
+    return _checked(run, nnx.to_pure_dict(statistics)), nnx.to_pure_dict(state)
 
 
-def _from_linen(module: linen.Module, init_rngs: Any, *example: Any) -> tuple[ApplyFn, Params]:
-    variables = dict(module.init(init_rngs, *example))
-    params = variables.pop("params")
+def _replaced(state: nnx.State, values: PyTree) -> nnx.State:
+    """Return a copy of a state that has other values."""
+    state = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def _from_linen(module: linen.Module, init_args: tuple, options: dict[str, Any]) -> tuple[ApplyFn, Params]:
+    init_rngs, example, *others = init_args
+    for key in init_rngs.values() if isinstance(init_rngs, dict) else [init_rngs]:
+        if not (hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)):
+            raise TypeError(
+                "the first argument after a Linen module is a key, jax.random.key(0) for example, or a dict of keys; "
+                f"got {type(key).__name__}"
+            )
+    variables = dict(module.init(init_rngs, example, *others, **options))
+    params, statistics = variables.pop("params", {}), variables.get("batch_stats", {})
     streams = sorted({"dropout", *(init_rngs if isinstance(init_rngs, dict) else ())} - {"params"})
 
-    def apply(params, x, rng=None, /):
+    def run(values, params, x, rng):
         rngs = None if rng is None else {name: jax.random.fold_in(rng, i) for i, name in enumerate(streams)}
-        outputs, _ = module.apply({"params": params, **variables}, x, rngs=rngs, mutable=list(variables))
+        held = {**variables, "batch_stats": values} if statistics else variables
+        outputs, _ = module.apply({"params": params, **held}, x, *others, rngs=rngs, mutable=list(variables), **options)
         return outputs
 
-    return apply, params
+    return _checked(run, statistics), params
+
+
+def _checked(run: Callable[..., Any], statistics: PyTree) -> ApplyFn:
+    """Return `run` as an `ApplyFn` that checks its use of running statistics, once for each shape of inputs."""
+
+    @functools.cache
+    def check(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+        _check_statistics(run, statistics, structure.unflatten(shapes))
+
+    def apply(params, x, rng=None, /):
+        if statistics:
+            shapes, structure = jax.tree.flatten(jax.tree.map(_shape, (params, x, rng)))
+            check(structure, tuple(shapes))
+        return run(statistics, params, x, rng)
+
+    return apply
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), getattr(leaf, "dtype", jnp.result_type(leaf)))
+
+
+def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tuple) -> None:
+    """Raise a `ValueError`, or warn, where batch normalisation uses running statistics and not the batch at hand.
+
+    The traced program shows it, whatever flag or argument of a module decides it.
+    """
+    program = jax.make_jaxpr(run)(statistics, *arguments).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    moments = [
+        (path.rpartition("/")[0], isinstance(leaf, jax.core.Tracer) or bool((leaf != (path.endswith("/var"))).any()))
+        for path, leaf, yes in zip(names(statistics), jax.tree.leaves(statistics), used, strict=False)
+        if yes and path.endswith(("/mean", "/var"))
+    ]
+    if not moments:
+        return
+    layers = ", ".join(dict.fromkeys(layer for layer, _ in moments))
+    if not any(updated for _, updated in moments):
+        raise ValueError(
+            f"batch normalisation ({layers}) would use running statistics, which still have their initial values, and "
+            "which metajax does not update.\nLet it use the batch at hand: use_running_average=False. (module.eval() "
+            "sets it to True; `metajax.functional` says how to switch off dropout alone.)"
+        )
+    warnings.warn(
+        f"batch normalisation ({layers}) uses running statistics, which metajax holds constant: with "
+        "use_running_average=False it uses the batch at hand, in training and in evaluation",
+        stacklevel=5,
+    )
+
+
+def _from_pair(apply: Callable[..., Any]) -> ApplyFn:
+    """Return the `apply` of a pair, whose errors say what it was called with."""
+    try:
+        signature = inspect.signature(apply)
+    except ValueError:  # some compiled functions have none
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"metajax calls the pair's apply(params, x, rng), but it takes {signature}: wrap it, for example as "
+                "(init, lambda params, x, rng: apply(params, x))"
+            ) from None
+        if list(signature.parameters)[1:2] in (["rng"], ["rngs"]):
+            raise TypeError(
+                f"metajax calls the pair's apply(params, x, rng), but it takes {signature}: change the order, (init, "
+                "lambda params, x, rng: apply(params, rng, x))"
+            )
+
+    def call(params, x, rng=None, /):
+        try:
+            return apply(params, x, rng)
+        except Exception as error:
+            arguments = ", ".join(
+                f"{name} = {_described(value)}"
+                for name, value in zip(["params", "x", "rng"], (params, x, rng), strict=True)
+            )
+            error.add_note(f"metajax called the pair's apply(params, x, rng) with {arguments}")
+            raise
+
+    return call
+
+
+def _described(tree: PyTree) -> str:
+    """Return the shapes of a pytree's arrays, and other leaves as they are, in at most 200 characters."""
+
+    def described(leaf):
+        return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
+
+    text = str(jax.tree.map(described, tree)).replace("'", "")
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -54,7 +54,7 @@ class Conv(nnx.Module):
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
         self.stride = stride
         self.padding = kernel_size // 2 if padding is None else padding
 
@@ -78,18 +78,21 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, use_scale: bool = True, epsilon: float = 1e-3, rngs: nnx.Rngs):
-        self.scale = nnx.Param(jnp.ones(features)) if use_scale else None
-        self.offset = nnx.Param(jnp.zeros(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32)) if use_scale else None
+        self.offset = nnx.Param(jnp.zeros(features, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Any shape with channels last; statistics over every other axis."""
-        axes = tuple(range(x.ndim - 1))
-        factor, shift = self.line(x.mean(axes), jnp.square(x).mean(axes))
-        return x * factor + shift
+        axes, wide = tuple(range(x.ndim - 1)), _widened(x)
+        factor, shift = self.line(wide.mean(axes), jnp.square(wide).mean(axes))
+        return (wide * factor + shift).astype(jnp.result_type(x, self.offset[...]))
 
     def line(self, mean: jax.Array, mean_square: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The factor and the shift that normalise channels of such moments; without a scale the factor is positive."""
+        """Return the factor and the shift that normalise channels of these moments, in the moments' dtype.
+
+        Without a scale the factor is positive.
+        """
         inverse = _inverse_deviation(mean, mean_square, self.epsilon)
         factor = inverse if self.scale is None else inverse * self.scale[...]
         return factor, self.offset[...] - mean * factor
@@ -107,17 +110,23 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, features: int, *, groups: int = 8, epsilon: float = 1e-3, rngs: nnx.Rngs):
         self.groups = next(g for g in range(min(groups, features), 0, -1) if features % g == 0)
-        self.scale = nnx.Param(jnp.ones(features))
-        self.offset = nnx.Param(jnp.zeros(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.offset = nnx.Param(jnp.zeros(features, jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, ..., channels]`; statistics over the middle axes and the channels of a group."""
-        grouped = x.reshape(*x.shape[:-1], self.groups, -1)
+        grouped = _widened(x).reshape(*x.shape[:-1], self.groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)
         mean, mean_square = (values.mean(axes, keepdims=True) for values in (grouped, jnp.square(grouped)))
         inverse = _inverse_deviation(mean, mean_square, self.epsilon)
-        return ((grouped - mean) * inverse).reshape(x.shape) * self.scale[...] + self.offset[...]
+        out = ((grouped - mean) * inverse).reshape(x.shape) * self.scale[...] + self.offset[...]
+        return out.astype(jnp.result_type(x, self.offset[...]))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Return `x` in float32 at least, as Flax does: moments of a narrower type would lose most of their digits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -> jax.Array:
@@ -189,7 +198,8 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 def _pooled_sums(conv: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A convolution, pooled, and of each channel before that the sum and the sum of squares."""
     out = conv(x)  # pyright: ignore[reportCallIssue]
-    return max_pool(out), out.sum((0, 1, 2)), jnp.square(out).sum((0, 1, 2))
+    wide = _widened(out)
+    return max_pool(out), wide.sum((0, 1, 2)), jnp.square(wide).sum((0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "block"))  # outside of jit a loop would compile in each call

@@ -13,15 +13,17 @@ from metajax.models.product import dot_general
 class MLP(nnx.Module):
     """Fully connected layers with ReLU; inputs are flattened.
 
-    `hidden=(40, 40)` is MAML's sinusoid model; `hidden=(256, 128, 64, 64), normalise=True` its fully connected
-    model for Omniglot. Weights start from a truncated normal of standard deviation 0.01, biases from 0, as
-    in MAML's code for that; without normalisation He's scale is taken, as its sinusoid learns slowly otherwise.
+    `hidden=(40, 40)` is MAML's sinusoid model. `hidden=(256, 128, 64, 64), normalise=True` is its fully connected
+    model for Omniglot. The last layer is called `head`, the layers before it are `layers/0`, `layers/1` and so on.
 
     Args:
         inputs: Size of a flattened input.
         outputs: Size of the output.
         hidden: Widths of the hidden layers.
         normalise: Batch normalisation (by the batch at hand) before each ReLU.
+        kernel_init: Initialiser of the kernels; biases start from 0. The default with `normalise` is a truncated normal
+            of standard deviation 0.01, as in MAML's code. The default without is Glorot's normal: with it the sinusoid
+            trains with 1, 5 and 10 inner steps at the published inner rate, where He's scale diverges.
         rngs: Source of the initial values.
 
     References:
@@ -40,22 +42,23 @@ class MLP(nnx.Module):
         *,
         hidden: Sequence[int] = (40, 40),
         normalise: bool = False,
+        kernel_init: nnx.Initializer | None = None,
         rngs: nnx.Rngs,
     ):
-        widths = [inputs, *hidden, outputs]
-        init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.he_normal()
-        self.layers = nnx.List(
-            [
-                nnx.Linear(a, b, kernel_init=init, dot_general=dot_general, rngs=rngs)
-                for a, b in itertools.pairwise(widths)
-            ]
-        )
+        if kernel_init is None:
+            kernel_init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.glorot_normal()
+        *before, head = [
+            nnx.Linear(a, b, kernel_init=kernel_init, dot_general=dot_general, rngs=rngs)
+            for a, b in itertools.pairwise([inputs, *hidden, outputs])
+        ]
+        self.layers = nnx.List(before)
         self.norms = nnx.List([BatchNorm(width, use_scale=False, rngs=rngs) for width in hidden] if normalise else [])
+        self.head = head
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[examples, ...]` to `[examples, outputs]`."""
         x = x.reshape(x.shape[0], -1)
-        for i, layer in enumerate(list(self.layers)[:-1]):
+        for i, layer in enumerate(self.layers):
             x = layer(x)
             x = nnx.relu(self.norms[i](x) if len(self.norms) else x)
-        return self.layers[-1](x)
+        return self.head(x)

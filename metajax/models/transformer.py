@@ -42,8 +42,8 @@ class Transformer(nnx.Module):
     ):
         if width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
-        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocabulary, width)))
-        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (length, width)))
+        self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocabulary, width), jnp.float32))
+        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (length, width), jnp.float32))
         self.blocks = nnx.List([_Block(width, heads, causal=True, rngs=rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, vocabulary, rngs=rngs)
@@ -104,7 +104,7 @@ class ViT(nnx.Module):
         self.patch = patch
         self.embed = nnx.Linear(patch * patch * channels, width, rngs=rngs)
         tokens = (height // patch) * (across // patch)
-        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (tokens, width)))
+        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (tokens, width), jnp.float32))
         self.blocks = nnx.List([_Block(width, heads, causal=False, rngs=rngs) for _ in range(layers)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, outputs, rngs=rngs)
