@@ -1,5 +1,7 @@
 """Gradient-based meta-learning in JAX: pure functions on one task, averaged over many."""
 
+import importlib.metadata
+
 from metajax import learners, models, tasks
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
@@ -31,7 +33,10 @@ from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_epis
 from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
 from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("metajax")
+except importlib.metadata.PackageNotFoundError:  # a checkout on the path that is not installed
+    __version__ = "0+uninstalled"
 
 __all__ = [
     "Adapted",

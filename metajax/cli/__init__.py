@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a user's mistake, 130 after an interrupt, 143 after a termination.
 
     >>> main(["--version"])
-    metajax 0.1.0
+    metajax ...
     0
     """
     argv = list(sys.argv[1:] if argv is None else argv)
