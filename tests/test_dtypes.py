@@ -31,7 +31,7 @@ def sgd(**options):
 
 
 def adam(**options):
-    return mj.inner_loop(optax.adam(0.1, eps_root=1e-6), STEPS, **options)
+    return mj.inner_loop(optax.adam(0.1, eps_root=1e-4), STEPS, **options)
 
 
 def embed(apply):
