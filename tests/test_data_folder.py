@@ -178,8 +178,9 @@ def test_corrupt_images_are_named(tmp_path, caplog, packed):
             "train/cat/cut.jpg",
             "train/gnu/x.png",
         ]
-        assert len(caplog.records) == 1
+        assert len(caplog.records) == 2
         assert "unusable images left out (3): train/top.png" in caplog.text
+        assert "class folders without a readable image: train/gnu (files end in .png)" in caplog.text
         with pytest.raises(UserError, match=r"train/top\.png"):
             load_folder(source, size=8, data_dir=tmp_path / "data", strict=True)
 

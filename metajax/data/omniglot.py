@@ -6,14 +6,13 @@ Science 350 (2015).
 
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from metajax.data import dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
-from metajax.data.disk import one_line
+from metajax.data.disk import one_line, open_zip, read_file, read_member
 from metajax.data.download import RemoteFile, obtain
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
@@ -26,6 +25,8 @@ SIDE = 105
 """Height and width of a drawing in pixels."""
 RANDOM_CHARACTER = {"train": 1100, "validation": 100, "test": 423}
 """Characters in each part of the split by random character."""
+_MAX_BYTES = 2**20
+"""Largest file of a drawing: they have about 300 bytes."""
 SPLIT_SEED = 0
 """Seed of that split: of numpy's `RandomState`, whose stream is frozen for ever."""
 
@@ -158,22 +159,22 @@ def _read(place: Path, drawings: Iterable[_Drawing]) -> Iterator[bytes]:
     if place.is_dir():
         for drawing in drawings:
             try:
-                yield (place / drawing.name).read_bytes()
+                yield read_file(place / drawing.name, _MAX_BYTES)
             except OSError as error:
                 raise UserError(f"{place / drawing.name}: cannot read: {one_line(error)}") from error
         return
     with _open_zip(place) as archive:
         for drawing in drawings:
             try:
-                yield archive.read(drawing.name)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+                yield read_member(archive, drawing.name, _MAX_BYTES)
+            except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(f"{drawing.where}: damaged in the archive ({one_line(error)})") from error
 
 
 def _open_zip(place: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(place)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return open_zip(place)
+    except (zipfile.BadZipFile, OSError) as error:
         right = next((file for file in FILES if place.name.endswith(file.filename)), None)
         hint = f", the official file has {right.size:,}" if right else ""
         size = f"{place.stat().st_size:,} bytes" if place.is_file() else "no file"
