@@ -19,6 +19,7 @@ from metajax.evaluation import Evaluation, make_evaluation
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
+from metajax.experiment.tasks import image_size
 from metajax.training import TrainState, init_train_state
 
 
@@ -60,7 +61,14 @@ def run(args: Sequence[str]) -> None:
     prepare_devices(options.devices)
     experiment = workdir.load_experiment(options.workdir)
     if options.on is not None:
-        experiment = dataclasses.replace(experiment, task=configs.load(options.on).task)
+        task = configs.load(options.on).task
+        trained, size = image_size(experiment.task), image_size(task)
+        if trained and size and trained != size:
+            report.warn(
+                f"{options.workdir} was trained on images of {trained}×{trained} pixels, those of {options.on} are "
+                f"{size}×{size}: set the size of its task to {trained}"
+            )
+        experiment = dataclasses.replace(experiment, task=task)
     if options.protocol is not None:
         experiment = PROTOCOLS[options.protocol].apply(experiment)
     changes = {name: getattr(options, name) for name in ("num_tasks", "steps") if getattr(options, name) is not None}

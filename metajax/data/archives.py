@@ -95,7 +95,7 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
         check_regular(place)
         with tarfile.open(place, tarinfo=_Member) as archive:
             for member in archive:
-                member.check_size()
+                _check_size(member)
                 if member.isfile() and wanted(member.name) and (file := archive.extractfile(member)):
                     yield member.name, file.read()
     # tarfile reports damage through many types: TarError, OSError, EOFError, zlib.error, RecursionError, ...
@@ -111,12 +111,13 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
         member = super().frombuf(buf, encoding, errors)
-        member.check_size()
+        _check_size(member)
         return member
 
-    def check_size(self) -> None:
-        if self.size > MAX_BYTES:
-            raise tarfile.ReadError(f"{self.name} has {self.size:,} bytes, more than the {MAX_BYTES:,} that are read")
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    if member.size > MAX_BYTES:
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, more than the {MAX_BYTES:,} that are read")
 
 
 def _names(place: Path) -> list[str]:

@@ -24,12 +24,14 @@ class Dataset(NamedTuple):
             images may be read-only views of a file on disk.
         class_names: For each split the names of its classes, in the order of the bank.
         skipped: Files that could not be read, each with the reason; a folder of images only.
+        place: Where it was read from: the user's folder or archive, or the folder of its records.
     """
 
     name: str
     splits: dict[str, ClassBank]
     class_names: dict[str, list[str]]
     skipped: tuple[str, ...] = ()
+    place: Path | None = None
 
 
 class DatasetInfo(NamedTuple):
@@ -101,13 +103,14 @@ def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
     return ClassBank(images=images, starts=starts, counts=counts)
 
 
-def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]]) -> Dataset:
+def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]], place: Path) -> Dataset:
     """Splits a bank by class.
 
     Args:
         name: Name of the resulting data set.
         bank: All images.
         classes: For each split the indices of its classes.
+        place: Where the images were read from.
 
     Returns:
         The data set, whose splits are those of `classes`. A warning says if two of them share classes, by name.
@@ -119,6 +122,7 @@ def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]]) -> Datase
         splits={key: select(bank, chosen) for key, chosen in classes.items()},
         class_names=names,
         skipped=tuple(bank.skipped),
+        place=place,
     )
 
 

@@ -92,7 +92,7 @@ def load_folder(
         if strict:
             raise UserError(f"{source}: {barren}")
         _LOG.warning("%s: %s", source, barren)
-    return dataset.split(f"folder/{source.stem}", *_split(source, bank, split_seed))
+    return dataset.split(f"folder/{source.stem}", *_split(source, bank, split_seed), place=source)
 
 
 def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> Path:

@@ -106,12 +106,12 @@ def load_images(
     bank = records.load_bank(
         images.store, data_dir, size, images.channels, limit=images.limit, transpose=images.transpose
     )
+    folder = records.directory(images.store, data_dir)
     try:
         classes = images.splits[split].choose(bank.names)
     except UserError as error:
-        folder = records.directory(images.store, data_dir)
         raise UserError(f"{name}, split {split}: {error} (in {folder})") from error
-    return dataset.split(f"{name}/{split}", bank, classes)
+    return dataset.split(f"{name}/{split}", bank, classes, folder)
 
 
 def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path | None = None) -> Path:

@@ -87,7 +87,10 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
         classes = {"train": range(background), "test": range(background, len(bank.names))}
     else:
         classes = dataset.by_lot(RANDOM_CHARACTER, SPLIT_SEED)
-    return dataset.split(f"omniglot/{split}", bank, classes)
+    if (needed := 1 + max(c for chosen in classes.values() for c in chosen)) > len(bank.names):
+        folder = records.directory(_STORE, data_dir)
+        raise UserError(f"{folder}: holds {len(bank.names)} characters, the split {split} of Omniglot needs {needed}")
+    return dataset.split(f"omniglot/{split}", bank, classes, records.directory(_STORE, data_dir))
 
 
 def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -> Path:
