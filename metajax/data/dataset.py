@@ -127,22 +127,21 @@ def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]], place: Pa
 
 
 def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> None:
-    for split, other, word in (
-        ("validation", "train", "training"),
-        ("test", "train", "training"),
-        ("test", "validation", "validation"),
+    train, validation, test = (set(names.get(split, ())) for split in ("train", "validation", "test"))
+    for split, classes, word, shared in (
+        ("validation", validation, "training", validation & train),
+        ("test", test, "training", test & train),
+        ("test", test, "validation", test & validation - train),
     ):
-        classes = names.get(split, ())
-        shared = sorted(set(classes) & set(names.get(other, ())))
         if shared:
             _LOG.warning(
                 "%s: %d of the %d %s classes %s too (%s): this measures other pictures, not new classes",
                 name,
                 len(shared),
-                len(set(classes)),
+                len(classes),
                 split,
                 f"are {word} classes" if len(shared) > 1 else f"is a {word} class",
-                ", ".join(shared[:3]) + (", …" if len(shared) > 3 else ""),
+                ", ".join(sorted(shared)[:3]) + (", …" if len(shared) > 3 else ""),
             )
 
 

@@ -165,6 +165,8 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
     """
     member = archive.getinfo(name) if isinstance(name, str) else name
     _check_size(member.file_size, limit)
+    if member.flag_bits & 1:
+        raise zipfile.BadZipFile("is encrypted")
     try:
         with archive.open(member) as file:
             # In small pieces: zipfile unpacks all of what it has read of bzip2 and LZMA at once.

@@ -3,6 +3,7 @@
 import functools
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,7 +58,7 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
     [[[255, 0, 0], [255, 0, 0]], [[255, 0, 0], [255, 0, 0]]]
     """
     try:
-        with _open(data) as file:
+        with warnings.catch_warnings(), _open(data) as file:
             if file.width * file.height > _MAX_PIXELS:
                 raise BadImageError(
                     f"{file.width}×{file.height} pixels are more than the {_MAX_PIXELS:,} that are read"
@@ -129,10 +130,9 @@ def reads_heif() -> bool:
 
 
 def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        # `decode` has a limit of its own.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=formats())
+    # Of large images, for which `decode` has a limit of its own, and of damage that leaves the image readable.
+    warnings.simplefilter("ignore")
+    return Image.open(io.BytesIO(data), formats=formats())
 
 
 def _is_heif(head: bytes) -> bool:
@@ -159,14 +159,26 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Converts to 8-bit greyscale or colour."""
     if image.mode.startswith("I"):  # I;16 and its byte orders, or 16-bit levels held in 32 bits
-        levels = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(levels, 0, 0xFFFF) >> 8).astype(np.uint8))
+        grey = Image.new("L", image.size)
+        for box in _bands(image):
+            levels = np.asarray(image.crop(box)).astype(np.int64)
+            grey.paste(Image.fromarray((np.clip(levels, 0, 0xFFFF) >> 8).astype(np.uint8)), box)
+        image = grey
     elif image.mode == "F":
         raise BadImageError("floating-point images are not supported: their range is unknown")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        opaque = Image.new("RGB", image.size)
+        for box in _bands(image):
+            band = image.crop(box).convert("RGBA")
+            opaque.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), box)
+        image = opaque
     return image if image.mode == mode else image.convert(mode)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Cut an image into horizontal bands, to keep few copies of a large one."""
+    for top in range(0, image.height, 256):
+        yield 0, top, image.width, min(top + 256, image.height)
 
 
 def _square(image: Image.Image) -> Image.Image:

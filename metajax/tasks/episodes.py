@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from metajax.types import Batch, ClassBank, Task, TaskSampler
 
@@ -213,7 +214,7 @@ def check_bank(bank: ClassBank, name: str = "the bank") -> None:
             f"{name} has {shape[0]} images, but its classes do not lie within them: starts has the first image of "
             "each class, counts has its number of images"
         )
-    if dtype != np.uint8 and not isinstance(bank.images, jax.core.Tracer):
+    if dtype != np.uint8 and not isinstance(bank.images, Tracer):
         _check_values(bank.images, name)
 
 
