@@ -652,9 +652,9 @@ def test_leftovers_of_killed_preparations_are_removed(small, prepared, tmp_path)
         leftover = tmp_path / name / "incomplete.0123_1.0.0"
         leftover.mkdir(parents=True)
         (leftover / "half").write_bytes(b"x")
-        with clear_leftovers(leftover.parent, "nothing"):  # as another process at work holds it
-            with records.preparing(IMAGE_SETS[name].store, tmp_path):
-                assert leftover.exists()
+        # As another process at work holds it.
+        with clear_leftovers(leftover.parent, "nothing"), records.preparing(IMAGE_SETS[name].store, tmp_path):
+            assert leftover.exists()
         prepare(name, files, tmp_path)
         assert is_prepared(name, tmp_path)
         assert not list(leftover.parent.glob("incomplete.*"))

@@ -196,19 +196,20 @@ def check_bank(bank: ClassBank, name: str = "the bank") -> None:
         bank: The bank. Images of a float type are read once, in blocks, to check their values.
         name: What messages call it.
     """
-    shape, dtype = np.shape(bank.images), jnp.result_type(bank.images)
+    shape = np.shape(bank.images)
+    dtype = bank.images.dtype if hasattr(bank.images, "dtype") else np.asarray(bank.images).dtype
     if len(shape) != 4:
         raise ValueError(f"images of {name} must be [examples, height, width, channels], got the shape {shape}")
     if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"images of {name} must be uint8 in [0, 255] or floats in [0, 1], got {dtype}")
     starts, counts = np.asarray(bank.starts), np.asarray(bank.counts)
+    if not counts.size:
+        raise ValueError(f"{name} has no classes")
     for field, array in (("starts", starts), ("counts", counts)):
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(
                 f"{field} of {name} must be integers [classes], got {array.dtype} of the shape {array.shape}"
             )
-    if not len(counts):
-        raise ValueError(f"{name} has no classes")
     if starts.shape != counts.shape or starts.min() < 0 or counts.min() < 0 or (starts + counts).max() > shape[0]:
         raise ValueError(
             f"{name} has {shape[0]} images, but its classes do not lie within them: starts has the first image of "
