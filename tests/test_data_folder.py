@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli_helpers import run, small
 
 from metajax.cli import main
 from metajax.data import folder, load, load_folder, pixels, prepare
@@ -467,7 +468,10 @@ def test_class_folders_that_sound_like_splits(tmp_path, names):
         (("train", "holdout"), "the folders 'train' and 'holdout' lie side by side"),
         (("my_train", "my_test", "my_other"), "lie side by side; .* rename or remove the others"),
         (("val", "validation", "train"), "'val' and 'validation' are both the validation split"),
-        (("images_background", "images_evaluation"), "images_evaluation hold folders and no images; .* rename them"),
+        (
+            ("images_background", "images_evaluation"),
+            "in images_background and images_evaluation, only folders do; .* rename them",
+        ),
     ],
 )
 def test_splits_that_are_not_all_recognised(tmp_path, names, said):
@@ -621,3 +625,41 @@ def test_too_few_classes_or_images_for_the_tasks(tmp_path):
     with pytest.raises(UserError, match=r"has only 4 examples: set fewer --task\.test\.queries or shots"):
         spec.tasks(tmp_path / "data")
     assert list(Folder(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").samplers)
+
+
+CONFIG = '''"""A folder of images."""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=2, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=1), size=16),
+    model=Conv4(channels=2),
+    learner=PrototypicalNetwork(),
+    inner=Inner(learning_rate=0.1, steps=0),
+    outer=Outer(learning_rate=1e-2),
+    training=TrainingSettings(steps=1, tasks_per_step=1, steps_per_call=1, checkpoint_every=1),
+    validation=Validation(num_tasks=0),
+    evaluation=EvaluationSettings(steps=0, num_tasks=2),
+)
+'''
+
+
+@pytest.mark.slow
+def test_train_and_evaluate_warn_of_shared_classes_and_of_other_sizes(tmp_path):
+    files = {f"{s}/{c}/{i}.png": colour((i, 0, 0)) for s in ("train", "test") for c in "abc" for i in range(2)}
+    source, data = put(tmp_path / "both", files), ("--data-dir", tmp_path / "data")
+    config = small(tmp_path, text=CONFIG)
+    trained = run("train", config, "--task.source", source, "--workdir", tmp_path / "run", *data)
+    assert trained.code == 0
+    assert trained.err.count("3 of the 3 test classes are training classes too") == 1
+    sized = CONFIG.replace("size=16", f"size=20, source={str(source)!r}")
+    other = small(tmp_path, "other.py", sized)
+    logging.getLogger("metajax").handlers.clear()  # it writes to what was standard error when it was made
+    evaluated = run("evaluate", tmp_path / "run", "--on", other, *data)
+    assert evaluated.code == 0
+    assert "3 of the 3 test classes are training classes too" in evaluated.err
+    said = f"was trained on images of 16×16 pixels, those of {other} are 20×20: set the size of its task to 16"
+    assert said in evaluated.err
+    evaluated = run("evaluate", tmp_path / "run", *data)
+    assert evaluated.code == 0
+    assert "was trained on" not in evaluated.err

@@ -173,8 +173,8 @@ def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]
     if not named and len({splits[top] for top in deep if top in splits}) < 2:
         if tops and not any(len(parts) == 2 for parts in paths) and len(tops) < 3:
             raise UserError(
-                f"{source}: {' and '.join(map(printable, tops))} hold folders and no images; where they are splits, "
-                "rename them to train, val and test"
+                f"{source}: no images lie directly in {' and '.join(map(printable, tops))}, only folders do; where "
+                "these are splits, rename them to train, val and test (a random split of classes needs at least 3)"
             )
         return {}
     if others := [top for top in tops if top not in splits]:
