@@ -21,11 +21,11 @@ class HostTasks(NamedTuple):
     """A task sampler in two parts, with a look at the host's images in between.
 
     Attributes:
-        images: `uint8[all examples, height, width, channels]`, an array or a memory map.
+        images: `[all examples, height, width, channels]`, `uint8` or floats in `[0, 1]`: an array or a memory map.
         rows: `rng -> int32[examples]`, which of them a task needs.
-        sampler: `(rng, images=None) -> Task`, of the same `rng` and the images of those rows, `uint8[examples, height,
-            width, channels]`: for `make_train_step`. Without images it fetches them when the device comes to it, which
-            waits for them: for `make_evaluation`, or in place of `feed`.
+        sampler: `(rng, images=None) -> Task`, of the same `rng` and the images of those rows, `[examples, height,
+            width, channels]` in the type of `images`: for `make_train_step`. Without images the device fetches them
+            by a callback and waits for them: for `make_evaluation`, or in place of `feed`.
     """
 
     images: Any
@@ -46,7 +46,7 @@ def host_episodes(
 
     Args:
         bank: The classes; its `images` are only ever indexed, so that a memory map stays on disk:
-            `np.load(file, mmap_mode="r")`.
+            `np.load(file, mmap_mode="r")`. Images of a float type are read once, to check their values.
         ways: As for `episodes`, and so are the others.
         shots: Support examples of each class.
         queries: Query examples of each class.
@@ -57,7 +57,8 @@ def host_episodes(
         Tasks for `feed` and, their `sampler`, for `make_train_step` and `make_evaluation`.
 
     Raises:
-        ValueError: If the bank has too few classes, or a class too few examples.
+        ValueError: If the bank has too few classes, or a class too few examples; or if its arrays are not those that
+            `ClassBank` describes.
 
     >>> import jax, numpy as np, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
@@ -72,8 +73,14 @@ def host_episodes(
     )
 
     def fetch(rows: jax.Array) -> jax.Array:
-        shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), jnp.uint8)
-        return jax.pure_callback(lambda rows: np.asarray(bank.images[rows]), shape, rows, vmap_method="broadcast_all")
+        dtype = _device_dtype(bank.images)
+        shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), dtype)
+
+        def of_rows(rows: Any) -> np.ndarray:
+            # Rows may be a JAX array, which indexes a memory map only as numpy's.
+            return np.asarray(bank.images[np.asarray(rows)], dtype)
+
+        return jax.pure_callback(of_rows, shape, rows, vmap_method="broadcast_all")
 
     def sampler(rng: jax.Array, images: jax.Array | None = None) -> Task:
         episode = draw(rng)
@@ -108,8 +115,8 @@ def feed(
         ahead: Calls that are fetched ahead; the devices hold all their images.
 
     Returns:
-        For each call its images, `uint8[steps_per_call, tasks_per_step, examples, height, width, channels]`, on the
-        devices: the second argument of the training step.
+        For each call its images, `[steps_per_call, tasks_per_step, examples, height, width, channels]`, on the
+        devices, in the type of the bank: the second argument of the training step.
 
     Raises:
         ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum; if a call has no steps.
@@ -154,7 +161,7 @@ def feed(
         shape = (*rows.shape, *tasks.images.shape[1:])
 
         def of_device(index) -> np.ndarray:
-            return tasks.images[rows[index[:2]]]
+            return np.asarray(tasks.images[rows[index[:2]]], _device_dtype(tasks.images))
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
@@ -162,6 +169,11 @@ def feed(
     begins = itertools.accumulate(lengths[:-1], initial=first)
     calls = grain.MapDataset.source(list(zip(begins, lengths, strict=True))).map(fetch)
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+
+
+def _device_dtype(images: Any) -> Any:
+    """The type that images have on a device, which may have no float64."""
+    return jax.dtypes.canonicalize_dtype(images.dtype)
 
 
 def _host() -> Any:

@@ -55,8 +55,11 @@ class ClassBank(NamedTuple):
 
     Class `c` owns `images[starts[c] : starts[c] + counts[c]]`.
 
+    Samplers give a model images as `float32` in `[0, 1]`: they divide `uint8` images by 255 and take floats as they
+    are. They raise a `ValueError` for images of another type, and for floats outside `[0, 1]`, NaN or infinite.
+
     Attributes:
-        images: `uint8[examples, height, width, channels]`.
+        images: `uint8[examples, height, width, channels]` in `[0, 255]`, or floats in `[0, 1]`.
         starts: `int32[classes]`, the first example of each class.
         counts: `int32[classes]`, how many examples each class has.
     """

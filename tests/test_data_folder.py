@@ -4,14 +4,19 @@ import io
 import logging
 import os
 import shutil
+import sys
+import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli_helpers import run, small
 
-from metajax.data import folder, load, load_folder, prepare
+from metajax.cli import main
+from metajax.data import folder, load, load_folder, pixels, prepare
+from metajax.data.disk import clear_leftovers
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 from metajax.experiment import Folder, Shots
@@ -178,8 +183,9 @@ def test_corrupt_images_are_named(tmp_path, caplog, packed):
             "train/cat/cut.jpg",
             "train/gnu/x.png",
         ]
-        assert len(caplog.records) == 1
+        assert len(caplog.records) == 2
         assert "unusable images left out (3): train/top.png" in caplog.text
+        assert "class folders without a readable image: train/gnu (files end in .png)" in caplog.text
         with pytest.raises(UserError, match=r"train/top\.png"):
             load_folder(source, size=8, data_dir=tmp_path / "data", strict=True)
 
@@ -350,3 +356,310 @@ def test_a_run_can_tell_as_many_other_images(tmp_path):
     aside.rename(other)
     after = spec.tasks(tmp_path / "data").holds
     assert {split for split in before if after[split] != before[split]} == {"train", "test"}
+
+
+def classes(root: Path, *names: str, count: int = 2) -> Path:
+    """A folder with as many images of each class."""
+    return put(root, {f"{name}/{i}.png": colour((10 * k, 0, 0)) for k, name in enumerate(names) for i in range(count)})
+
+
+def all_names(loaded) -> list[str]:
+    return sorted(name for names in loaded.class_names.values() for name in names)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_of_many_endings_and_of_none(tmp_path, packed):
+    kinds = {"x.avif": "AVIF", "x.JP2": "JPEG2000", "x.tga": "TGA", "x.ico": "ICO", "x.pcx": "PCX", "x.sgi": "SGI"}
+    kinds |= {"x": "PNG", "img.0001": "JPEG", "x.apng": "PNG", "x.pnm": "PPM"}
+    files = {
+        f"c{k}/{name}": encode(Image.new("RGB", (16, 16), RED), kind) for k, (name, kind) in enumerate(kinds.items())
+    }
+    files["c0/README"] = b"no image"
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    loaded = load_folder(source, size=8, data_dir=tmp_path / "data", strict=True)
+    assert all_names(loaded) == [f"c{k}" for k in range(len(kinds))]
+    for bank in loaded.splits.values():
+        assert np.abs(bank.images.astype(int) - RED).max() <= 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_class_folders_without_a_readable_image_are_named(tmp_path, caplog, packed):
+    files = {f"{name}/1.png": colour(RED) for name in "abc"}
+    files |= {"phone/1.HEIC": b"x", "plain/notes": b"x", "drawn/1.svg": b"x", "a/notes.txt": b"x"}
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    assert all_names(load_folder(source, data_dir=tmp_path / "data")) == ["a", "b", "c"]
+    assert "class folders without a readable image: drawn, phone, plain (files end in .HEIC, .svg, none)" in caplog.text
+    assert "unusable images left out (1): phone/1.HEIC: a HEIC image: `pip install pillow-heif`" in caplog.text
+    files.pop("phone/1.HEIC")
+    source = pack(tmp_path / "y.zip", files) if packed else put(tmp_path / "y", files)
+    with pytest.raises(
+        UserError, match=r"class folders without a readable image: drawn, plain \(files end in .svg, none\)"
+    ):
+        load_folder(source, data_dir=tmp_path / "data", strict=True)
+
+
+def test_only_files_that_are_not_read(tmp_path):
+    with pytest.raises(UserError, match=r"none of the 1 images can be read, e.g. a/1.heic: a HEIC .*pillow-heif"):
+        load_folder(put(tmp_path / "x", {"a/1.heic": b"x"}), data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"no images in class folders; .* \(its files end in .svg, .txt\)"):
+        load_folder(put(tmp_path / "y", {"a/1.svg": b"", "b/1.svg": b"", "b/1.txt": b""}), data_dir=tmp_path)
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch):
+    """Also if the images were cached before it was."""
+    names = [f"{name}/1.heic" for name in "abc"]
+    brand = b"\0\0\0\x18ftypheic"
+    source = put(
+        tmp_path / "x", {**dict.fromkeys(names, brand + bytes(8)), **{f"{n}/1.png": colour((9, 9, 9)) for n in "abc"}}
+    )
+    assert load_folder(source, size=4, data_dir=tmp_path).skipped
+    with pytest.raises(BadImageError, match="pip install pillow-heif"):
+        decode(brand + bytes(8), 4, 3)
+
+    def opened(file, name):
+        return Image.new("RGB", (4, 4), RED)
+
+    def register() -> None:
+        Image.register_open("HEIF", opened, lambda head: head[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    pixels.reads_heif.cache_clear()
+    try:
+        loaded = load_folder(source, size=4, data_dir=tmp_path)
+    finally:
+        pixels.reads_heif.cache_clear()
+    assert loaded.skipped == ()
+    assert sorted(reds(loaded.splits["test"])) == [9, 255]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("Training", "Validating", "Testing"),
+        ("meta_train", "meta_val", "meta_test"),
+        ("metatrain", "meta-validation", "metatest"),
+        ("train2017", "val2017", "test2017"),
+        ("birds_train", "birds_dev", "birds_test"),
+        ("train_images", "dev_images", "test"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_of_splits(tmp_path, names, packed):
+    files = {
+        f"{name}/{split}{c}/1.png": colour(RED) for name, split in zip(names, "tvs", strict=True) for c in range(2)
+    }
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    expected = {"train": ["t0", "t1"], "validation": ["v0", "v1"], "test": ["s0", "s1"]}
+    assert load_folder(source, data_dir=tmp_path / "data").class_names == expected
+
+
+@pytest.mark.parametrize("names", [("train_station", "valley", "dog"), ("contest", "carnival", "strainer")])
+def test_class_folders_that_sound_like_splits(tmp_path, names):
+    source = put(tmp_path / "x", {f"{name}/images/1.png": colour(RED) for name in names})
+    assert all_names(load_folder(source, data_dir=tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train", "holdout"), "the folders 'train' and 'holdout' lie side by side"),
+        (("my_train", "my_test", "my_other"), "lie side by side; .* rename or remove the others"),
+        (("val", "validation", "train"), "'val' and 'validation' are both the validation split"),
+        (
+            ("images_background", "images_evaluation"),
+            "in images_background and images_evaluation, only folders do; .* rename them",
+        ),
+    ],
+)
+def test_splits_that_are_not_all_recognised(tmp_path, names, said):
+    source = put(tmp_path / "x", {f"{name}/{c}/1.png": colour(RED) for name in names for c in range(3)})
+    with pytest.raises(UserError, match=said):
+        load_folder(source, data_dir=tmp_path)
+
+
+def test_class_folders_of_several_folders_are_named(tmp_path, caplog):
+    source = put(tmp_path / "x", {f"{alphabet}/{c}/1.png": colour(RED) for alphabet in "abc" for c in ("x", "y")})
+    assert all_names(load_folder(source, data_dir=tmp_path)) == ["a", "b", "c"]
+    assert (
+        "all images below a class folder are one class, also where it holds several folders: a with x, y" in caplog.text
+    )
+
+
+def test_classes_of_several_splits_are_named(tmp_path, caplog):
+    layout = {"train": "abcd", "val": "dx", "test": "abxy"}
+    source = put(tmp_path / "x", {f"{split}/{c}/1.png": colour(RED) for split, names in layout.items() for c in names})
+    load_folder(source, data_dir=tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    end = ": this measures other pictures, not new classes"
+    assert said == [
+        f"folder/x: 1 of the 2 validation classes is a training class too (d){end}",
+        f"folder/x: 2 of the 4 test classes are training classes too (a, b){end}",
+        f"folder/x: 1 of the 4 test classes is a validation class too (x){end}",
+    ]
+
+
+def test_classes_of_several_splits_on_the_command_line(tmp_path, capsys):
+    both = put(tmp_path / "both", {f"{s}/{c}/1.png": colour(RED) for s in ("train", "test") for c in "abcdef"})
+    for command in ("prepare", "inspect"):
+        assert main(["data", command, "folder", "--source", str(both), "--data-dir", str(tmp_path / "data")]) == 0
+        said = "6 of the 6 test classes are training classes too (a, b, c, …): this measures other pictures, not new"
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["fifo", "link to a device"])
+def test_only_regular_files_are_read(tmp_path, how, caplog):
+    source = classes(tmp_path / "x", "a", "b", "c")
+    for name in ("a/x.png", "a/x"):
+        if how == "fifo":
+            os.mkfifo(source / name)
+        else:
+            (source / name).symlink_to("/dev/zero")
+    loaded = load_folder(source, data_dir=tmp_path / "data")
+    assert loaded.skipped == ("a/x.png: not a regular file",)
+    lists = put(tmp_path / "lists", {"test.txt": b"a"})
+    os.mkfifo(lists / "train.txt")
+    with pytest.raises(UserError, match=r"train.txt: cannot read: not a regular file"):
+        load_folder(source, data_dir=tmp_path / "data", split_lists=lists)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="neither a folder nor a complete zip archive"):
+            load_folder(path, data_dir=tmp_path / "data")
+    for name in ("pipe", "pipe/gone"):
+        with pytest.raises(UserError):
+            prepare("omniglot", tmp_path / name, tmp_path / "data")
+
+
+def test_no_image_makes_pillow_start_another_program():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(BadImageError, match="of a kind that is not read"):
+        decode(eps, 4, 3)
+    assert not {"EPS", "WMF", "MPEG", "FITS"} & set(pixels.formats())
+
+
+def test_nothing_is_written_through_links_in_the_cache(tmp_path, caplog):
+    source, precious = classes(tmp_path / "x", "a", "b", "c"), tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "folder").symlink_to(precious)
+    assert len(load_folder(source, size=4, data_dir=tmp_path / "data").splits) == 3
+    assert "cannot cache the decoded images (it is a symbolic link" in caplog.text
+    assert not list(precious.iterdir())
+    (tmp_path / "data" / "folder").unlink()
+    load_folder(source, size=4, data_dir=tmp_path / "data")
+    for path in (tmp_path / "data" / "folder").iterdir():
+        path.unlink()
+        (precious / path.name).write_bytes(b"precious")
+        path.symlink_to(precious / path.name)
+    load_folder(source, size=4, data_dir=tmp_path / "data")
+    assert {path.read_bytes() for path in precious.iterdir()} == {b"precious"}
+    (tmp_path / "link").symlink_to(tmp_path / "data", target_is_directory=True)
+    load_folder(source, size=5, data_dir=tmp_path / "link")
+    assert list((tmp_path / "data" / "folder").glob("*-5px-3.npy")), "the data directory itself may be a link"
+
+
+def test_a_cache_that_is_a_fifo(tmp_path, caplog):
+    source = classes(tmp_path / "x", "a", "b", "c")
+    load_folder(source, size=4, data_dir=tmp_path)
+    for ending in ("json", "npy"):
+        (path,) = (tmp_path / "folder").glob(f"*.{ending}")
+        path.unlink()
+        os.mkfifo(path)
+        load_folder(source, size=4, data_dir=tmp_path)
+        assert "damaged cache (not a regular file)" in caplog.text
+        caplog.clear()
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    source = classes(tmp_path / "x", "a", "b", "c")
+    put(tmp_path / "folder", {"old.npy.0123.tmp": b"half"})
+    with clear_leftovers(tmp_path / "folder", "nothing"):  # another process at work
+        load_folder(source, size=4, data_dir=tmp_path)
+        assert list((tmp_path / "folder").glob("*.tmp"))
+    load_folder(source, size=5, data_dir=tmp_path)
+    assert not list((tmp_path / "folder").glob("*.tmp"))
+
+
+def test_names_that_no_terminal_shows(tmp_path, capsys):
+    source = classes(tmp_path / "x", "a\nb", "c\x1b[31m", "é")
+    os.makedirs(os.fsencode(source) + b"/\xff")
+    Path(os.fsdecode(os.fsencode(source) + b"/\xff/1.png")).write_bytes(colour(RED))
+    names = all_names(load_folder(source, data_dir=tmp_path))
+    assert names == ["\\udcff", "a\\nb", "c\\x1b[31m", "é"]
+    assert main(["data", "inspect", "folder", "--source", str(source), "--data-dir", str(tmp_path)]) == 0
+    assert "a\\nb" in capsys.readouterr().out
+
+
+def test_archives_of_windows(tmp_path):
+    names = [f"{split}\\{split}{c}\\1.png" for split in ("train", "test") for c in range(2)]
+    loaded = load_folder(pack(tmp_path / "x.zip", dict.fromkeys(names, colour(RED))), data_dir=tmp_path)
+    assert loaded.class_names == {"train": ["train0", "train1"], "test": ["test0", "test1"]}
+
+
+def test_sizes_that_no_image_has(tmp_path, capsys):
+    source = classes(tmp_path / "x", "a", "b", "c")
+    for size in ("1000000", "99999999999"):
+        assert main(["data", "inspect", "folder", "--source", str(source), "--size", size]) == 2
+        assert "must be a positive whole number of at most 8192" in capsys.readouterr().err
+
+
+def test_a_path_in_place_of_a_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(classes(tmp_path / "x", "a", "b", "c").parent)
+    for command, name in (("inspect", "x"), ("prepare", "x"), ("inspect", "./y"), ("inspect", str(tmp_path / "x"))):
+        assert main(["data", command, name]) == 2
+        assert f"for your own images write `folder --source {name}`" in capsys.readouterr().err
+    assert main(["data", "inspect", "omniglott"]) == 2
+    assert "did you mean 'omniglot'?" in capsys.readouterr().err
+
+
+def test_too_few_classes_or_images_for_the_tasks(tmp_path):
+    source = classes(tmp_path / "x", *(f"c{c:02d}" for c in range(10)), count=4)
+    shots = Shots(shots=1, queries=2)
+    with pytest.raises(UserError) as info:
+        Folder(source=source, size=8, train=shots, test=shots).tasks(tmp_path / "data")
+    assert f"folder/x ({source}) has only 2 classes in its split 'validation', and a task has 5 ways" in str(info.value)
+    assert "add classes (a random split needs about 29 in all), or set --task.ways 2" in str(info.value)
+    spec = Folder(source=source, size=8, ways=2, train=shots, test=Shots(shots=1, queries=9))
+    with pytest.raises(UserError, match=r"has only 4 examples: set fewer --task\.test\.queries or shots"):
+        spec.tasks(tmp_path / "data")
+    assert list(Folder(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").samplers)
+
+
+CONFIG = '''"""A folder of images."""
+
+from metajax.experiment import *
+
+config = Experiment(
+    task=Folder(ways=2, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=1), size=16),
+    model=Conv4(channels=2),
+    learner=PrototypicalNetwork(),
+    inner=Inner(learning_rate=0.1, steps=0),
+    outer=Outer(learning_rate=1e-2),
+    training=TrainingSettings(steps=1, tasks_per_step=1, steps_per_call=1, checkpoint_every=1),
+    validation=Validation(num_tasks=0),
+    evaluation=EvaluationSettings(steps=0, num_tasks=2),
+)
+'''
+
+
+@pytest.mark.slow
+def test_train_and_evaluate_warn_of_shared_classes_and_of_other_sizes(tmp_path):
+    files = {f"{s}/{c}/{i}.png": colour((i, 0, 0)) for s in ("train", "test") for c in "abc" for i in range(2)}
+    source, data = put(tmp_path / "both", files), ("--data-dir", tmp_path / "data")
+    config = small(tmp_path, text=CONFIG)
+    trained = run("train", config, "--task.source", source, "--workdir", tmp_path / "run", *data)
+    assert trained.code == 0
+    assert trained.err.count("3 of the 3 test classes are training classes too") == 1
+    sized = CONFIG.replace("size=16", f"size=20, source={str(source)!r}")
+    other = small(tmp_path, "other.py", sized)
+    logging.getLogger("metajax").handlers.clear()  # it writes to what was standard error when it was made
+    evaluated = run("evaluate", tmp_path / "run", "--on", other, *data)
+    assert evaluated.code == 0
+    assert "3 of the 3 test classes are training classes too" in evaluated.err
+    assert f"{other} is not what {tmp_path / 'run'} was trained on: its tasks have inputs of 20×20" in evaluated.err
+    assert "the run's have inputs of 16×16" in evaluated.err
+    evaluated = run("evaluate", tmp_path / "run", *data)
+    assert evaluated.code == 0
+    assert "was trained on" not in evaluated.err

@@ -1,5 +1,6 @@
 """Data sets of TFDS: published splits, original archives, records that TFDS prepared, and what can go wrong."""
 
+import hashlib
 import io
 import json
 import os
@@ -19,7 +20,10 @@ from PIL import Image
 from test_data_fashion_mnist import idx as idx_file
 
 from metajax import data
+from metajax.cli import main
 from metajax.data import IMAGE_SETS, archives, catalogue, cifar100, images, is_prepared, load, prepare, records
+from metajax.data.disk import clear_leftovers
+from metajax.data.download import obtain
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 from metajax.experiment import Images, Shots
@@ -525,8 +529,10 @@ def test_other_classes_than_those_of_the_split(tmp_path):
         load("dtd", data_dir=tmp_path)
     flowers = catalogue.FLOWERS.store
     records.write(flowers, tmp_path, (None, None, 3), ["a", "b"], {"train": examples})
-    with pytest.raises(UserError, match="has 2 classes, its split by class needs 102"):
+    with pytest.raises(UserError) as info:
         load("oxford_flowers102", data_dir=tmp_path)
+    said = "oxford_flowers102, split meta_dataset: the prepared data has 2 classes, its split by class needs 102 (in "
+    assert f"{said}{tmp_path}" in str(info.value)
 
 
 def test_damaged_descriptions_of_records(tmp_path):
@@ -593,3 +599,116 @@ assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def describe(folder: Path, features: object) -> Path:
+    """What TFDS would have prepared for Quick, Draw!, with these features."""
+    place = folder / "quickdraw_bitmap" / "3.0.0"
+    place.mkdir(parents=True)
+    info = {"name": "quickdraw_bitmap", "version": "3.0.0", "fileFormat": "array_record"}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    (place / "features.json").write_text(features if isinstance(features, str) else json.dumps(features))
+    return folder
+
+
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": "evil_module.Features"},
+        {"pythonClassName": FEATURES, "featuresDict": {"features": {"image": {"pythonClassName": "evil_module.X"}}}},
+        {"type": FEATURES, "content": {"image": {"type": "evil_module.X", "content": "{}"}}},
+        {"python_class_name": "tensorflow_datasets_evil.Features"},
+    ],
+)
+def test_adopted_features_import_nothing_but_tfds(tmp_path, features):
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    with pytest.raises(UserError, match=r"features.json: names the class .*evil.*, which is not one of tensorflow"):
+        prepare("quickdraw_bitmap", describe(tmp_path, features), tmp_path / "data")
+    assert not (tmp_path / "pwned").exists()
+    assert not is_prepared("quickdraw_bitmap", tmp_path / "data")
+
+
+def test_adopted_folders_with_odd_contents(tmp_path):
+    for features in ("{", "[" * 100_000):
+        with pytest.raises(UserError, match=r"features.json: cannot read"):
+            prepare("quickdraw_bitmap", describe(tmp_path / str(len(features)), features), tmp_path / "data")
+    place = describe(tmp_path / "x", {"pythonClassName": FEATURES}) / "quickdraw_bitmap" / "3.0.0"
+    os.mkfifo(place / "pipe")
+    (place / "device").symlink_to("/dev/zero")
+    (place / "round").symlink_to(place)
+    adopted = prepare("quickdraw_bitmap", tmp_path / "x", tmp_path / "data")
+    assert sorted(path.name for path in adopted.iterdir()) == ["dataset_info.json", "features.json"]
+    (place / "dataset_info.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"dataset_info.json: cannot read: it should hold an object, it holds list"):
+        prepare("quickdraw_bitmap", tmp_path / "x", tmp_path / "elsewhere")
+
+
+def test_leftovers_of_killed_preparations_are_removed(small, prepared, tmp_path):
+    source = pack(tmp_path / "source" / "cifar-100-binary.tar.gz", cifar_files("binary"))
+    for name, files in (("cifar100", source), ("caltech_birds2011", prepared)):
+        leftover = tmp_path / name / "incomplete.0123_1.0.0"
+        leftover.mkdir(parents=True)
+        (leftover / "half").write_bytes(b"x")
+        # As another process at work holds it.
+        with clear_leftovers(leftover.parent, "nothing"), records.preparing(IMAGE_SETS[name].store, tmp_path):
+            assert leftover.exists()
+        prepare(name, files, tmp_path)
+        assert is_prepared(name, tmp_path)
+        assert not list(leftover.parent.glob("incomplete.*"))
+
+
+def test_nothing_is_prepared_through_links(small, prepared, tmp_path):
+    source, precious = pack(tmp_path / "cifar-100-binary.tar.gz", cifar_files("binary")), tmp_path / "precious"
+    precious.mkdir()
+    (tmp_path / "data").mkdir()
+    for name, files in (("cifar100", source), ("caltech_birds2011", prepared)):
+        (tmp_path / "data" / name).symlink_to(precious)
+        with pytest.raises(UserError, match=f"{name}: cannot write: it is a symbolic link, through which nothing"):
+            prepare(name, files, tmp_path / "data")
+    (tmp_path / "data" / "downloads").symlink_to(precious)
+    with pytest.raises(UserError, match="downloads: cannot write: it is a symbolic link"):
+        prepare("kmnist", None, tmp_path / "data")
+    assert not list(precious.iterdir())
+
+
+def test_files_that_are_not_the_official_ones_are_named(small, tmp_path, caplog, monkeypatch):
+    source = pack(tmp_path / "source" / "cifar-100-binary.tar.gz", cifar_files("binary"))
+    prepare("cifar100", source, tmp_path / "a")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        f"{source}: has {source.stat().st_size:,} bytes, the official cifar-100-binary.tar.gz has 168,513,733: "
+        "it may hold something else"
+    )
+    caplog.clear()
+    (file,) = IMAGE_SETS["cifar100"].originals.files
+    content = source.read_bytes()
+    for digest, warnings in ((hashlib.sha256(content).hexdigest(), 0), ("0" * 64, 1)):
+        obtain("cifar100", [file._replace(size=len(content), sha256=digest)], source.parent, tmp_path)
+        assert len(caplog.records) == warnings
+    assert f"has sha256 {hashlib.sha256(content).hexdigest()}, the official" in caplog.text
+    caplog.clear()
+    source.rename(source.parent / "cifar-100-python.tar.gz")  # of which no checksum is known
+    prepare("cifar100", source.parent, tmp_path / "b")
+    assert not caplog.records
+
+
+def test_a_source_that_is_no_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "cifar-100-binary.tar.gz")
+    for name in ("pipe", "cifar-100-binary.tar.gz", "."):
+        command = [
+            "data",
+            "prepare",
+            "cifar100",
+            "--source",
+            str(tmp_path / name),
+            "--data-dir",
+            str(tmp_path / "data"),
+        ]
+        assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("neither a folder nor a regular file; it should hold cifar-100-binary.tar.gz") == 2
+    assert said.count("holds neither cifar-100-binary.tar.gz nor") == 1

@@ -187,3 +187,97 @@ def test_the_tasks_of_a_folder_with_lists(tmp_path):
     shots = Shots(shots=1, queries=1)
     spec = Folder(source=source, split_lists=lists, ways=2, train=shots, test=shots, size=4)
     assert spec.tasks(tmp_path / "data").class_names == {"train": ["c0", "c1"], "test": ["c2", "c3"]}
+
+
+PICTURES = entries(*(f"n{c}_{i}.jpg" for c in range(6) for i in range(2)))
+
+
+def spreadsheet(folder: Path, head: str, separator: str, change=str, encoding="utf-8", ending="csv", val="val") -> Path:
+    """Lists of six classes of two images, as a program writes them."""
+    folder.mkdir()
+    for split, classes in (("train", (0, 1)), (val, (2, 3)), ("test", (4, 5))):
+        rows = [separator.join((change(f"n{c}_{i}.jpg"), f"n{c}")) for c in classes for i in range(2)]
+        text = "\r\n".join([*([head] if head else []), *rows, ""])
+        (folder / f"{split}.{ending}").write_bytes(text.encode(encoding))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("head", "separator", "options"),
+    [
+        ("filename;label", ";", {}),
+        ("filename\tlabel", "\t", {}),
+        ("filename\tlabel", "\t", {"ending": "txt", "encoding": "utf-16"}),
+        ("File Name;Class Name", ";", {"encoding": "utf-16"}),
+        ("image,label", ",", {"encoding": "utf-8-sig"}),
+        ("img,class", ",", {"val": "valid"}),
+        ("path,class_name", ",", {"change": lambda name: f"images/{name}"}),
+        ("filepath,category", ",", {"change": lambda name: f"C:\\Users\\me\\images\\{name}"}),
+        ("filename,label", ",", {"change": lambda name: f"images\\{name}"}),
+        ("filename,label", ",", {"change": lambda name: f"../images/{name}"}),
+        ("image_id,label", ",", {"change": lambda name: name.removesuffix(".jpg")}),
+        ('"filename","label"', ",", {"change": lambda name: f'"{name}"', "val": "validation"}),
+        ("sep=;\r\nfilename;label", ";", {"val": "dev"}),
+        ("", ",", {}),
+        ("", ";", {"val": "meta_val"}),
+        ("", "\t", {"ending": "tsv"}),
+        ("\ufefffilename\tlabel", "\t", {"ending": "txt", "encoding": "utf-16-be"}),
+    ],
+)
+def test_lists_as_spreadsheets_write_them(tmp_path, head, separator, options):
+    layout = arrange_by_lists(SOURCE, PICTURES, spreadsheet(tmp_path / "lists", head, separator, **options))
+    assert layout.groups == {
+        (split, f"n{c}"): [f"n{c}_0.jpg", f"n{c}_1.jpg"]
+        for split, classes in (("train", (0, 1)), ("validation", (2, 3)), ("test", (4, 5)))
+        for c in classes
+    }
+
+
+def test_columns_are_found_by_their_names(tmp_path):
+    lists = write(
+        tmp_path,
+        train_csv=",filename,size,label\n0,n0_0.jpg,9,n0\n1,n0_1.jpg,9,n0\n",
+        test_csv="class_id,file,class_name\n4,n4_0.jpg,four\n",
+    )
+    assert arrange_by_lists(SOURCE, PICTURES, lists).groups == {
+        ("train", "n0"): ["n0_0.jpg", "n0_1.jpg"],
+        ("test", "four"): ["n4_0.jpg"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (b"picture,animal\nn0_0.jpg,n0\n", "has the columns picture, animal, it should have filename and label"),
+        (b"0,n0_0.jpg,n0\n", "begins with '0,n0_0.jpg,n0', but a list has a header and columns, filename,label, or"),
+        (b"n0_0.jpg n0\n", "1 of 1 classes listed are not in images, e.g. n0_0.jpg n0; a list has a header"),
+        (b'filename,label\n"n0_0.jpg,n0\nn0_1.jpg,n0\n', "line 2 is no row of a table"),
+        (
+            b'filename,label\n"' + b"x" * 200_000 + b",n0\n",
+            "line 2 is no row of a table (field larger than field limit",
+        ),
+        ("filename,label\nn0_0.jpg,Bär\n".encode("latin-1"), 'cannot read: .*; save it as text in UTF-8 ("CSV UTF-8"'),
+        ("filename,label\nn0_0.jpg,n0\n".encode("utf-16-le"), "cannot read: it holds null characters; save it as text"),
+        (b"filename,label\nother/n0_0.jpg,n0\n", "1 of 1 images listed are not in images"),
+        (b"filename,label\nn4_0.jpg,n0\n", "test.csv: lists n4_0.jpg as n4, which train.csv lists too, as another"),
+    ],
+)
+def test_what_is_wrong_with_a_spreadsheet(tmp_path, train, said):
+    (tmp_path / "train.csv").write_bytes(train)
+    write(tmp_path, test_csv="filename,label\nn4_0.jpg,n4\n")
+    with pytest.raises(UserError) as info:
+        arrange_by_lists(SOURCE, PICTURES, tmp_path)
+    assert all(part in str(info.value) for part in said.split(".*"))
+    assert len(str(info.value)) < 400
+
+
+def test_lists_that_are_not_used_are_named(tmp_path, caplog):
+    lists = write(tmp_path, train_txt="n01", test_txt="n02", novel_csv="n03", train_old_txt="n03")
+    (tmp_path / "train.old.txt").rename(tmp_path / "train_old.txt")
+    assert len(arrange_by_lists(SOURCE, BY_FOLDER, lists).groups) == 2
+    assert "not used: novel.csv, train_old.txt; the lists are called train, val and test" in caplog.text
+    (tmp_path / "train.txt").unlink()
+    assert len(arrange_by_lists(SOURCE, BY_FOLDER, lists).groups) == 2, "the only list with train in its name"
+    (tmp_path / "train_old.txt").rename(tmp_path / "base.txt")
+    with pytest.raises(UserError, match=r"holds neither train.csv nor train.txt, only base.txt, novel.csv, test.txt"):
+        arrange_by_lists(SOURCE, BY_FOLDER, lists)

@@ -251,3 +251,24 @@ def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
     assert trained("cut") == host
     assert fed == [(0, [2] * 6), (0, [3, 1] * 3), (4, [2] * 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_float_images_keep_their_values(tmp_path, dtype):
+    """Fetched by a callback, and fed to one device or two."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((16, 3, 3, 1)).astype(dtype))
+    counts = np.array([8, 8])
+    bank = mj.ClassBank(np.load(tmp_path / "x.npy", mmap_mode="r"), np.cumsum(counts) - counts, counts)
+    sizes, key = {"ways": 2, "shots": 1, "queries": 2}, jax.random.key(0)
+    tasks, expected = mj.host_episodes(bank, **sizes), mj.episodes(bank, **sizes)(key)
+    on_device = np.float16 if dtype == "float16" else np.float32
+    for images in (None, bank.images[tasks.rows(key)]):
+        for ours, theirs in zip(*map(jax.tree.leaves, (tasks.sampler(key, images), expected)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for mesh in (None, mj.task_mesh(jax.devices()[:2])):
+        (fed,) = mj.feed(tasks, fresh(), 1, tasks_per_step=2, mesh=mesh)
+        assert fed.dtype == on_device
+        keys = mj.task_keys(jax.random.fold_in(fresh().key, 0), 2)
+        for task_images, one in zip(fed[0], keys, strict=True):
+            rows = np.asarray(tasks.rows(jax.random.split(one)[0]))
+            np.testing.assert_array_equal(task_images, bank.images[rows].astype(on_device))

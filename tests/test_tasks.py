@@ -193,3 +193,89 @@ def test_the_oracle_is_told_what_makes_the_task():
     np.testing.assert_allclose(task.query.y[:, 0], amplitude * np.sin(x - phase), rtol=1e-5, atol=1e-5)
     blind = mj.sinusoid(shots=5, queries=7)(jax.random.key(3))
     np.testing.assert_array_equal(blind.query.x[:, 0], x)
+
+
+def float_bank(images, counts=(4, 4)) -> mj.ClassBank:
+    counts = np.array(counts)
+    return mj.ClassBank(images, np.cumsum(counts) - counts, counts)
+
+
+LEVELS = np.linspace(0, 1, 8 * 4).reshape(8, 2, 2, 1)
+EPISODE = {"ways": 2, "shots": 2, "queries": 2}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_float_images_are_taken_as_they_are(dtype, on_device):
+    images = LEVELS.astype(jnp.dtype(dtype))
+    task = mj.episodes(float_bank(jnp.asarray(images) if on_device else images), **EPISODE)(jax.random.key(0))
+    drawn = np.concatenate([task.support.x, task.query.x])
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(np.sort(drawn.ravel()), np.sort(images.astype(np.float32).ravel()))
+
+
+def test_a_bank_of_bytes_and_of_their_floats_give_the_same_tasks():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uint8)
+    tasks = [
+        mj.episodes(float_bank(images), **EPISODE)(jax.random.key(0)) for images in (pixels, np.float32(pixels / 255))
+    ]
+    for a, b in zip(*map(jax.tree.leaves, tasks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def changed(value: float) -> np.ndarray:
+    images = LEVELS.copy()
+    images[5, 1, 0, 0] = value
+    return images
+
+
+BAD_BANKS = [
+    (float_bank(changed(np.nan)), "image 5 of .* has NaN or infinite values"),
+    (float_bank(changed(np.inf)), "image 5 of .* has NaN or infinite values"),
+    (float_bank(jnp.asarray(changed(-np.inf))), "image 5 of .* has NaN or infinite values"),
+    (float_bank(LEVELS * 255), r"are floats from 0 to 255, and floats must be in \[0, 1\]: divide them by 255"),
+    (float_bank(LEVELS * 2 - 1), r"are floats from -1 to 1, .*: scale them, and normalise in `transform`"),
+    (float_bank(np.zeros((8, 2, 2, 1), np.int64)), r"must be uint8 in \[0, 255\] or floats in \[0, 1\], got int64"),
+    (float_bank(np.zeros((8, 2, 2, 1), bool)), "got bool"),
+    (float_bank(np.zeros((8, 2, 2, 1), np.complex64)), "got complex64"),
+    (float_bank(np.zeros((8, 2, 2), np.uint8)), r"must be \[examples, height, width, channels\], got the shape"),
+    (
+        float_bank(LEVELS)._replace(counts=np.array([4.0, 4.0])),
+        r"counts of .* must be integers \[classes\], got float64",
+    ),
+    (float_bank(LEVELS)._replace(starts=np.array([[0, 4]])), r"starts of .* must be integers \[classes\], got int64"),
+    (float_bank(LEVELS)._replace(starts=np.array([0])), "8 images, but its classes do not lie within them"),
+    (float_bank(LEVELS)._replace(starts=np.array([0, 6])), "8 images, but its classes do not lie within them"),
+    (float_bank(LEVELS)._replace(counts=np.array([9, -1])), "8 images, but its classes do not lie within them"),
+    (float_bank(LEVELS, ()), "has no classes"),
+]
+
+
+@pytest.mark.parametrize("make", [mj.episodes, mj.host_episodes])
+@pytest.mark.parametrize(("bank", "said"), BAD_BANKS)
+def test_banks_that_make_no_sense_are_refused(make, bank, said):
+    with pytest.raises(ValueError, match=said) as info:
+        make(bank, **EPISODE)
+    assert "the bank" in str(info.value)
+
+
+@pytest.mark.parametrize(("bank", "said"), BAD_BANKS)
+def test_domains_that_make_no_sense_are_refused(bank, said):
+    good = mj.tasks.Domain(float_bank(LEVELS))
+    with pytest.raises(ValueError, match=said) as info:
+        mj.varied_episodes([good, mj.tasks.Domain(bank)], min_ways=2, max_ways=2)
+    assert "domain 1" in str(info.value)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_domains_of_float_images(mixed):
+    """Also beside one of bytes, whose images are then divided by 255 and no others."""
+    pixels = np.full((8, 2, 2, 1), 51, np.uint8)
+    banks = [float_bank(np.full((8, 2, 2, 1), 0.4, np.float32)), float_bank(pixels if mixed else pixels / 255)]
+    sampler = mj.varied_episodes(
+        [mj.tasks.Domain(b) for b in banks], min_ways=2, max_ways=2, max_support=4, max_queries=2
+    )
+    for index, level in enumerate((0.4, 0.2)):
+        task = mj.tasks.one_domain(sampler, index)(jax.random.key(0))
+        assert task.support.x.dtype == np.float32
+        np.testing.assert_allclose(task.support.x, level, rtol=1e-6)

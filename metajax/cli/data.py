@@ -85,7 +85,8 @@ def _list(options: List) -> None:
 
 
 def _prepare(options: Prepare) -> None:
-    if options.source is not None and not options.source.exists():
+    _check_name(options.name)
+    if options.source is not None and not options.source.expanduser().exists():
         raise UserError(f"--source {options.source} is not there")
     place = data.prepare(options.name, options.source, options.data_dir)
     if options.name == "folder":
@@ -94,7 +95,17 @@ def _prepare(options: Prepare) -> None:
         report.say(f"{options.name} is prepared in {place}")
 
 
+def _check_name(name: str) -> None:
+    """Raise a `UserError` for a path in place of a data set's name."""
+    path = Path(name).expanduser()
+    if name not in data.DATASETS and (path.exists() or path.name != name):
+        raise UserError(
+            f"{name} is a path, no data set of `metajax data list`: for your own images write `folder --source {name}`"
+        )
+
+
 def _inspect(options: Inspect) -> None:
+    _check_name(options.name)
     chosen = {"split": options.split, "source": options.source, "size": options.size}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.name == "folder":

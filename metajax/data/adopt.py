@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from metajax.data import records
-from metajax.data.disk import one_line, writing_to
+from metajax.data.disk import one_line, read_file, writing_to
 from metajax.errors import UserError
 
 _INFO = "dataset_info.json"
+_FEATURES = "features.json"
 
 
 def is_tfds(source: Path) -> bool:
@@ -28,7 +29,9 @@ def is_tfds(source: Path) -> bool:
 
 
 def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
-    """Copies, or links where the disk allows it, what `tfds build --file_format=array_record` made.
+    """Copy, or link where the disk allows it, what `tfds build --file_format=array_record` made.
+
+    TFDS imports the modules that the folder names for its features, so only modules of TFDS itself are accepted.
 
     Args:
         store: The data set.
@@ -39,14 +42,20 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
         The records' folder.
 
     Raises:
-        UserError: The folder holds another data set, another file format or none at all; or the disk is full.
+        UserError: The folder holds another data set, another file format or none at all, or it names other
+            modules than those of TFDS; or the disk is full.
     """
     folder = _find(store, source)
+    _check_features(folder)
     target = records.directory(store, data_dir)
     temporary = target.with_name(f"incomplete.{uuid.uuid4().hex}")
-    with writing_to(target.parent):
+    with writing_to(target.parent), records.preparing(store, data_dir):
         try:
-            shutil.copytree(folder, temporary, copy_function=_link_or_copy)
+            temporary.mkdir()
+            # All that TFDS writes is regular files, side by side.
+            for path in folder.iterdir():
+                if path.is_file():
+                    _link_or_copy(path.resolve(), temporary / path.name)
             temporary.rename(target)
         except OSError:
             # Two processes may do so at once; the slower one cannot rename over the other's result.
@@ -61,7 +70,10 @@ def _find(store: records.Store, source: Path) -> Path:
     """Finds the newest version of a data set below a folder."""
     wanted = "/".join(filter(None, (store.name, store.config)))
     infos = {folder: _read(folder) for folder in _prepared_below(source)}
-    names = {folder: "/".join(filter(None, (i.get("name"), i.get("configName")))) for folder, i in infos.items()}
+    names = {
+        folder: "/".join(str(part) for part in (info.get("name"), info.get("configName")) if part)
+        for folder, info in infos.items()
+    }
     right = [folder for folder in infos if names[folder] == wanted]
     if not right:
         held = f"holds {', '.join(sorted(set(names.values())))}" if names else f"holds no {_INFO}"
@@ -83,12 +95,38 @@ def _prepared_below(source: Path) -> list[Path]:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / _INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        info = json.loads(read_file(folder / _INFO))
+        if not isinstance(info, dict):
+            raise ValueError(f"it should hold an object, it holds {type(info).__name__}")
+        return info
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / _INFO}: cannot read: {one_line(error)}") from error
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _check_features(folder: Path) -> None:
+    """Raise a `UserError` if the description of the features names a class outside TFDS, which would be imported."""
+    path = folder / _FEATURES
+    try:
+        waiting: list[Any] = [json.loads(read_file(path))]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot read: {one_line(error)}") from error
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        if not isinstance(value, dict):
+            continue
+        waiting += value.values()
+        # The names of this entry in the forms of TFDS, of its protocol buffers, and of its first versions.
+        for key in ("pythonClassName", "python_class_name", "type"):
+            name = value.get(key)
+            if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
+                raise UserError(
+                    f"{path}: names the class {name!r}, which is not one of tensorflow_datasets: it is not imported"
+                )
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
     """Takes no space on the same disk; TFDS never changes a file that it has finished."""
     with contextlib.suppress(OSError):
         os.link(source, target)
@@ -96,6 +134,6 @@ def _link_or_copy(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def _version(text: str) -> list[int]:
+def _version(text: object) -> list[int]:
     """Numbers of a version, `[1, 10]` of `1.10.beta`, to compare."""
-    return [int(part) for part in text.split(".") if part.isdigit()]
+    return [int(part) for part in str(text).split(".") if part.isdecimal()]

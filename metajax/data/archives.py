@@ -1,14 +1,14 @@
 """Images in tar archives, or in what came out of them."""
 
+import io
 import re
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from metajax.data import records
-from metajax.data.disk import one_line
+from metajax.data.disk import MAX_BYTES, check_regular, one_line, read_file
 from metajax.data.images import Contents
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
@@ -55,7 +55,9 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
 
     place, listed = files.values()
     try:
-        labels = scipy.io.loadmat(listed)["labels"].ravel().astype(int) - 1
+        # It is small, and packed: so it cannot unpack to much.
+        content = io.BytesIO(read_file(listed, 2**20))
+        labels = scipy.io.loadmat(content)["labels"].ravel().astype(int) - 1
     # scipy reports damage through many types.
     except Exception as error:
         raise UserError(f"{listed}: not a MATLAB file with labels ({one_line(error)})") from error
@@ -77,21 +79,45 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
         The name of each file, with slashes, and what is in it.
 
     Raises:
-        UserError: The archive is damaged.
+        UserError: The archive is damaged, or a file is larger than any of these data sets.
     """
+    if place.is_dir():
+        for path in sorted(place.rglob("*")):
+            name = path.relative_to(place).as_posix()
+            if path.is_file() and wanted(name):
+                try:
+                    data = read_file(path)
+                except OSError as error:
+                    raise UserError(f"{path}: cannot read: {one_line(error)}") from error
+                yield name, data
+        return
     try:
-        if place.is_dir():
-            for path in sorted(place.rglob("*")):
-                name = path.relative_to(place).as_posix()
-                if path.is_file() and wanted(name):
-                    yield name, path.read_bytes()
-            return
-        with tarfile.open(place) as archive:
+        check_regular(place)
+        with tarfile.open(place, tarinfo=_Member) as archive:
             for member in archive:
+                _check_size(member)
                 if member.isfile() and wanted(member.name) and (file := archive.extractfile(member)):
                     yield member.name, file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    # tarfile reports damage through many types: TarError, OSError, EOFError, zlib.error, RecursionError, ...
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{place}: not a complete tar archive ({one_line(error)})") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member of limited size, also where it is a header that tarfile reads into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        _check_size(member)
+        return member
+
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    if member.size > MAX_BYTES:
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, more than the {MAX_BYTES:,} that are read")
 
 
 def _names(place: Path) -> list[str]:

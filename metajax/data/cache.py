@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 
 from metajax.data.dataset import Bank
-from metajax.data.disk import one_line
+from metajax.data.disk import check_regular, clear_leftovers, one_line, read_file, refuse_links
 
 _LOG = logging.getLogger("metajax.data")
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)
+"""What reading a damaged cache raises."""
 _FORMAT = 1
 """Raise it when decoding changes its result: it is a part of every key."""
 
 
-def cached(stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
+def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
     """Reads a bank from `STEM.npy` and `STEM.json`, or builds and stores it.
 
     Args:
-        stem: Path without suffix.
+        data_dir: The data directory: no link below it is followed to write.
+        stem: Path without suffix, below the data directory.
         key: Whatever determines the result, in JSON types; a stored bank with another key is rebuilt.
         build: Decodes the images.
 
@@ -34,16 +37,16 @@ def cached(stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
     key = {"format": _FORMAT, **key}
     try:
         bank = _read(stem, key)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except _DAMAGE as error:
         _LOG.warning("%s.npy: damaged cache (%s), decoding the images again", stem, one_line(error))
         bank = None
     if bank is not None:
         return bank
     bank = build()
     try:
-        _write(stem, key, bank)
+        _write(data_dir, stem, key, bank)
         stored = _read(stem, key)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except _DAMAGE as error:
         _LOG.warning("%s.npy: cannot cache the decoded images (%s)", stem, one_line(error))
         return bank
     # Another process may have stored a bank with another key meanwhile.
@@ -53,11 +56,12 @@ def cached(stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
 def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
     """Reads a stored bank; `None` where there is none with this key."""
     try:
-        meta = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        meta = json.loads(read_file(stem.with_suffix(".json")))
     except FileNotFoundError:
         return None
     if meta["key"] != key:
         return None
+    check_regular(stem.with_suffix(".npy"))
     images = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
     counts = np.asarray(meta["counts"], dtype=np.int32)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != counts.sum():
@@ -67,8 +71,9 @@ def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
     return Bank(images, counts, meta["names"], meta["skipped"])
 
 
-def _write(stem: Path, key: dict[str, Any], bank: Bank) -> None:
+def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
     """Stores a bank. The description goes last and holds the checksum, so that a half is never believed."""
+    refuse_links(data_dir, stem.parent)
     stem.parent.mkdir(parents=True, exist_ok=True)
     images = np.ascontiguousarray(bank.images)
     meta = {
@@ -78,16 +83,17 @@ def _write(stem: Path, key: dict[str, Any], bank: Bank) -> None:
         "names": bank.names,
         "skipped": bank.skipped,
     }
-    _replace(stem.with_suffix(".npy"), lambda file: np.save(file, images))
     text = json.dumps(meta).encode()
-    _replace(stem.with_suffix(".json"), lambda file: file.write(text))
+    with clear_leftovers(stem.parent, "*.tmp"):
+        _replace(stem.with_suffix(".npy"), lambda file: np.save(file, images))
+        _replace(stem.with_suffix(".json"), lambda file: file.write(text))
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     """Writes a file beside `path`, then renames it: readers see the old file or the new one, never a part."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # exclusive: it is never a link that somebody put there
             write(file)
             file.flush()
             os.fsync(file.fileno())

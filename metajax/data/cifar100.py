@@ -58,7 +58,7 @@ def read(files: dict[str, Path]) -> Contents:
         UserError: It is damaged, or something else.
     """
     (place,) = files.values()
-    members = {PurePosixPath(name).name: content for name, content in read_files(place, lambda name: True)}
+    members = {PurePosixPath(name).name: content for name, content in read_files(place, _is_wanted)}
     if {"train.bin", "test.bin", "fine_label_names.txt"} <= set(members):
         names = members["fine_label_names.txt"].decode("utf-8", "replace").split()
         arrays = {part: _binary(place, f"{part}.bin", members[f"{part}.bin"], IMAGES[part]) for part in IMAGES}
@@ -74,6 +74,10 @@ def read(files: dict[str, Path]) -> Contents:
         for part, (pixels, labels) in arrays.items()
     }
     return Contents((SIDE, SIDE, 3), names, parts)
+
+
+def _is_wanted(name: str) -> bool:
+    return PurePosixPath(name).name in ("train.bin", "test.bin", "fine_label_names.txt", "train", "test", "meta")
 
 
 def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:

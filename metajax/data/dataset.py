@@ -1,5 +1,6 @@
 """What a loader returns: class banks by split, and what the command line may say about a data set."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,10 @@ import numpy as np
 
 from metajax.errors import UserError
 from metajax.types import ClassBank
+
+_LOG = logging.getLogger("metajax.data")
+_MAX_SIZE = 8192
+"""Largest side of an image in pixels: a mistyped size would ask for terabytes."""
 
 
 class Dataset(NamedTuple):
@@ -19,12 +24,14 @@ class Dataset(NamedTuple):
             images may be read-only views of a file on disk.
         class_names: For each split the names of its classes, in the order of the bank.
         skipped: Files that could not be read, each with the reason; a folder of images only.
+        place: Where it was read from: the user's folder or archive, or the folder of its records.
     """
 
     name: str
     splits: dict[str, ClassBank]
     class_names: dict[str, list[str]]
     skipped: tuple[str, ...] = ()
+    place: Path | None = None
 
 
 class DatasetInfo(NamedTuple):
@@ -96,23 +103,46 @@ def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
     return ClassBank(images=images, starts=starts, counts=counts)
 
 
-def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]]) -> Dataset:
+def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]], place: Path) -> Dataset:
     """Splits a bank by class.
 
     Args:
         name: Name of the resulting data set.
         bank: All images.
         classes: For each split the indices of its classes.
+        place: Where the images were read from.
 
     Returns:
-        The data set, whose splits are those of `classes`.
+        The data set, whose splits are those of `classes`. A warning says if two of them share classes, by name.
     """
+    names = {key: [bank.names[c] for c in chosen] for key, chosen in classes.items()}
+    _warn_of_shared_classes(name, names)
     return Dataset(
         name=name,
         splits={key: select(bank, chosen) for key, chosen in classes.items()},
-        class_names={key: [bank.names[c] for c in chosen] for key, chosen in classes.items()},
+        class_names=names,
         skipped=tuple(bank.skipped),
+        place=place,
     )
+
+
+def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> None:
+    train, validation, test = (set(names.get(split, ())) for split in ("train", "validation", "test"))
+    for split, classes, word, shared in (
+        ("validation", validation, "training", validation & train),
+        ("test", test, "training", test & train),
+        ("test", test, "validation", test & validation - train),
+    ):
+        if shared:
+            _LOG.warning(
+                "%s: %d of the %d %s classes %s too (%s): this measures other pictures, not new classes",
+                name,
+                len(shared),
+                len(classes),
+                split,
+                f"are {word} classes" if len(shared) > 1 else f"is a {word} class",
+                ", ".join(sorted(shared)[:3]) + (", …" if len(shared) > 3 else ""),
+            )
 
 
 def pool(bank: Bank, parts: int) -> Bank:
@@ -181,5 +211,7 @@ def check_options(name: str, splits: dict[str, str], split: str, size: int) -> N
     """
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"{name}: the size of an image is {size!r}, it must be a positive whole number")
+    if not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+        raise UserError(
+            f"{name}: the size of an image is {size!r}, it must be a positive whole number of at most {_MAX_SIZE}"
+        )

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metajax.data.disk import one_line, resolve_data_dir, writing_to
+from metajax.data.disk import one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
+
+_LOG = logging.getLogger("metajax.data")
 
 
 class RemoteFile(NamedTuple):
@@ -37,7 +39,9 @@ class RemoteFile(NamedTuple):
 
 
 def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir: Path | None) -> dict[str, Path]:
-    """Finds a data set's original files in the user's folder, or downloads them.
+    """Find a data set's original files in the user's folder, or download them.
+
+    A warning says if a file in the folder is not the official one.
 
     Args:
         name: The data set.
@@ -52,13 +56,39 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
         UserError: A file is not there, cannot be fetched, or is not the one expected.
     """
     if source is None:
-        return fetch(name, files, resolve_data_dir(data_dir) / "downloads" / name)
+        root = resolve_data_dir(data_dir)
+        folder = root / "downloads" / name
+        with writing_to(root):
+            refuse_links(root, folder)
+        return fetch(name, files, folder)
     source = Path(source).expanduser()
     if source.is_file() and len(files) == 1:
-        return {files[0].filename: source}
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; it should hold {' and '.join(file.filename for file in files)}")
-    return {file.filename: _found(source, file) for file in files}
+        places = {files[0].filename: source}
+    elif source.is_dir():
+        places = {file.filename: _found(source, file) for file in files}
+    else:
+        kind = "neither a folder nor a regular file" if source.exists() else "no such folder"
+        raise UserError(f"{source}: {kind}; it should hold {' and '.join(file.filename for file in files)}")
+    for file in files:
+        _compare(places[file.filename], file)
+    return places
+
+
+def _compare(path: Path, file: RemoteFile) -> None:
+    """Warn if a user's file is not the official one; of other forms of it no checksum is known."""
+    other_forms = {name.rsplit("/", 1)[-1] for name in file.also} - {file.filename}
+    if not path.is_file() or path.name in other_forms:
+        return
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest() if size == file.size else ""
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {one_line(error)}") from error
+    if found != file.sha256:
+        what = f"has sha256 {found}" if found else f"has {size:,} bytes"
+        right = f"sha256 {file.sha256}" if found else f"{file.size:,}"
+        _LOG.warning("%s: %s, the official %s has %s: it may hold something else", path, what, file.filename, right)
 
 
 def find(source: Path, file: RemoteFile) -> Path | None:
@@ -71,7 +101,14 @@ def find(source: Path, file: RemoteFile) -> Path | None:
     Returns:
         Where it lies, packed or unpacked; `None` if it does not.
     """
-    return next((source / name for name in (file.filename, *file.also) if (source / name).exists()), None)
+    return next(
+        (
+            source / name
+            for name in (file.filename, *file.also)
+            if (source / name).is_file() or (source / name).is_dir()
+        ),
+        None,
+    )
 
 
 def _found(source: Path, file: RemoteFile) -> Path:

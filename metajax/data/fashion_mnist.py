@@ -60,7 +60,7 @@ def load_fashion_mnist(split: str = "by_class", size: int = 28, data_dir: Path |
     else:
         bank = dataset.pool(bank, len(IMAGES))
         classes = {"train": range(TRAIN_CLASSES), "test": range(TRAIN_CLASSES, len(CLASSES))}
-    return dataset.split(f"fashion_mnist/{split}", bank, classes)
+    return dataset.split(f"fashion_mnist/{split}", bank, classes, records.directory(_STORE, data_dir))
 
 
 def prepare_fashion_mnist(source: Path | None = None, data_dir: Path | None = None) -> Path:

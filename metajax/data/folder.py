@@ -3,18 +3,18 @@
 import hashlib
 import logging
 import zipfile
-import zlib
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from metajax.data import dataset
 from metajax.data.cache import cached
 from metajax.data.dataset import Bank, Dataset, DatasetInfo
-from metajax.data.disk import one_line, resolve_data_dir
-from metajax.data.listing import Layout, Source, arrange, open_source
+from metajax.data.disk import one_line, printable, resolve_data_dir
+from metajax.data.listing import SPLITS, Layout, Source, arrange, open_source
 from metajax.data.lists import arrange_by_lists
-from metajax.data.pixels import BadImageError, decode
+from metajax.data.pixels import HEIF_ADVICE, HEIF_SUFFIXES, BadImageError, decode, formats, reads_heif
 from metajax.errors import UserError
 
 _LOG = logging.getLogger("metajax.data")
@@ -31,16 +31,17 @@ def load_folder(
 ) -> Dataset:
     """Loads a folder of images, arranged as `split/class/image` or `class/image`.
 
-    Splits are folders called train, val or validation, test. Without them the classes are shuffled and
-    split 64 % / 16 % / 20 %. Files that are no images by their ending are ignored.
+    Splits are folders called train, val or validation, test, or much like that (`meta_train`, `valid`, `testing`).
+    Without them the classes are split at random, 64 % / 16 % / 20 %. A file is an image by its ending, or by its
+    content where it has no ending; a warning names class folders without a readable image.
 
     Args:
         source: The folder, or a zip archive of it.
         size: Side in pixels: the centre square of each image is resampled to it.
         channels: 3 for colour, 1 for greyscale.
         split_seed: Seed for splitting the classes; the same seed always gives the same split.
-        strict: Whether an image that cannot be read is an error. If not, it is left out: a warning says
-            how many are, and `Dataset.skipped` lists them.
+        strict: Whether an image that cannot be read, or a class folder without any, is an error. If not, it is
+            left out: a warning says how many are, and `Dataset.skipped` lists them.
         data_dir: Where the decoded images are cached; see `metajax.data.prepare`.
         split_lists: A folder of published lists that say which images or classes each split has, whatever the
             folders say; see `metajax.data.lists`.
@@ -58,25 +59,40 @@ def load_folder(
         raise UserError(f"{source}: {channels!r} channels asked for, there can be 1 (greyscale) or 3 (colour)")
     with open_source(source) as files:
         if split_lists is None:
-            layout = arrange(source, files.entries)
+            layout = arrange(source, files.entries, files.others)
         else:
             layout = arrange_by_lists(source, files.entries, Path(split_lists).expanduser())
         if not layout.groups:
-            raise UserError(f"{source}: no images in class folders; expected split/class/image.png or class/image.png")
+            raise UserError(
+                f"{source}: no images in class folders; expected split/class/image.png or class/image.png"
+                + (f" (its files end in {_endings(files.others)})" if files.others else "")
+            )
         if files.empty:
             _LOG.warning("%s: empty folders ignored: %s", source, _some(files.empty))
+        if layout.nested:
+            examples = [f"{name} with {_some(folders)}" for name, folders in layout.nested.items()]
+            _LOG.warning(
+                "%s: all images below a class folder are one class, also where it holds several folders: %s",
+                source,
+                _some(examples),
+            )
         listing = "\n".join(f"{entry.path}\t{entry.stamp}" for entry in files.entries)
         if split_lists is not None:
             listing += "\n".join(f"\n{group}\t{paths}" for group, paths in layout.groups.items())
         fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-        key = {"data": "folder", "files": fingerprint, "size": size, "channels": channels}
-        stem = resolve_data_dir(data_dir) / "folder" / f"{fingerprint[:16]}-{size}px-{channels}"
-        bank = cached(stem, key, lambda: _decode_all(source, files, layout, size, channels))
+        key = {"data": "folder", "files": fingerprint, "size": size, "channels": channels, "formats": list(formats())}
+        data_dir = resolve_data_dir(data_dir)
+        stem = data_dir / "folder" / f"{fingerprint[:16]}-{size}px-{channels}"
+        bank = cached(data_dir, stem, key, lambda: _decode_all(source, files, layout, size, channels))
     if bank.skipped:
         if strict:
             raise UserError(f"{source}: {bank.skipped[0]} ({len(bank.skipped)} such files in all)")
         _LOG.warning("%s: unusable images left out (%d): %s", source, len(bank.skipped), _some(bank.skipped))
-    return dataset.split(f"folder/{source.stem}", *_split(source, bank, split_seed))
+    if barren := _barren(layout, bank):
+        if strict:
+            raise UserError(f"{source}: {barren}")
+        _LOG.warning("%s: %s", source, barren)
+    return dataset.split(f"folder/{source.stem}", *_split(source, bank, split_seed), place=source)
 
 
 def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> Path:
@@ -100,18 +116,24 @@ def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> 
 
 def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels: int) -> Bank:
     """Decodes all images, class after class, leaving out what cannot be read."""
-    images = np.empty((sum(map(len, layout.groups.values())), size, size, channels), np.uint8)
+    total = sum(map(len, layout.groups.values()))
+    try:
+        images = np.empty((total, size, size, channels), np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(
+            f"{source}: {total} images of {size}×{size}×{channels} do not fit in memory: choose a smaller size"
+        ) from error
     counts, names, done = [], [], 0
-    skipped = [f"{path}: not in a class folder" for path in layout.stray]
+    skipped = [f"{printable(path)}: not in a class folder" for path in layout.stray]
     for (split, name), paths in layout.groups.items():
         begin = done
         for path in paths:
             try:
                 images[done] = decode(files.read(path), size, channels)
                 done += 1
-            # An encrypted member of an archive is a RuntimeError, an unknown compression the next one.
-            except (BadImageError, OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-                skipped.append(f"{path}: {one_line(error)}")
+            except (BadImageError, OSError, zipfile.BadZipFile, MemoryError) as error:
+                heif = PurePosixPath(path).suffix.lower() in HEIF_SUFFIXES and not reads_heif()
+                skipped.append(f"{printable(path)}: {HEIF_ADVICE if heif else one_line(error)}")
         if done > begin:  # a class without a readable image is no class
             counts.append(done - begin)
             names.append(f"{split}/{name}")
@@ -120,13 +142,33 @@ def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels
     return Bank(images[:done], np.asarray(counts, np.int32), names, skipped)
 
 
+def _barren(layout: Layout, bank: Bank) -> str:
+    """Describe the class folders that hold files but no readable image; "" if there are none."""
+    files = {
+        group: [*layout.groups.get(group, []), *layout.others.get(group, [])]
+        for group in [*layout.groups, *layout.others]
+    }
+    classes = set(bank.names)
+    barren = {"/".join(filter(None, group)): paths for group, paths in files.items() if "/".join(group) not in classes}
+    if not barren:
+        return ""
+    endings = _endings([path for paths in barren.values() for path in paths])
+    return f"class folders without a readable image: {_some(sorted(barren))} (files end in {endings})"
+
+
+def _endings(paths: list[str]) -> str:
+    """List the endings of files, the commonest first."""
+    counts = Counter(PurePosixPath(path).suffix or "none" for path in paths)
+    return _some([ending for ending, _ in counts.most_common()])
+
+
 def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[int]]]:
-    """Assigns the classes to splits, by their folders or by lot."""
+    """Assign the classes to splits, by their folders or at random."""
     owners = [name.split("/", 1)[0] for name in bank.names]
-    bank = bank._replace(names=[name.split("/", 1)[1] for name in bank.names])
+    bank = bank._replace(names=[printable(name.split("/", 1)[1]) for name in bank.names])
     total = len(bank.names)
     if owners[0]:
-        found = [split for split in ("train", "validation", "test") if split in owners]
+        found = [split for split in SPLITS if split in owners]
         return bank, {split: [c for c in range(total) if owners[c] == split] for split in found}
     if total < 3:
         raise UserError(f"{source}: holds {total} classes, a split by class needs at least 3")
@@ -135,14 +177,14 @@ def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[in
 
 def _some(items: list[str], limit: int = 3) -> str:
     """Names the first few of many."""
-    return ", ".join(items[:limit]) + (f", and {len(items) - limit} more" if len(items) > limit else "")
+    return ", ".join(map(printable, items[:limit])) + (f", and {len(items) - limit} more" if len(items) > limit else "")
 
 
 INFO = DatasetInfo(
     title="A folder of images",
     licence="that of the images",
     description="your own images as split/class/image or class/image, a folder or a zip archive",
-    splits={"by_class": "the folders train, val, test; else the classes by lot, 64/16/20 %"},
+    splits={"by_class": "the folders train, val, test; else the classes are split at random, 64/16/20 %"},
     size=84,
     load=load_folder,
     prepare=prepare_folder,

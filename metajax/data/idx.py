@@ -1,6 +1,7 @@
 """IDX files, in which MNIST and its successors come: two zeros, a type, the axes' lengths, the data."""
 
 import gzip
+import io
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metajax.data import records
-from metajax.data.disk import one_line
+from metajax.data.disk import one_line, open_zip, read_file, read_member
 from metajax.data.download import RemoteFile
 from metajax.data.images import Contents
 from metajax.data.pixels import encode_png
@@ -53,8 +54,8 @@ def examples(part: str, files: dict[str, Path], images: int, classes: int) -> It
         UserError: A file is damaged or not what it should be.
     """
     pictures, places = (files[f"{_PREFIX[part]}-{kind}-ubyte.gz"] for kind in ("images-idx3", "labels-idx1"))
-    pixels = parse(str(pictures), _read(pictures), (images, SIDE, SIDE))
-    labels = parse(str(places), _read(places), (images,))
+    pixels = _parse_file(pictures, (images, SIDE, SIDE))
+    labels = _parse_file(places, (images,))
     yield from labelled(part, str(places), pixels, labels, classes)
 
 
@@ -95,12 +96,12 @@ def read_zip(files: dict[str, Path], stem: str, images: dict[str, int], class_na
 
     def member(name: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            with zipfile.ZipFile(place) as archive:
-                data = archive.read(name)
+            with open_zip(place) as archive:
+                data = read_member(archive, name, _most(shape))
         except KeyError:
             raise UserError(f"{place}: holds no {name}") from None
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
-            raise UserError(f"{place}: not a complete zip archive ({one_line(error)})") from error
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{place}: {name}: cannot be read from a zip archive ({one_line(error)})") from error
         return parse(f"{place}: {name}", data, shape)
 
     def part_examples(part: str, count: int) -> Iterator[records.Example]:
@@ -150,24 +151,34 @@ def parse(where: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     >>> parse("x", bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), (2,)).tolist()
     [7, 9]
     """
-    try:
-        # Told by its content: browsers unpack downloads without renaming them.
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{where}: not a complete gzip file ({one_line(error)})") from error
     header = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4) for length in shape)
     expected = len(header) + int(np.prod(shape))
+    try:
+        # Told by its content: browsers unpack downloads without renaming them.
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                # One byte more shows that it is too long, and no more of it is unpacked.
+                data = file.read(expected + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{where}: not a complete gzip file ({one_line(error)})") from error
     if data[: len(header)] != header or len(data) != expected:
         axes = " × ".join(str(length) for length in shape)
+        length = f"more than {expected:,}" if len(data) > expected else f"{len(data):,}"
         raise UserError(
-            f"{where}: not an IDX file of {axes} bytes: it has {len(data):,} bytes unpacked, "
+            f"{where}: not an IDX file of {axes} bytes: it has {length} bytes unpacked, "
             f"it should have {expected:,} with the header"
         )
     return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 
 
-def _read(path: Path) -> bytes:
+def _parse_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        return path.read_bytes()
+        data = read_file(path, _most(shape))
     except OSError as error:
         raise UserError(f"{path}: cannot read: {one_line(error)}") from error
+    return parse(str(path), data, shape)
+
+
+def _most(shape: tuple[int, ...]) -> int:
+    """Return the most bytes that a file of this shape has, with some to spare for what gzip may add."""
+    return int(np.prod(shape)) + 2**20

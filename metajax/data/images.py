@@ -106,7 +106,12 @@ def load_images(
     bank = records.load_bank(
         images.store, data_dir, size, images.channels, limit=images.limit, transpose=images.transpose
     )
-    return dataset.split(f"{name}/{split}", bank, images.splits[split].choose(bank.names))
+    folder = records.directory(images.store, data_dir)
+    try:
+        classes = images.splits[split].choose(bank.names)
+    except UserError as error:
+        raise UserError(f"{name}, split {split}: {error} (in {folder})") from error
+    return dataset.split(f"{name}/{split}", bank, classes, folder)
 
 
 def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path | None = None) -> Path:
@@ -217,10 +222,10 @@ def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose
 
 
 def drawn(seed: int = 0) -> Choose:
-    """Splits by lot, 64 % / 16 % / 20 %, where nobody has published a split.
+    """Split at random, 64 % / 16 % / 20 %, where nobody has published a split.
 
     Args:
-        seed: Of the draw.
+        seed: Of the random split.
 
     Returns:
         Picks the classes, the same ones every time.
@@ -228,4 +233,10 @@ def drawn(seed: int = 0) -> Choose:
     >>> {split: len(chosen) for split, chosen in drawn()([str(c) for c in range(62)]).items()}
     {'train': 40, 'validation': 10, 'test': 12}
     """
-    return lambda names: dataset.by_lot(dataset.proportional(len(names)), seed)
+
+    def choose(names: list[str]) -> dict[str, list[int]]:
+        if len(names) < 3:
+            raise UserError(f"the prepared data has {len(names)} classes, a split by class needs at least 3")
+        return dataset.by_lot(dataset.proportional(len(names)), seed)
+
+    return choose

@@ -1,35 +1,25 @@
 """Which images a folder or a zip archive holds, and to which split and class they belong."""
 
 import os
+import re
+import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metajax.data.disk import one_line
+from metajax.data.disk import one_line, open_zip, printable, read_file, read_member
+from metajax.data.pixels import SUFFIXES, looks_like_image
 from metajax.errors import UserError
 
-SUFFIXES = frozenset(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+SPLITS = ("train", "validation", "test")
+"""The splits, in order."""
+_MAX_LINKED = 100_000
+"""Folders entered through links: a few links to each other's folders would lead to millions."""
+_SPLIT_WORD = re.compile(
+    r"(?:meta)?(?:(train(?:ing)?)|(val(?:id|idate|idation|idating)?|dev)|(test(?:ing)?))(?:set|data|split)?"
 )
-"""Endings of image files, in lower case."""
-SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-"""What a folder of classes may be called, and the split that it makes."""
 
 
 class Entry(NamedTuple):
@@ -45,15 +35,17 @@ class Entry(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The image files below a folder or in an archive.
+    """The files below a folder or in an archive.
 
     Attributes:
         entries: The images, sorted by path.
+        others: Paths of the other visible files.
         empty: Folders that hold no file at all.
         read: From a path to the file's bytes; raises `OSError`, `zipfile.BadZipFile` and the like.
     """
 
     entries: list[Entry]
+    others: list[str]
     empty: list[str]
     read: Callable[[str], bytes]
 
@@ -65,10 +57,14 @@ class Layout(NamedTuple):
         groups: From split and class to the paths of its images; the split is "" where the folders name
             classes only. Sorted.
         stray: Images outside any class folder.
+        others: From split and class to the paths of files in its folder that are no images.
+        nested: For each class whose images lie in several folders below its own, the names of these.
     """
 
     groups: dict[tuple[str, str], list[str]]
     stray: list[str]
+    others: dict[tuple[str, str], list[str]]
+    nested: dict[str, list[str]]
 
 
 @contextmanager
@@ -90,32 +86,26 @@ def open_source(source: Path) -> Iterator[Source]:
     if not source.exists():
         raise UserError(f"{source}: no such folder or zip archive")
     try:
-        archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        archive = open_zip(source)
+    except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{source}: neither a folder nor a complete zip archive ({one_line(error)})") from error
     with archive:
-        members = archive.infolist()
-        files = [info for info in members if not info.is_dir()]
-        images = [Entry(i.filename, f"{i.file_size} {i.CRC:08x}") for i in files if _is_image(i.filename)]
-        folders = {info.filename.rstrip("/") for info in members if info.is_dir()}
-        occupied = {str(parent) for info in members for parent in PurePosixPath(info.filename).parents}
-        occupied |= {str(PurePosixPath(info.filename).parent) for info in files}
-        empty = sorted(folder for folder in folders - occupied if _is_visible(folder))
-        yield Source(sorted(images), empty, archive.read)
+        yield _archive(archive)
 
 
-def arrange(source: Path, entries: list[Entry]) -> Layout:
-    """Recognises `split/class/image` and `class/image`, below any number of single top folders.
+def arrange(source: Path, entries: list[Entry], others: Iterable[str] = ()) -> Layout:
+    """Recognise `split/class/image` and `class/image`, below any number of single top folders.
 
     Args:
         source: For messages.
         entries: The images.
+        others: Paths of files that are no images.
 
     Returns:
         The arrangement. Deeper folders belong to the class above them.
 
     Raises:
-        UserError: Folders of both kinds lie side by side.
+        UserError: Only some of the folders are splits, several are one split, or splits have other names.
 
     >>> found = arrange(Path("x"), [Entry("top/train/cat/1.png", ""), Entry("top/val/dog/a/2.png", "")])
     >>> list(found.groups)
@@ -124,57 +114,149 @@ def arrange(source: Path, entries: list[Entry]) -> Layout:
     [('', 'cat'), ('', 'dog')]
     """
     paths = {entry.path: PurePosixPath(entry.path).parts for entry in entries}
+    tops: tuple[str, ...] = ()
     while _has_single_top(list(paths.values())):
+        tops += (next(iter(paths.values()))[0],)
         paths = {path: parts[1:] for path, parts in paths.items()}
-    inside = {path: parts for path, parts in paths.items() if len(parts) >= 2}
-    stray = sorted(set(paths) - set(inside))
-    deep = {parts[0] for parts in inside.values() if len(parts) >= 3 and parts[0].lower() in SPLIT_FOLDERS}
-    others = {parts[0] for parts in inside.values()} - deep
-    # A class may well be called "train": it is a split only where class folders lie in it.
-    by_split = bool(deep)
-    if by_split and any(other.lower() not in SPLIT_FOLDERS for other in others):
-        raise UserError(
-            f"{source}: the folders {sorted(deep)[0]!r} and {sorted(others)[0]!r} lie side by side; "
-            "it should hold only class folders, or only folders train, val, test with class folders in them"
-        )
+    splits = _split_folders(source, list(paths.values()))
+    depth = 2 if splits else 1
+
+    def group(parts: tuple[str, ...]) -> tuple[str, str]:
+        return (splits[parts[0]], parts[1]) if splits else ("", parts[0])
+
     groups: dict[tuple[str, str], list[str]] = {}
-    for path, parts in inside.items():
-        if by_split and len(parts) < 3:
-            stray.append(path)
-            continue
-        group = (SPLIT_FOLDERS[parts[0].lower()], parts[1]) if by_split else ("", parts[0])
-        groups.setdefault(group, []).append(path)
-    order = list(SPLIT_FOLDERS.values())
-    ranked = sorted(groups, key=lambda group: (order.index(group[0]) if group[0] else 0, group[1]))
-    return Layout({group: sorted(groups[group]) for group in ranked}, sorted(stray))
+    folders: dict[str, set[str]] = {}
+    for path, parts in paths.items():
+        if len(parts) > depth:
+            groups.setdefault(group(parts), []).append(path)
+            folders.setdefault("/".join(parts[:depth]), set()).add(parts[depth] if len(parts) > depth + 1 else "")
+    stray = sorted(path for path, parts in paths.items() if len(parts) <= depth)
+    aside: dict[tuple[str, str], list[str]] = {}
+    for path in others:
+        parts = PurePosixPath(path).parts
+        if parts[: len(tops)] == tops and len(parts) > len(tops) + depth and (not splits or parts[len(tops)] in splits):
+            aside.setdefault(group(parts[len(tops) :]), []).append(path)
+    ranked = sorted(groups, key=lambda group: (SPLITS.index(group[0]) if group[0] else 0, group[1]))
+    nested = {name: sorted(below) for name, below in folders.items() if len(below) > 1 and "" not in below}
+    return Layout({group: sorted(groups[group]) for group in ranked}, stray, aside, nested)
+
+
+def split_of(name: str, *, anywhere: bool = False) -> str | None:
+    """Recognise the name of a split.
+
+    Args:
+        name: Name of a folder or of a list, without its ending.
+        anywhere: Whether other words may stand beside it.
+
+    Returns:
+        `train`, `validation` or `test`; `None` for another name, or if several splits are named.
+
+    >>> [split_of(name) for name in ("Train", "valid", "meta_test", "train_images", "valley")]
+    ['train', 'validation', 'test', None, None]
+    >>> [split_of(name, anywhere=True) for name in ("train2017", "birds-val", "TestImages", "train_test", "valley")]
+    ['train', 'validation', 'test', None, None]
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) if anywhere else []
+    candidates = [re.sub(r"[\s_.-]", "", name), *words]
+    matches = (_SPLIT_WORD.fullmatch(word.lower()) for word in candidates)
+    found = {SPLITS[match.lastindex - 1] for match in matches if match and match.lastindex}
+    return found.pop() if len(found) == 1 else None
+
+
+def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]:
+    """Find the folders that are splits, with the split that each is; none if the folders are classes."""
+    tops = sorted({parts[0] for parts in paths if len(parts) > 1})
+    deep = {parts[0] for parts in paths if len(parts) > 2}
+    # A class may well be called "train": it is a split only where class folders lie in it.
+    named = {top for top in deep if split_of(top)}
+    splits = {top: split for top in tops if (split := split_of(top) or split_of(top, anywhere=True))}
+    if not named and len({splits[top] for top in deep if top in splits}) < 2:
+        if tops and not any(len(parts) == 2 for parts in paths) and len(tops) < 3:
+            raise UserError(
+                f"{source}: no images lie directly in {' and '.join(map(printable, tops))}, only folders do; where "
+                "these are splits, rename them to train, val and test (a random split of classes needs at least 3)"
+            )
+        return {}
+    if others := [top for top in tops if top not in splits]:
+        first = sorted(named or set(splits))[0]
+        raise UserError(
+            f"{source}: the folders {first!r} and {others[0]!r} lie side by side; it should hold only class folders, "
+            "or only folders train, val, test with class folders in them: rename or remove the others"
+        )
+    owners: dict[str, str] = {}
+    for top, split in splits.items():
+        if (owner := owners.setdefault(split, top)) != top:
+            raise UserError(
+                f"{source}: the folders {owner!r} and {top!r} are both the {split} split: merge them, or remove one"
+            )
+    return splits
+
+
+def _archive(archive: zipfile.ZipFile) -> Source:
+    """List the members of a zip archive; nothing is ever unpacked to the disk."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders: set[str] = set()
+    for info in archive.infolist():
+        # Some programs of Windows write backslashes, and an absolute path is one below the archive.
+        path = info.filename.replace("\\", "/").lstrip("/")
+        if info.is_dir() or path.endswith("/"):
+            folders.add(path.rstrip("/"))
+        elif path and _is_visible(path):
+            members[PurePosixPath(path).as_posix()] = info
+    occupied = {str(parent) for path in [*members, *folders] for parent in PurePosixPath(path).parents}
+    empty = sorted(folder for folder in folders - occupied if folder and _is_visible(folder))
+
+    def head(path: str) -> bytes:
+        with archive.open(members[path]) as file:
+            return file.read(16)
+
+    images = {path for path in members if _is_image(path, head)}
+    entries = [Entry(path, f"{members[path].file_size} {members[path].CRC:08x}") for path in sorted(images)]
+    return Source(entries, sorted(set(members) - images), empty, lambda path: read_member(archive, members[path]))
 
 
 def _folder(source: Path) -> Source:
     """Walks a folder; links are followed, but no folder is entered twice along one path."""
-    entries, empty = [], []
-
-    def walk(folder: Path, above: frozenset[str]) -> None:
-        children = sorted(child for child in folder.iterdir() if _is_visible(child.name))
-        if not children and folder != source:
-            empty.append(folder.relative_to(source).as_posix())
-        for child in children:
-            if child.is_dir():
-                real = os.path.realpath(child)
-                if real not in above:
-                    walk(child, above | {real})
-            elif _is_image(child.name):
-                try:
-                    status = child.stat()
-                    stamp = f"{status.st_size} {status.st_mtime_ns}"
-                except OSError:  # a dangling link: named as unreadable later
-                    stamp = "unreadable"
-                entries.append(Entry(child.relative_to(source).as_posix(), stamp))
-
+    entries, others, empty = [], [], []
+    waiting = [(source, frozenset([os.path.realpath(source)]), False)]
+    linked = 0
     try:
-        walk(source, frozenset([os.path.realpath(source)]))
+        while waiting:
+            folder, above, by_link = waiting.pop()
+            children = [child for child in folder.iterdir() if _is_visible(child.name)]
+            if not children and folder != source:
+                empty.append(folder.relative_to(source).as_posix())
+            for child in children:
+                if not child.is_dir():
+                    if entry := _entry(source, child):
+                        entries.append(entry)
+                    else:
+                        others.append(child.relative_to(source).as_posix())
+                elif (real := os.path.realpath(child)) not in above:
+                    by_link_too = by_link or child.is_symlink()
+                    linked += by_link_too
+                    waiting.append((child, above | {real}, by_link_too))
+            if linked > _MAX_LINKED:
+                raise UserError(f"{source}: links lead to more than {_MAX_LINKED:,} folders, e.g. {folder}")
     except OSError as error:
         raise UserError(f"{error.filename or source}: cannot list: {one_line(error)}") from error
-    return Source(sorted(entries), empty, lambda path: (source / path).read_bytes())
+    return Source(sorted(entries), sorted(others), sorted(empty), lambda path: read_file(source / path))
+
+
+def _entry(source: Path, path: Path) -> Entry | None:
+    """Describe a file if it is an image."""
+    name = path.relative_to(source).as_posix()
+
+    def head(_: str) -> bytes:
+        with path.open("rb") as file:
+            return file.read(16)
+
+    try:
+        status = path.stat()
+        stamp, regular = f"{status.st_size} {status.st_mtime_ns}", stat.S_ISREG(status.st_mode)
+    except OSError:  # a dangling link: named as unreadable later
+        stamp, regular = "unreadable", False
+    return Entry(name, stamp) if _is_image(name, head if regular else None) else None
 
 
 def _is_visible(path: str) -> bool:
@@ -182,11 +264,21 @@ def _is_visible(path: str) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
-def _is_image(path: str) -> bool:
-    return _is_visible(path) and PurePosixPath(path).suffix.lower() in SUFFIXES
+def _is_image(path: str, head: Callable[[str], bytes] | None) -> bool:
+    """Tell an image by its ending, or by its first bytes where it has none but perhaps a number."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if head is None or (suffix and not suffix[1:].isdigit()):
+        return False
+    try:
+        return looks_like_image(head(path))
+    # zipfile reports damage through many types.
+    except Exception:
+        return False
 
 
 def _has_single_top(paths: list[tuple[str, ...]]) -> bool:
     """Tells whether one folder, which is no split, holds everything, and class folders besides."""
     tops = {parts[0] for parts in paths}
-    return len(tops) == 1 and min(map(len, paths)) >= 3 and next(iter(tops)).lower() not in SPLIT_FOLDERS
+    return len(tops) == 1 and min(map(len, paths)) >= 3 and split_of(next(iter(tops))) is None

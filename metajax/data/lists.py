@@ -1,12 +1,29 @@
 """Published lists of the classes or images of each split, as those of mini-ImageNet and tiered-ImageNet."""
 
+import codecs
 import csv
+import logging
+import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metajax.data.disk import one_line
-from metajax.data.listing import SPLIT_FOLDERS, Entry, Layout
+from metajax.data.disk import one_line, printable, read_file
+from metajax.data.listing import SPLITS, Entry, Layout, split_of
+from metajax.data.pixels import SUFFIXES
 from metajax.errors import UserError
+
+_LOG = logging.getLogger("metajax.data")
+_ENDINGS = (".csv", ".txt", ".tsv")
+_SEPARATORS = ",;\t"
+_FILE_COLUMNS = (
+    *("filename", "file_name", "file", "filepath", "file_path", "path", "image", "image_name", "image_path"),
+    *("imagename", "imagepath", "img", "img_name", "img_path", "image_id", "img_id"),
+)
+_CLASS_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "labels", "classes")
+_LABEL_COLUMNS = (*_CLASS_COLUMNS, "category", "category_name", "target", "wnid", "class_id", "label_id")
+"""Also a column of labels beside one of files; alone each could be the name of a class."""
+_FORM = "a list has a header and columns, filename,label, or the name of one class in a line"
 
 
 class Line(NamedTuple):
@@ -27,100 +44,208 @@ def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
     Args:
         source: The folder or archive, for messages.
         entries: Its images.
-        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, ending in `.csv` or
-            `.txt`. A CSV file with the columns `filename` and `label` (or `class`) lists images (Ravi and
-            Larochelle's mini-ImageNet); any other lists classes, the first of its columns (Ren et al.'s
-            tiered-ImageNet), a text file one in a line.
+        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, ending in `.csv`, `.tsv`
+            or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
+            images (Ravi and Larochelle's mini-ImageNet); any other lists classes, the first of its columns (Ren et
+            al.'s tiered-ImageNet), a text file one in a line. Columns are separated by commas, semicolons or tabs.
 
     Returns:
         The arrangement; what is not listed is left out.
 
     Raises:
-        UserError: A list is missing or cannot be read, lists a class that another one lists too, or something
-            that is not there.
+        UserError: A list is missing or cannot be read, lists a class or an image that another one lists too, or
+            something that is not there.
     """
-    places = _Places(entries)
+    places = _Places(source, entries)
     groups: dict[tuple[str, str], list[str]] = {}
     owners: dict[str, Path] = {}
+    holders: dict[str, Path] = {}
     for split, path in _find(lists).items():
         lines = _read(path)
         found = [places.find(line) for line in lines]
         if lost := [line for line, images in zip(lines, found, strict=True) if not images]:
             kind, example = ("images", lost[0].file) if lost[0].file else ("classes", lost[0].label)
-            raise UserError(f"{path}: {len(lost)} of {len(lines)} {kind} listed are not in {source}, e.g. {example}")
+            advice = f"; {_FORM}" if len(lost) == len(lines) else ""
+            raise UserError(
+                f"{path}: {len(lost)} of {len(lines)} {kind} listed are not in {source}, e.g. {_short(example)}{advice}"
+            )
         for line, images in zip(lines, found, strict=True):
             if line.file and len(images) > 1:
                 raise UserError(f"{path}: {line.file} may be {images[0]} or {images[1]} of {source}")
             if (owner := owners.setdefault(line.label, path)) != path:
                 raise UserError(f"{path}: lists the class {line.label}, which {owner.name} lists too")
+            for image in images:
+                if (holder := holders.setdefault(image, path)) != path:
+                    raise UserError(
+                        f"{path}: lists {image} as {line.label}, which {holder.name} lists too, as another class"
+                    )
             groups.setdefault((split, line.label), []).extend(images)
-    ordered = sorted(groups, key=lambda group: (list(SPLIT_FOLDERS.values()).index(group[0]), group[1]))
-    return Layout({group: sorted(set(groups[group])) for group in ordered}, [])
+    ordered = sorted(groups, key=lambda group: (SPLITS.index(group[0]), group[1]))
+    return Layout({group: sorted(set(groups[group])) for group in ordered}, [], {}, {})
 
 
 class _Places:
     """Where images lie, by their names and by the folders above them."""
 
-    def __init__(self, entries: list[Entry]):
+    def __init__(self, source: Path, entries: list[Entry]):
+        place = Path(os.path.abspath(source))
+        self.top = place.stem if place.suffix.lower() == ".zip" else place.name
         self.by_name: dict[str, list[str]] = {}
+        self.by_stem: dict[str, list[str]] = {}
         self.by_folder: dict[str, list[str]] = {}
         for entry in entries:
             *folders, name = PurePosixPath(entry.path).parts
             self.by_name.setdefault(name, []).append(entry.path)
+            self.by_stem.setdefault(PurePosixPath(name).stem, []).append(entry.path)
             for folder in set(folders):
                 self.by_folder.setdefault(folder, []).append(entry.path)
 
     def find(self, line: Line) -> list[str]:
-        """All images that a line may mean."""
+        """List all images that a line may mean."""
         if not line.file:
             return self.by_folder.get(line.label, [])
-        wanted = PurePosixPath(line.file).parts
-        images = self.by_name.get(wanted[-1], [])
-        images = [path for path in images if PurePosixPath(path).parts[-len(wanted) :] == wanted]
+        wanted = PurePosixPath(line.file.replace("\\", "/")).parts
+        if not wanted:
+            return []
+        # Some lists leave out the endings.
+        images = self.by_name.get(wanted[-1]) or self.by_stem.get(wanted[-1], [])
+        images = [path for path in images if self._is(path, wanted[:-1])]
         # Names may repeat from class to class.
         inside = [path for path in images if line.label in PurePosixPath(path).parts]
         return images if len(images) == 1 else inside or images
 
+    def _is(self, path: str, folders: tuple[str, ...]) -> bool:
+        """Tell whether an image may lie in these folders, which may begin above the source or within."""
+        above = (self.top, *PurePosixPath(path).parts[:-1])
+        shorter = min(len(above), len(folders))
+        return not shorter or above[-shorter:] == folders[-shorter:]
+
 
 def _find(lists: Path) -> dict[str, Path]:
-    """Finds the list of each split."""
+    """Find the list of each split, and warn of others."""
     if not lists.is_dir():
         raise UserError(f"{lists}: no such folder; it should hold train.csv, val.csv and test.csv, or the same as .txt")
+    try:
+        paths = sorted(p for p in lists.iterdir() if p.suffix.lower() in _ENDINGS and not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{lists}: cannot list: {one_line(error)}") from error
     found: dict[str, Path] = {}
-    for stem, split in SPLIT_FOLDERS.items():
-        for path in (lists / f"{stem}.csv", lists / f"{stem}.txt"):
-            if path.is_file() and found.setdefault(split, path) != path:
+    for anywhere in (False, True):
+        known = set(found)
+        for path in paths:
+            split = split_of(path.stem, anywhere=anywhere)
+            if split is not None and split not in known and found.setdefault(split, path) != path:
                 raise UserError(f"{lists}: holds two lists of one split, {found[split].name} and {path.name}")
     for split in ("train", "test"):
         if split not in found:
-            raise UserError(f"{lists}: holds neither {split}.csv nor {split}.txt")
-    return found
+            raise UserError(
+                f"{lists}: holds neither {split}.csv nor {split}.txt"
+                + (f", only {', '.join(path.name for path in paths[:3])}" if paths else "")
+            )
+    if unused := [path.name for path in paths if path not in found.values()]:
+        _LOG.warning("%s: not used: %s; the lists are called train, val and test", lists, ", ".join(unused))
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _read(path: Path) -> list[Line]:
-    """Reads a list of images or classes."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read: {one_line(error)}") from error
-    cut = (
-        csv.reader(text.splitlines(), skipinitialspace=True)
-        if path.suffix == ".csv"
-        else ([t] for t in text.split("\n"))
-    )
-    rows = [row for row in ([cell.strip() for cell in row] for row in cut) if any(row)]
-    header = [cell.lower() for cell in rows[0]] if rows else [""]
-    if "filename" not in header:
-        lines = [Line(row[0], "") for row in rows[1 if header[0] in ("label", "class") else 0 :]]
-    else:
-        label = next((header.index(name) for name in ("label", "class") if name in header), None)
+    """Read a list of images or classes."""
+    texts = [line.strip(" ") for line in re.split(r"\r\n|\r|\n", _text(path))]
+    numbers = [number for number, text in enumerate(texts, 1) if text.strip(_SEPARATORS + " ")]
+    if not numbers:
+        raise UserError(f"{path}: is empty")
+    separator = ""
+    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # Excel's own header
+        separator = declared[1]
+        numbers = numbers[1:]
+    rows = _rows(path, texts, numbers, separator)
+    header = _header(rows[0]) if rows else []
+    file, label = _column(header, _FILE_COLUMNS), _column(header, _LABEL_COLUMNS)
+    if file is not None:
         if label is None:
-            raise UserError(f"{path}: has the columns {', '.join(header)}, it should have filename and label")
-        file = header.index("filename")
-        for number, row in enumerate(rows[1:], 2):
+            raise UserError(f"{path}: has the columns {_short(', '.join(header))}, it should have filename and label")
+        rows, numbers = rows[1:], numbers[1:]
+    elif (file := _file_column(path, rows)) is not None:
+        label = 1 - file
+    if file is not None and label is not None:
+        for number, row in zip(numbers, rows, strict=True):
             if len(row) <= max(file, label) or not row[file] or not row[label]:
-                raise UserError(f"{path}: row {number} is {','.join(row)!r}, it should hold {','.join(header)}")
-        lines = [Line(row[label], row[file]) for row in rows[1:]]
+                columns = ",".join(header) if numbers[0] > 1 else "filename,label"
+                raise UserError(f"{path}: row {number} is {_short(','.join(row))!r}, it should hold {columns}")
+        lines = [Line(row[label], row[file]) for row in rows]
+    else:
+        alone = _column(header, _CLASS_COLUMNS)
+        names = [row[alone or 0] for row in rows[0 if alone is None else 1 :] if len(row) > (alone or 0)]
+        lines = [Line(name, "") for name in names if name]
     if not lines:
         raise UserError(f"{path}: is empty")
     return lines
+
+
+def _text(path: Path) -> str:
+    """Read a text in UTF-8, or in the UTF-16 that spreadsheets write."""
+    try:
+        data = read_file(path)
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds null characters")
+    except (OSError, ValueError) as error:
+        advice = "" if isinstance(error, OSError) else '; save it as text in UTF-8 ("CSV UTF-8" in a spreadsheet)'
+        raise UserError(f"{path}: cannot read: {one_line(error, 120)}{advice}") from error
+    return text
+
+
+def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> list[list[str]]:
+    """Cut the lines of a list into cells."""
+    if not numbers:
+        return []
+    first = texts[numbers[0] - 1]
+    if not separator:
+        known = (*_FILE_COLUMNS, *_LABEL_COLUMNS)
+        by_header = [s for s in _SEPARATORS if s in first and _column(_header(first.split(s)), known) is not None]
+        # Names of classes in a text file may hold anything but a tab.
+        usual = "\t" if path.suffix.lower() == ".txt" else _SEPARATORS
+        separator = by_header[0] if by_header else max(usual, key=first.count)
+        if separator not in first and path.suffix.lower() == ".txt":
+            return [[texts[number - 1].strip()] for number in numbers]
+    rows = []
+    for number in numbers:
+        try:
+            # Line by line: a stray quotation mark would swallow all lines up to the next one.
+            (row,) = csv.reader([texts[number - 1]], delimiter=separator, skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}: line {number} is no row of a table ({one_line(error)}): {_short(texts[number - 1])}"
+            ) from error
+        rows.append([cell.strip() for cell in row])
+    return rows
+
+
+def _header(cells: list[str]) -> list[str]:
+    return [re.sub(r"[\s-]+", "_", cell.strip(' "').lower()) for cell in cells]
+
+
+def _column(header: list[str], names: tuple[str, ...]) -> int | None:
+    """Find the first of some columns."""
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _file_column(path: Path, rows: list[list[str]]) -> int | None:
+    """Find the column of image files in a table without a header."""
+
+    def columns(row: list[str]) -> set[int]:
+        return {at for at, cell in enumerate(row) if PurePosixPath(cell).suffix.lower() in SUFFIXES}
+
+    first, second = (columns(row) for row in [*rows[:2], [], []][:2])
+    if not first and second and len(rows[1]) > 1:
+        raise UserError(f"{path}: has the columns {_short(', '.join(rows[0]))}, it should have filename and label")
+    if not first:
+        return None
+    if len(first) > 1 or len(rows[0]) != 2:
+        raise UserError(f"{path}: begins with {_short(','.join(rows[0]))!r}, but {_FORM}")
+    return first.pop()
+
+
+def _short(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= 80 else text[:79] + "…"

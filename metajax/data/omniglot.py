@@ -6,14 +6,13 @@ Science 350 (2015).
 
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from metajax.data import dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
-from metajax.data.disk import one_line
+from metajax.data.disk import one_line, open_zip, read_file, read_member
 from metajax.data.download import RemoteFile, obtain
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
@@ -26,6 +25,8 @@ SIDE = 105
 """Height and width of a drawing in pixels."""
 RANDOM_CHARACTER = {"train": 1100, "validation": 100, "test": 423}
 """Characters in each part of the split by random character."""
+_MAX_BYTES = 2**20
+"""Largest file of a drawing: they have about 300 bytes."""
 SPLIT_SEED = 0
 """Seed of that split: of numpy's `RandomState`, whose stream is frozen for ever."""
 
@@ -86,7 +87,10 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
         classes = {"train": range(background), "test": range(background, len(bank.names))}
     else:
         classes = dataset.by_lot(RANDOM_CHARACTER, SPLIT_SEED)
-    return dataset.split(f"omniglot/{split}", bank, classes)
+    if (needed := 1 + max(c for chosen in classes.values() for c in chosen)) > len(bank.names):
+        folder = records.directory(_STORE, data_dir)
+        raise UserError(f"{folder}: holds {len(bank.names)} characters, the split {split} of Omniglot needs {needed}")
+    return dataset.split(f"omniglot/{split}", bank, classes, records.directory(_STORE, data_dir))
 
 
 def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -> Path:
@@ -158,22 +162,22 @@ def _read(place: Path, drawings: Iterable[_Drawing]) -> Iterator[bytes]:
     if place.is_dir():
         for drawing in drawings:
             try:
-                yield (place / drawing.name).read_bytes()
+                yield read_file(place / drawing.name, _MAX_BYTES)
             except OSError as error:
                 raise UserError(f"{place / drawing.name}: cannot read: {one_line(error)}") from error
         return
     with _open_zip(place) as archive:
         for drawing in drawings:
             try:
-                yield archive.read(drawing.name)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+                yield read_member(archive, drawing.name, _MAX_BYTES)
+            except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(f"{drawing.where}: damaged in the archive ({one_line(error)})") from error
 
 
 def _open_zip(place: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(place)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return open_zip(place)
+    except (zipfile.BadZipFile, OSError) as error:
         right = next((file for file in FILES if place.name.endswith(file.filename)), None)
         hint = f", the official file has {right.size:,}" if right else ""
         size = f"{place.stat().st_size:,} bytes" if place.is_file() else "no file"

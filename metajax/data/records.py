@@ -15,7 +15,7 @@ import numpy as np
 
 from metajax.data.cache import cached
 from metajax.data.dataset import Bank, pool
-from metajax.data.disk import one_line, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 
@@ -129,8 +129,7 @@ def write(
             raise NotImplementedError
 
     root = resolve_data_dir(data_dir)
-    with writing_to(root), quiet():
-        root.mkdir(parents=True, exist_ok=True)
+    with writing_to(root), preparing(store, data_dir), quiet():
         try:
             builder = RecordBuilder(data_dir=root, file_format="array_record")
             # TFDS makes a folder for downloads, by default outside the data directory.
@@ -139,6 +138,28 @@ def write(
             # Two processes may prepare at once; the slower one cannot rename over the other's result.
             if not is_prepared(store, data_dir):
                 raise
+
+
+@contextlib.contextmanager
+def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
+    """Make the folder above a data set's records, and remove what killed preparations left in it.
+
+    Args:
+        store: The data set.
+        data_dir: As in `resolve_data_dir`.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: The folder cannot be made, or it would be written through a symbolic link.
+    """
+    above, root = directory(store, data_dir).parent, resolve_data_dir(data_dir)
+    for folder in (above, root / "downloads"):
+        refuse_links(root, folder)
+    above.mkdir(parents=True, exist_ok=True)
+    with clear_leftovers(above, "incomplete.*"):
+        yield
 
 
 def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
@@ -253,7 +274,7 @@ def load_bank(
         UserError: The data set is not prepared, or it is damaged.
     """
     key = {"records": fingerprint(store, data_dir), "size": size, **({"limit": limit} if limit else {})}
-    folder = resolve_data_dir(data_dir) / store.name / "decoded"
+    root = resolve_data_dir(data_dir)
 
     def decode_all() -> Bank:
         labels, splits = _contents(store, data_dir)
@@ -264,6 +285,8 @@ def load_bank(
             for record in read(store, data_dir, part, size, channels, limit)
         ]
         found.sort(key=lambda item: item[:3])
+        if not found:
+            raise UserError(f"{directory(store, data_dir)}: holds no images")
         images = np.stack([pixels for *_, pixels in found])
         owners = [label * len(chosen) + place for label, place, *_ in found]
         counts = np.bincount(owners, minlength=len(labels) * len(chosen)).astype(np.int32)
@@ -271,7 +294,7 @@ def load_bank(
         bank = Bank(images.swapaxes(1, 2) if transpose else images, counts, names, [])
         return bank if parts else pool(bank, len(chosen))
 
-    return cached(folder / f"{size}px", key, decode_all)
+    return cached(root, root / store.name / "decoded" / f"{size}px", key, decode_all)
 
 
 def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:

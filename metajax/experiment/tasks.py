@@ -1,6 +1,7 @@
 """Where an experiment's tasks come from, as settings."""
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from metajax import data, tasks
+from metajax.data.dataset import proportional
 from metajax.errors import UserError
 from metajax.experiment.checks import at_least
 from metajax.host import HostTasks, host_episodes
@@ -295,19 +297,21 @@ def _episodes(
 
     def episodes(split: str, bank: ClassBank) -> Any:
         sizes = train if split == "train" else test
+        _check_classes(dataset, split, sizes.ways or ways, turned={s for s in options if options[s].get("rotations")})
         examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
         if bank.counts[smallest] < examples:
             raise UserError(
                 f"task: shots + queries = {sizes.shots} + {sizes.queries} = {examples}, but class "
-                f"{dataset.class_names[split][smallest]!r} of split {split!r} of {dataset.name} has only "
-                f"{bank.counts[smallest]} examples"
+                f"{dataset.class_names[split][smallest]!r} of split {split!r} of {_named(dataset)} has only "
+                f"{bank.counts[smallest]} examples: set fewer --task.{_sizes_of(split)}.queries or shots, or leave the "
+                "class out"
             )
         try:
             return make(
                 bank, ways=sizes.ways or ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
             )
         except ValueError as error:
-            raise UserError(f"task: {error} (split {split!r} of {dataset.name})") from error
+            raise UserError(f"task: {error} (split {split!r} of {_named(dataset)})") from error
 
     made = {split: episodes(split, bank) for split, bank in dataset.splits.items()}
     holds = {split: _held(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
@@ -318,6 +322,31 @@ def _episodes(
         banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
         whole = Tasks(made, ways, classification_loss, dataset.class_names, banks, holds=holds)
     return _with_ways(whole, train, test)
+
+
+def _check_classes(dataset: data.Dataset, split: str, ways: int, turned: set[str]) -> None:
+    """Raise a `UserError` unless a split has the classes of a task; those `turned` count each class four times."""
+    sizes = {name: len(bank.counts) * (4 if name in turned else 1) for name, bank in dataset.splits.items()}
+    if ways <= sizes[split]:
+        return
+    classes = f"{sizes[split]} class{'es' if sizes[split] != 1 else ''}"
+    advice = "add classes"
+    if sizes == proportional(sum(sizes.values())):  # the sizes of a random split
+        needed = next(n for n in itertools.count(3) if min(proportional(n).values()) >= ways)
+        advice += f" (a random split needs about {needed} in all)"
+    if min(sizes.values()) >= 2:
+        advice += f", or set --task.ways {min(sizes.values())}"
+    raise UserError(
+        f"task: {_named(dataset)} has only {classes} in its split {split!r}, and a task has {ways} ways: {advice}"
+    )
+
+
+def _sizes_of(split: str) -> str:
+    return "train" if split == "train" else "test"
+
+
+def _named(dataset: data.Dataset) -> str:
+    return f"{dataset.name} ({dataset.place})" if dataset.place else dataset.name
 
 
 def _held(bank: ClassBank, names: list[str]) -> str:

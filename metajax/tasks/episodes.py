@@ -1,5 +1,6 @@
 """N-way K-shot episodes from a class bank on the device."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from metajax.types import Batch, ClassBank, Task, TaskSampler
 
@@ -26,7 +28,7 @@ def episodes(
     """Few-shot classification episodes: `ways` classes in random order, their examples without replacement.
 
     Args:
-        bank: The classes, as many examples in each as there happen to be.
+        bank: The classes, with any number of examples each; images are `uint8`, or floats in `[0, 1]`.
         ways: Classes in an episode.
         shots: Support examples of each class.
         queries: Query examples of each class.
@@ -39,7 +41,8 @@ def episodes(
         are drawn anew for each task, so that neither says anything of the class.
 
     Raises:
-        ValueError: If the bank has too few classes, or a class too few examples.
+        ValueError: If the bank has too few classes, or a class too few examples; or if its arrays are not those that
+            `ClassBank` describes.
 
     References:
         Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016. Rotated classes: Santoro et
@@ -69,7 +72,7 @@ class Episode(NamedTuple):
 
     Attributes:
         rows: Its examples in the bank, support first, `int32[examples]`.
-        of: From their images `uint8[examples, height, width, channels]` to the task.
+        of: From their images `[examples, height, width, channels]`, as in the bank, to the task.
     """
 
     rows: jax.Array
@@ -103,7 +106,7 @@ def draw_episode(
         return picked.reshape(-1)[order], jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
 
     def batch(x: jax.Array, y: jax.Array, key: jax.Array) -> Batch:
-        x = jnp.asarray(x).astype(jnp.float32) / 255  # numpy would round otherwise
+        x = to_float(jnp.asarray(x))
         if rotations:
             x = jax.vmap(turn)(x, turns[y])
         if transform is not None:
@@ -180,18 +183,66 @@ def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
     )
 
 
+def to_float(images: jax.Array) -> jax.Array:
+    """Convert images of a bank to `float32` in `[0, 1]`."""
+    floats = images.astype(jnp.float32)
+    return floats / 255 if images.dtype == jnp.uint8 else floats
+
+
+def check_bank(bank: ClassBank, name: str = "the bank") -> None:
+    """Raise a `ValueError` unless a bank's arrays are those that `ClassBank` describes.
+
+    Args:
+        bank: The bank. Images of a float type are read once, in blocks, to check their values.
+        name: What messages call it.
+    """
+    shape = np.shape(bank.images)
+    dtype = bank.images.dtype if hasattr(bank.images, "dtype") else np.asarray(bank.images).dtype
+    if len(shape) != 4:
+        raise ValueError(f"images of {name} must be [examples, height, width, channels], got the shape {shape}")
+    if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images of {name} must be uint8 in [0, 255] or floats in [0, 1], got {dtype}")
+    starts, counts = np.asarray(bank.starts), np.asarray(bank.counts)
+    if not counts.size:
+        raise ValueError(f"{name} has no classes")
+    for field, array in (("starts", starts), ("counts", counts)):
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"{field} of {name} must be integers [classes], got {array.dtype} of the shape {array.shape}"
+            )
+    if starts.shape != counts.shape or starts.min() < 0 or counts.min() < 0 or (starts + counts).max() > shape[0]:
+        raise ValueError(
+            f"{name} has {shape[0]} images, but its classes do not lie within them: starts has the first image of "
+            "each class, counts has its number of images"
+        )
+    if dtype != np.uint8 and not isinstance(bank.images, Tracer):
+        _check_values(bank.images, name)
+
+
+def _check_values(images: Any, name: str) -> None:
+    """Raise a `ValueError` unless float images are finite and in `[0, 1]`, but for rounding."""
+    block = max(1, 2**22 // max(1, math.prod(images.shape[1:])))
+    for begin in range(0, len(images) if math.prod(images.shape) else 0, block):
+        part = images[begin : begin + block]
+        low, high = float(part.min()), float(part.max())
+        if math.isfinite(low) and math.isfinite(high) and low >= -1e-6 and high <= 1 + 1e-6:
+            continue
+        finite = np.isfinite(np.asarray(part, np.float32)).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise ValueError(f"image {begin + int(finite.argmin())} of {name} has NaN or infinite values")
+        advice = "divide them by 255" if low >= 0 and high <= 255 else "scale them, and normalise in `transform`"
+        raise ValueError(
+            f"images of {name} are floats from {low:.4g} to {high:.4g}, and floats must be in [0, 1]: {advice}"
+        )
+
+
 def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
     """Raise a `ValueError` unless a bank has enough classes and examples for such episodes."""
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_bank(bank)
     images, counts = np.shape(bank.images), np.asarray(bank.counts)
-    starts = np.asarray(bank.starts)
-    if starts.shape != counts.shape or starts.min() < 0 or (starts + counts).max() > images[0]:
-        raise ValueError(
-            f"the bank has {images[0]} images, but its classes do not lie within them: of each class starts has the "
-            "first image and counts how many follow"
-        )
     classes = len(counts) * (4 if rotations else 1)
     if ways > classes:
         raise ValueError(f"ways = {ways}, but the bank has only {classes} class{'es' if classes != 1 else ''}")

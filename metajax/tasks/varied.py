@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.episodes import Transform, draw_without_replacement, shuffle_first, turn
+from metajax.tasks.episodes import Transform, check_bank, draw_without_replacement, shuffle_first, to_float, turn
 from metajax.types import Batch, ClassBank, Task, TaskSampler
 
 
@@ -17,7 +17,7 @@ class Domain(NamedTuple):
     """A class bank, and what is made of its images.
 
     Attributes:
-        bank: The classes, at least two examples in each.
+        bank: The classes, at least two examples in each; images are `uint8`, or floats in `[0, 1]`.
         rotations: Whether each class turned by 90°, 180° and 270° is a class too.
         transform: Applied to each image, with a key of its own.
     """
@@ -65,7 +65,8 @@ def varied_episodes(
         `mask` is `bool[examples]`, the real ones first. `one_domain` restricts it.
 
     Raises:
-        ValueError: If sizes do not go together, or a domain has too few classes or examples.
+        ValueError: If sizes do not go together, a domain has too few classes or examples, or its arrays are not
+            those that `ClassBank` describes.
 
     References:
         Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.2, without its
@@ -139,7 +140,7 @@ def _table(domains: Sequence[Domain]) -> _Table:
     counts = [np.repeat(np.asarray(d.bank.counts), n) for d, n in zip(domains, sides, strict=True)]
     turns = [np.tile(np.arange(n), len(d.bank.counts)) for d, n in zip(domains, sides, strict=True)]
     return _Table(
-        images=jnp.asarray(np.concatenate([domain.bank.images for domain in domains])),
+        images=_pooled([domain.bank.images for domain in domains]),
         starts=jnp.asarray(np.concatenate(starts), jnp.int32),
         counts=jnp.asarray(np.concatenate(counts), jnp.int32),
         turns=jnp.asarray(np.concatenate(turns), jnp.int32),
@@ -147,6 +148,13 @@ def _table(domains: Sequence[Domain]) -> _Table:
         classes=jnp.asarray(classes, jnp.int32),
         weights=jnp.ones(len(domains)),
     )
+
+
+def _pooled(images: Sequence[Any]) -> jax.Array:
+    """Concatenate the images of all domains: as they are if they have one type, as floats in `[0, 1]` if not."""
+    if len({jnp.result_type(each) for each in images}) == 1:
+        return jnp.asarray(np.concatenate(images))
+    return jnp.concatenate([to_float(jnp.asarray(each)) for each in images])
 
 
 def _sample(
@@ -181,7 +189,8 @@ def _sample(
         total, places = ends[-1], jnp.arange(size)
         example = shuffle_first(order_key, total, size)[places % total]
         y = jnp.searchsorted(ends, example, side="right").astype(jnp.int32)
-        x = table.images[rows[y, skipped[y] + example - (ends - sizes)[y]]].astype(jnp.float32) / 255
+        x = table.images[rows[y, skipped[y] + example - (ends - sizes)[y]]]
+        x = to_float(x)
         if turns:
             x = jax.vmap(turn)(x, table.turns[chosen[y]])
         if any(transforms):
@@ -236,6 +245,8 @@ def _check(
         )
     if not domains:
         raise ValueError("varied episodes need at least one domain")
+    for i, domain in enumerate(domains):
+        check_bank(domain.bank, f"domain {i}")
     shapes = [np.shape(domain.bank.images)[1:] for domain in domains]
     for i, (domain, shape) in enumerate(zip(domains, shapes, strict=True)):
         counts = np.asarray(domain.bank.counts)
