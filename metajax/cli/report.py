@@ -13,19 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from metajax.cli.device import is_first
+from metajax.cli.streams import put_line
 from metajax.errors import UserError
 
 
 def say(text: str) -> None:
     """A line on standard output, by the first process of a run."""
     if is_first():
-        print(text, flush=True)
+        put_line(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """A line on standard error, by the first process of a run."""
     if is_first():
-        print(f"metajax: warning: {text}", file=sys.stderr, flush=True)
+        put_line(f"metajax: warning: {text}", sys.stderr)
 
 
 def first_line(error: Exception) -> str:
@@ -80,13 +81,15 @@ def table(result: dict[str, Any]) -> None:
     rows = {str(step): (result, step) for step in _some_steps(result["inner_steps"])}
     domains = {name: (each, each["inner_steps"]) for name, each in result.get("domains", {}).items()}
     console = Console()
-    console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
-    console.print(_grid("inner steps", columns, rows))
-    if domains:
-        console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
-        console.print(_grid("domain", columns, domains))
-    if "non_transductive" in result:
-        console.print("alone: each query with the support set only; else all queries of a task together")
+    with console.capture() as captured:
+        console.print(f"{result['num_tasks']} {result['split']} tasks, mean ± 95 % interval", highlight=False)
+        console.print(_grid("inner steps", columns, rows))
+        if domains:
+            console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
+            console.print(_grid("domain", columns, domains))
+        if "non_transductive" in result:
+            console.print("alone: each query with the support set only; else all queries of a task together")
+    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich itself would end the process where nobody reads
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")

@@ -6,17 +6,18 @@ import functools
 import itertools
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from metajax import checkpoints, metrics, workdir
-from metajax.cli import Stopped, configs, report, tune
+from metajax.cli import configs, report, tune
 from metajax.cli.device import (
     any_process,
     choose_mesh,
@@ -28,13 +29,17 @@ from metajax.cli.device import (
 )
 from metajax.cli.evaluate import evaluate_run, load_state
 from metajax.cli.progress import Progress
+from metajax.cli.signals import Stopped, stop_requests
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, TrainingSettings, build
 from metajax.experiment.build import check_training, evaluation_batch_size, purpose_key
-from metajax.host import feed
+from metajax.host import HostTasks, feed
 from metajax.parallel import replicate
 from metajax.training import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
+
+_FETCHED_CALLS = 10_000
+"""Calls whose images one stream fetches; the next stream begins without images that were fetched ahead."""
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -191,17 +196,18 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             )
         return compiled[steps](state, fed)
 
-    validate, calls = _validation(experiment, parts, mesh), list(_calls(settings, step))
-    fetched = _fetched_ahead(experiment, parts, state, calls, mesh)
+    validate = _validation(experiment, parts, mesh)
+    fetched = _fetched_ahead(experiment, parts, state, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         Progress(step, settings.steps) as progress,
-        _signals() as received,
+        stop_requests() as stop,
     ):
-        for steps in calls:
+        for steps in _calls(settings, step):
             began = time.perf_counter()
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
+            stop.saves = True
             failure = first_non_finite(stacked)
             if failure is not None:
                 record.save(state)
@@ -218,10 +224,10 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 diverged = row.get("validation_loss", 0) is None
                 record.save(state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
-            if any_process(bool(received)):
+            if any_process(bool(stop.received)):
                 record.save(state, wait=True)
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
-                raise Stopped((*received, signal.SIGTERM)[0])
+                raise Stopped((*stop.received, signal.SIGTERM)[0])
     wait_for_others("written")
 
 
@@ -234,16 +240,29 @@ def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
         step += steps
 
 
-def _fetched_ahead(
-    experiment: Experiment, parts: Parts, state: TrainState, calls: Sequence[int], mesh: Mesh
-) -> Iterator[Any]:
+def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> Iterator[Any]:
     """For each call the images of its tasks, if they stay on the host."""
     if "train" not in parts.tasks.on_host:
         return itertools.repeat(None)
-    tasks_per_step = experiment.training.tasks_per_step
-    return feed(
-        parts.tasks.on_host["train"], state, sum(calls), tasks_per_step=tasks_per_step, steps_per_call=calls, mesh=mesh
-    )
+    # Training donates its state, so the key is copied.
+    return _images(experiment.training, parts.tasks.on_host["train"], jax.tree.map(jnp.copy, state), mesh)
+
+
+def _images(settings: TrainingSettings, tasks: HostTasks, state: TrainState, mesh: Mesh) -> Iterator[Any]:
+    """The images of each call; the calls of a run may be too many for one list."""
+    step = int(state.step)
+    calls = _calls(settings, step)
+    while lengths := list(itertools.islice(calls, _FETCHED_CALLS)):
+        begin = state._replace(step=np.int32(step))
+        yield from feed(
+            tasks,
+            begin,
+            sum(lengths),
+            tasks_per_step=settings.tasks_per_step,
+            steps_per_call=lengths,
+            mesh=mesh,
+        )
+        step += sum(lengths)
 
 
 class _Record(NamedTuple):
@@ -296,27 +315,14 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[T
 
 
 def _not_finite(directory: Path, step: int, metric: str) -> str:
+    advice = "Try a smaller outer.learning_rate or inner.learning_rate, or an outer.clip_norm"
+    if step == 0:
+        advice = (
+            "At the first step the data may be the cause: inputs or targets with NaN or Inf, or labels that are not in "
+            "[0, ways). If the data is right, try a smaller inner.learning_rate or inner.steps (outer.learning_rate "
+            "has had no effect yet)"
+        )
     return (
         f"training stopped at step {step:,}: {metric} is not finite. The last good state is checkpoint {step} of "
-        f"{directory / workdir.CHECKPOINTS}. Try a smaller outer.learning_rate or inner.learning_rate, "
-        "or an outer.clip_norm"
+        f"{directory / workdir.CHECKPOINTS}. {advice}"
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
-    received: list[int] = []
-
-    def receive(signum, frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(signum)
-        print("metajax: stopping after this call, and saving; once more stops at once", file=sys.stderr)
-
-    previous = {each: signal.signal(each, receive) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
