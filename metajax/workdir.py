@@ -141,14 +141,19 @@ def _differing(stored: Any, wanted: Any, workdir: Path) -> list[str]:
     ]
 
 
-def environment(devices: int) -> dict[str, Any]:
-    """Versions, device and command, for the record."""
+def versions() -> dict[str, str]:
+    """Return the versions of metajax and of the packages that it computes with."""
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     return {
-        "versions": {
-            "metajax": metajax.__version__,  # also where it is not installed, but on the path
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "metajax": metajax.__version__,  # also where it is not installed, but on the path
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def environment(devices: int) -> dict[str, Any]:
+    """Versions, device and command, for the record."""
+    return {
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",

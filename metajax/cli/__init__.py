@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from metajax import __version__
-from metajax.cli.signals import CALL_SECONDS, Stopped, end_process, ends_in_time
+from metajax.cli.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
 from metajax.cli.streams import leave, put_line
 from metajax.errors import UserError
 
@@ -118,7 +118,8 @@ def _run(argv: list[str]) -> int:
 def _import(command: str) -> ModuleType:
     """Import a command, and JAX with it."""
     try:
-        return importlib.import_module(f"metajax.cli.{command}")
+        with ends_at_once():
+            return importlib.import_module(f"metajax.cli.{command}")
     except ValueError as error:  # of a variable, such as JAX_ENABLE_X64=maybe
         raise UserError(f"JAX does not start: {error}") from error
 

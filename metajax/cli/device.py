@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import platform
-import re
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from metajax.cli import rendezvous
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
@@ -36,14 +36,14 @@ def join(others: str | None) -> None:
     """
     if others is None:
         return
-    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", others)
-    if others != "auto" and (match is None or not int(match[2]) < int(match[3])):
-        raise UserError(f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0, got {others!r}")
+    place = None if others == "auto" else rendezvous.parse_place(others)
+    if place is not None:
+        rendezvous.meet(place)
     try:
-        if match is None:
+        if place is None:
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
+            jax.distributed.initialize(place.address, num_processes=place.count, process_id=place.index)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--distributed: the other processes cannot be joined ({str(error).splitlines()[0]})"

@@ -152,6 +152,24 @@ def ends_in_time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """End the process by Ctrl-C in the block: an exception in a C extension that is imported becomes an ImportError."""
+    if _watch is None:
+        yield
+        return
+
+    def end(signum, frame):
+        put_line("metajax: interrupted", sys.stderr)
+        end_process(128 + signum)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
     """Collect the first SIGINT, SIGTERM or SIGHUP if there is something to save; a second signal interrupts.
 

@@ -1,5 +1,6 @@
 """`metajax train`: meta-train an experiment, or resume it, then evaluate it."""
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -7,6 +8,7 @@ import itertools
 import math
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import checkpoints, metrics, workdir
-from metajax.cli import configs, report, tune
+from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
     choose_mesh,
@@ -106,6 +108,7 @@ def train(
         UserError: If the directory holds another experiment, or training goes wrong.
         Stopped: If a signal stopped it; all is saved then.
     """
+    rendezvous.agree("settings", _settings(directory, experiment, source, devices))
     resumes = workdir.is_workdir(directory)
     if resumes:
         differing = workdir.differences(workdir.load_experiment(directory), experiment, directory)
@@ -122,12 +125,27 @@ def train(
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
     check_training(experiment, parts.tasks)
+    rendezvous.agree("data", parts.tasks.holds)
     changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
     if changed:
         raise UserError(f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data")
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         _run(directory, experiment, source, parts, mesh)
+
+
+def _settings(directory: Path, experiment: Experiment, source: Path, devices: int | None) -> dict[str, Any]:
+    """What the processes of a run must have in common, by what it is called."""
+    fields = jax.tree_util.tree_leaves_with_path(
+        workdir.to_json(experiment, directory), is_leaf=lambda value: not isinstance(value, dict)
+    )
+    return {
+        **{jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in fields},
+        "the code of the config": f"{zlib.crc32(ast.dump(ast.parse(source.read_text())).encode()):08x}",
+        "--workdir": directory.resolve(),
+        "--devices": devices,
+        **{f"the version of {name}": version for name, version in workdir.versions().items()},
+    }
 
 
 def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
