@@ -113,6 +113,10 @@ def _run(argv: list[str]) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{str(error.strerror).lower()}{where}")
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"out of memory ({str(error).splitlines()[0]}): try a smaller model, or fewer tasks at once")
 
 
 def _import(command: str) -> ModuleType:

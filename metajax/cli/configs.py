@@ -126,4 +126,5 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
     source = find(args[0])
     default = _Line(kind(), load(args[0]))
     line = parse(_Line[kind], args[1:], prog=f"metajax {command} {args[0]}", about=kind.__doc__, default=default)
+    types_are_right(line.experiment)
     return source, line.options, line.experiment

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from metajax import checkpoints, workdir
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, prepare_devices, use_precision
+from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
@@ -68,6 +68,7 @@ def run(args: Sequence[str]) -> None:
     if options.chunk_size is not None:
         execution = dataclasses.replace(experiment.execution, chunk_size=options.chunk_size)
         experiment = dataclasses.replace(experiment, execution=execution)
+    check_devices()
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     changed = options.on is None and workdir.data_differs(options.workdir, parts.tasks.holds)

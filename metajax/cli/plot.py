@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metajax import metrics, plots, workdir
 from metajax.cli import report
-from metajax.cli.device import prepare_devices
+from metajax.cli.device import check_devices, prepare_devices
 from metajax.cli.evaluate import load_state
 from metajax.cli.parse import parse
 from metajax.errors import UserError
@@ -46,6 +46,7 @@ def run(args: Sequence[str]) -> None:
         raise UserError(f"--format must be png, svg or pdf, got {options.format!r}")
     experiment = workdir.load_experiment(options.workdir)
     prepare_devices(1)
+    check_devices()
     figures: dict[str, Figure] = {}
     rows = metrics.read(options.workdir)
     if rows:

@@ -233,20 +233,19 @@ class _Host:
                         received.pop(connection)
                         here.pop(connection, None)
                     elif connection not in here and b"\n" in received[connection]:
-                        index, error = self._welcome(received[connection], list(here.values()))
+                        index, wrong = self._welcome(received[connection], list(here.values()))
+                        error, told = error or wrong, 0.0
                         if index is not None:
                             here[connection] = index
-                        if error:
-                            here.setdefault(connection, -1)
-                            break
                 missing = sorted({*range(self._count)} - {*here.values()})
-                if error or not missing or time.monotonic() > told + 1:
+                complete = not missing and not error
+                if complete or time.monotonic() > told + 1:
                     told = time.monotonic()
-                    message = _line({"missing": missing, "error": error, "complete": not missing and not error})
-                    for connection in here:
+                    message = _line({"missing": missing, "error": error, "complete": complete})
+                    for connection in received:
                         with contextlib.suppress(OSError):
                             connection.sendall(message)
-                if error or not missing or self._ended.is_set():
+                if complete or self._ended.is_set():
                     break
             for connection in received:
                 with contextlib.suppress(OSError):
@@ -290,6 +289,11 @@ def _short(text: str) -> str:
 def joined() -> bool:
     """Whether this process has joined others."""
     return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
+
+
+def process_index() -> int:
+    """Return the index of this process in its run; it does not make JAX look for devices."""
+    return distributed.global_state.process_id
 
 
 def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SECONDS) -> None:

@@ -43,8 +43,8 @@ def out_of_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # ValueError: out of a single operation
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory ({first_line(error)}): try {advice}") from error
 
@@ -59,6 +59,16 @@ def check_output(path: Path | None) -> None:
         raise UserError(f"--output: there is no folder {path.parent}")
     if path is not None and path.is_dir():
         raise UserError(f"--output: {path} is a folder, not a file to write")
+
+
+def check_seconds(seconds: float) -> None:
+    """Check how long a measurement takes.
+
+    Raises:
+        UserError: If it is not above 0, or more than a day.
+    """
+    if not 0 < seconds <= 86_400:
+        raise UserError(f"--seconds must be above 0 and at most 86400, a day, got {seconds:g}")
 
 
 def devices(mesh: Mesh) -> str:

@@ -22,6 +22,8 @@ from metajax import checkpoints, metrics, workdir
 from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
+    check_devices,
+    check_memory,
     choose_mesh,
     is_first,
     join,
@@ -122,8 +124,10 @@ def train(
                 f"{directory} was begun with other code than {source} has now; it is kept in "
                 f"{directory / workdir.SOURCE}. Choose another --workdir, or the same code"
             )
+    check_devices()
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
+    check_memory(parts.params)
     check_training(experiment, parts.tasks)
     rendezvous.agree("data", parts.tasks.holds)
     changed = resumes and workdir.data_differs(directory, parts.tasks.holds)

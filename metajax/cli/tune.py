@@ -11,7 +11,7 @@ import jax
 from metajax import workdir
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, device_name, share_evenly, use_precision
+from metajax.cli.device import check_devices, choose_mesh, device_name, share_evenly, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
@@ -60,6 +60,8 @@ def run(args: Sequence[str]) -> None:
     """Carry out the command."""
     configs.check_first("tune", _USAGE, args)
     source, options, experiment = configs.override("tune", Options, args)
+    report.check_seconds(options.seconds)
+    check_devices()
     use_precision(experiment.execution.precision)
     if not os.access(source.parent, os.W_OK):
         raise UserError(f"{source.parent} cannot be written: copy {source.name} to a folder of your own, and tune that")
