@@ -12,8 +12,8 @@ import metajax
 from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
-from metajax.experiment import Experiment
-from metajax.experiment.checks import types_are_right
+from metajax.experiment import Domains, Experiment
+from metajax.experiment.checks import shown, types_are_right
 from metajax.workdir import load_module
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ def find(config: str) -> Path:
             raise UserError(f"there is no config file {config}")
         return path
     if config not in names():
-        raise UserError(f"there is no config {config!r}{suggestion(config, names())}")
+        hint = suggestion(config, names(), "`metajax configs` lists them")
+        raise UserError(f"there is no config {shown(config)}{hint}")
     return directory() / f"{config}.py"
 
 
@@ -127,4 +128,18 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
     default = _Line(kind(), load(args[0]))
     line = parse(_Line[kind], args[1:], prog=f"metajax {command} {args[0]}", about=kind.__doc__, default=default)
     types_are_right(line.experiment)
+    _check_domains(default.experiment, line.experiment)
     return source, line.options, line.experiment
+
+
+def _check_domains(before: Experiment, after: Experiment) -> None:
+    """Refuse ways and shots of one domain: tasks of several domains have those of the whole."""
+    if not (isinstance(before.task, Domains) and isinstance(after.task, Domains)):
+        return
+    for i, (old, new) in enumerate(zip(before.task.sources, after.task.sources, strict=True)):
+        for name in ("ways", "train", "test"):
+            if getattr(old.task, name, None) != getattr(new.task, name, None):
+                raise UserError(
+                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are those of --task.min-ways, "
+                    "--task.max-ways, --task.max-support, --task.max-support-per-class and --task.max-queries"
+                )

@@ -38,7 +38,10 @@ class Options:
     """Inner steps; by default as in the config."""
     seed: int | None = None
     """Seed of the tasks; by default the run's."""
-    protocol: Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None = None
+    protocol: Annotated[
+        Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
+        tyro.conf.arg(metavar="|".join(PROTOCOLS)),
+    ] = None
     """Tasks, queries and steps of a paper's evaluation; num-tasks and steps still override it."""
     on: str | None = None
     """Another config, name or path, whose tasks to evaluate on."""

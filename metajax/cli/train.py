@@ -90,11 +90,11 @@ def run(args: Sequence[str]) -> None:
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """An option's value, before the whole line can be parsed."""
+    """An option's value, the last one as in the whole line, before that can be parsed."""
     pairs = [
         arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, [*args[1:], ""], strict=True)
     ]
-    return next((value for name, value in pairs if name == option), None)
+    return next((value for name, value in reversed(pairs) if name == option), None)
 
 
 def train(
@@ -113,12 +113,7 @@ def train(
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
     resumes = workdir.is_workdir(directory)
     if resumes:
-        differing = workdir.differences(workdir.load_experiment(directory), experiment, directory)
-        if differing:
-            raise UserError(
-                f"{directory} holds another experiment: {'; '.join(differing)}. "
-                "Choose another --workdir, or the same settings"
-            )
+        _check_same(workdir.load_experiment(directory), experiment, directory)
         if workdir.code_differs(directory, experiment, source):
             raise UserError(
                 f"{directory} was begun with other code than {source} has now; it is kept in "
@@ -136,6 +131,26 @@ def train(
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         _run(directory, experiment, source, parts, mesh)
+
+
+def _check_same(stored: Experiment, experiment: Experiment, directory: Path) -> None:
+    """Refuse to resume a run with other settings; under a constant rate it may have more meta-steps than before."""
+    begun, steps = stored.training.steps, experiment.training.steps
+    longer = stored if steps <= begun or experiment.outer.schedule != "constant" else _with_steps(stored, steps)
+    differing = workdir.differences(longer, experiment, directory)
+    if not differing:
+        return
+    advice = "Choose another --workdir, or the same settings"
+    if steps > begun and not workdir.differences(_with_steps(stored, steps), experiment, directory):
+        advice = (
+            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {experiment.outer.schedule} "
+            "schedule ends with the run, and its rates would all have been others. Choose another --workdir"
+        )
+    raise UserError(f"{directory} holds another experiment: {'; '.join(differing)}. {advice}")
+
+
+def _with_steps(experiment: Experiment, steps: int) -> Experiment:
+    return dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, steps=steps))
 
 
 def _settings(directory: Path, experiment: Experiment, source: Path, devices: int | None) -> dict[str, Any]:
@@ -158,6 +173,8 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
+        if is_first() and workdir.load_experiment(directory).training.steps < experiment.training.steps:
+            workdir.write_json(directory / workdir.CONFIG, workdir.to_json(experiment, directory))
     else:
         if is_first():
             workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds)
@@ -196,7 +213,8 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     if step < experiment.training.steps:
         report.say(f"resuming {directory} from step {step:,}")
     else:
-        report.say(f"{directory} is trained, to step {step:,}: only evaluating it")
+        more = "; a larger --training.steps goes on" if experiment.outer.schedule == "constant" else ""
+        report.say(f"{directory} is trained, to step {step:,}: only evaluating it{more}")
     return state
 
 
