@@ -264,13 +264,18 @@ def load_module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        line = _line_of(error, path)
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        try:
+            message = str(error)
+        except Exception:  # the file's own class of error
+            message = ""
+        raise UserError(f"{path}{_line_of(error, path)}: {type(error).__name__}: {message}") from error
     return module
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f":{error.lineno}" if error.lineno else ""
     lines, trace = [], error.__traceback__

@@ -113,7 +113,8 @@ def train(
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
     resumes = workdir.is_workdir(directory)
     if resumes:
-        _check_same(workdir.load_experiment(directory), experiment, directory)
+        begun = workdir.load_experiment(directory)
+        _check_same(workdir.differences(begun, experiment, directory), begun, experiment, directory)
         if workdir.code_differs(directory, experiment, source):
             raise UserError(
                 f"{directory} was begun with other code than {source} has now; it is kept in "
@@ -133,24 +134,21 @@ def train(
         _run(directory, experiment, source, parts, mesh)
 
 
-def _check_same(stored: Experiment, experiment: Experiment, directory: Path) -> None:
+def _check_same(differing: Sequence[str], begun: Experiment, experiment: Experiment, directory: Path) -> None:
     """Refuse to resume a run with other settings; under a constant rate it may have more meta-steps than before."""
-    begun, steps = stored.training.steps, experiment.training.steps
-    longer = stored if steps <= begun or experiment.outer.schedule != "constant" else _with_steps(stored, steps)
-    differing = workdir.differences(longer, experiment, directory)
-    if not differing:
+    longer = experiment.training.steps > begun.training.steps and all(
+        field.startswith("training.steps is ") for field in differing
+    )
+    schedule = experiment.outer.schedule
+    if not differing or (longer and schedule == "constant"):
         return
     advice = "Choose another --workdir, or the same settings"
-    if steps > begun and not workdir.differences(_with_steps(stored, steps), experiment, directory):
+    if longer:
         advice = (
-            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {experiment.outer.schedule} "
-            "schedule ends with the run, and its rates would all have been others. Choose another --workdir"
+            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {schedule} schedule ends with "
+            "the run, and all its rates would have been others. Choose another --workdir"
         )
     raise UserError(f"{directory} holds another experiment: {'; '.join(differing)}. {advice}")
-
-
-def _with_steps(experiment: Experiment, steps: int) -> Experiment:
-    return dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, steps=steps))
 
 
 def _settings(directory: Path, experiment: Experiment, source: Path, devices: int | None) -> dict[str, Any]:
