@@ -114,9 +114,14 @@ class _Lines(logging.Handler):
 _INSTALLED_BY = {"cuda": "jax[cuda13]", "gpu": "jax[cuda13]", "rocm": "JAX's plugin for ROCm", "tpu": "jax[tpu]"}
 
 
+def _platforms() -> str:
+    """The user's `JAX_PLATFORMS`."""
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _no_device(reason: str) -> str:
     reason = " ".join(reason.partition("(set JAX_PLATFORMS")[0].split())[:200]
-    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    platforms = _platforms()
     if not platforms:
         return f"JAX finds no device ({reason})"
     names = [name.strip() for name in platforms.split(",")]
@@ -227,7 +232,7 @@ def check_memory(params: Params) -> None:
     if memory is None and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     leaves = jax.tree.leaves(params)
-    kept = 4 * sum(leaf.nbytes for leaf in leaves)
+    kept = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if memory and kept > memory:
         raise UserError(
             f"the model has {sum(leaf.size for leaf in leaves):,} parameters: to train it takes {kept / 2**30:,.1f} "

@@ -32,6 +32,9 @@ _ADDRESS_SECONDS = 5.0
 _AGREE_SECONDS = 300.0
 """For the other processes to read their config, and their data."""
 
+_LEAVE_SECONDS = 20.0
+"""For the other processes to read why process 0 stops."""
+
 _LONGEST = 1 << 16
 
 
@@ -323,7 +326,16 @@ def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SEC
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"another process of the run has stopped ({str(error).splitlines()[0][:120]})") from error
     if verdict:
+        if state.process_id:
+            _leave(client, state.process_id)
         raise UserError(verdict)
+    _agreed.append(subject)
+
+
+def _leave(client: Any, index: int) -> None:
+    """Let process 0 know that this process needs it no more."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(_key("left", index), "")
 
 
 def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: float) -> str:
@@ -356,6 +368,7 @@ def _key(subject: str, name: int | str) -> str:
 
 
 _SUBJECTS = ("settings", "data")
+_agreed: list[str] = []
 
 
 def tell_others(reason: str) -> None:
@@ -364,14 +377,19 @@ def tell_others(reason: str) -> None:
     JAX ends the others without a message as soon as process 0, which they are all connected to, is gone.
     """
     state, client = distributed.global_state, distributed.global_state.client
-    if client is None:
+    if client is None or _SUBJECTS[-1] in _agreed:  # in training the next collective operation fails
         return
     for subject in _SUBJECTS:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # it may have been told already
             if state.process_id:
                 client.key_value_set(_key(subject, state.process_id), json.dumps({"stopped": reason}))
             else:
-                verdict = f"process 0 of the run has stopped: {reason}"
-                client.key_value_set(_key(subject, "verdict"), verdict)
-    if state.process_id == 0:
-        time.sleep(1.0)
+                client.key_value_set(_key(subject, "verdict"), f"process 0 of the run has stopped: {reason}")
+    if state.process_id:
+        _leave(client, state.process_id)
+        return
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for index in range(1, state.num_processes):
+        with contextlib.suppress(Exception):
+            client.blocking_key_value_get(_key("left", index), int(max(deadline - time.monotonic(), 0.01) * 1000))
+    time.sleep(0.5)  # between the last message of a process and its end

@@ -34,7 +34,7 @@ _AGAIN_SECONDS = 0.5
 
 
 class Stopped(Exception):
-    """A signal stopped the run; its work is saved.
+    """A signal stopped the run; what can be saved is saved, and the user has read about it.
 
     Attributes:
         signum: The signal.
@@ -186,7 +186,10 @@ def stop_requests() -> Iterator[StopRequests]:
 
     def receive(signum, frame):
         if requests.received or not requests.saves:
-            raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            put_line(requests.farewell(signum), sys.stderr)
+            raise Stopped(signum)
         requests.received.append(signum)
         if _watch is None:
             put_line(requests.notice(), sys.stderr)

@@ -58,10 +58,9 @@ MOST_FEATURES, MOST_CHANNELS = 16_384, 4_096
 
 
 def whole(owner: str, low: int, high: int, **fields: int | None) -> None:
-    """Raise unless each field is a whole number from `low` to `high`; `None` passes."""
+    """Raise unless each field is from `low` to `high`; `None` passes. `types_are_right` refuses fractions."""
     for name, value in fields.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-            raise UserError(f"{owner}.{name} must be a whole number, got {shown(value)}")
+        _number(owner, name, value)
         if value is not None and not low <= value:
             raise UserError(f"{owner}.{name} must be at least {low}, got {shown(value)}")
         if value is not None and not value <= high:
