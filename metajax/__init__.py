@@ -1,95 +1,33 @@
 """Gradient-based meta-learning in JAX: pure functions on one task, averaged over many."""
 
+import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
-from metajax import learners, models, tasks
-from metajax.errors import UserError
-from metajax.evaluation import make_evaluation
-from metajax.host import HostTasks, feed, host_episodes
-from metajax.inner import Adapted, InnerLoop, inner_loop
-from metajax.learners import (
-    Estimate,
-    MetaLearner,
-    Part,
-    anil,
-    boil,
-    cavia,
-    foml,
-    imaml,
-    lora,
-    maml,
-    maml_plus_plus,
-    meta_sgd,
-    proto_maml,
-    prototypical_network,
-    reptile,
-)
-from metajax.losses import classification_loss, regression_loss
-from metajax.models import functional
-from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
-from metajax.partition import named, opposite
-from metajax.ranks import mean_ranks
-from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_episodes
-from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
-from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
+if TYPE_CHECKING:
+    from metajax._api import *  # noqa: F403
 
 try:
     __version__ = importlib.metadata.version("metajax")
 except importlib.metadata.PackageNotFoundError:  # a checkout on the path that is not installed
     __version__ = "0+uninstalled"
 
-__all__ = [
-    "Adapted",
-    "ApplyFn",
-    "Batch",
-    "ClassBank",
-    "Estimate",
-    "HostTasks",
-    "InnerLoop",
-    "LossFn",
-    "MetaLearner",
-    "MetaParams",
-    "Params",
-    "Part",
-    "Task",
-    "TaskSampler",
-    "TrainState",
-    "UserError",
-    "anil",
-    "average_tasks",
-    "boil",
-    "cavia",
-    "classification_loss",
-    "constant_task",
-    "episodes",
-    "feed",
-    "first_non_finite",
-    "foml",
-    "functional",
-    "glyphs",
-    "host_episodes",
-    "imaml",
-    "init_train_state",
-    "inner_loop",
-    "learners",
-    "lora",
-    "make_evaluation",
-    "make_train_step",
-    "maml",
-    "maml_plus_plus",
-    "map_tasks",
-    "mean_ranks",
-    "meta_sgd",
-    "models",
-    "named",
-    "opposite",
-    "proto_maml",
-    "prototypical_network",
-    "regression_loss",
-    "reptile",
-    "sinusoid",
-    "task_keys",
-    "task_mesh",
-    "tasks",
-    "varied_episodes",
-]
+
+def __getattr__(name: str) -> Any:
+    """Import the public names, and JAX with them, when the first name is used.
+
+    The command line starts without JAX, so that it can answer `--help` and Ctrl-C while JAX is imported.
+    """
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    api = importlib.import_module("metajax._api")
+    if name == "__all__":
+        return api.__all__
+    try:
+        return getattr(api, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("metajax._api").__all__})

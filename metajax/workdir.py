@@ -199,6 +199,19 @@ def differences(workdir: Path, wanted: Experiment) -> list[str]:
     return _differing(stored, new)
 
 
+def training_steps(workdir: Path) -> int:
+    """Return the meta-steps that a run was begun with, or was last continued to.
+
+    Raises:
+        UserError: If the config of the run cannot be read.
+    """
+    training = _read_config(workdir).get("training")
+    steps = training.get("steps") if isinstance(training, dict) else None
+    if not isinstance(steps, int):
+        raise UserError(f"{workdir / CONFIG} is damaged: it has no whole number training.steps")
+    return steps
+
+
 def _with_defaults(value: Any, types: dict[str, type]) -> Any:
     """Add the fields that a config lacks, which an older version did not have, with their defaults."""
     if isinstance(value, list):

@@ -58,7 +58,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["train"], ["CONFIG", "metajax configs"]),
         (["train", "--workdir", "x"], ["CONFIG", "'--workdir'"]),
         (["train", "sinusoid_mam"], ["'sinusoid_mam'", "did you mean 'sinusoid_maml'?"]),
-        (["train", "qqq"], ["'qqq'", "choose one of", "sinusoid_maml", "omniglot_maml_5w1s"]),
+        (["train", "qqq"], ["'qqq'", "`metajax configs` lists them"]),
         (["train", "nothing.py"], ["nothing.py"]),
         (["train", "sinusoid_maml.py"], ["sinusoid_maml.py"]),
         ([*TRAIN, "--training.stepz", "4"], ["--training.stepz", "did you mean --training.steps?"]),

@@ -331,3 +331,23 @@ def test_where_there_are_no_locks_it_trains_all_the_same(undisturbed, config, tm
     result = run("train", config, "--workdir", directory)
     assert (result.code, result.err) == (0, "")
     assert_same_run(undisturbed, directory)
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_were_one(undisturbed, config, tmp_path):
+    """Also where the first end is no step at which a checkpoint is due."""
+    assert run("train", config, "--workdir", tmp_path / "run", "--training.steps", 25).code == 0
+    longer = run("train", config, "--workdir", tmp_path / "run")
+    assert (longer.code, longer.err) == (0, "")
+    assert "from step 25" in longer.out
+    a, b = state(undisturbed), state(tmp_path / "run")
+    assert {name: a[name].tobytes() for name in a} == {name: b[name].tobytes() for name in b}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 40
+    again = run("train", config, "--workdir", tmp_path / "run")
+    assert "only evaluating it; a larger --training.steps goes on" in again.out
+    fails(run("train", config, "--workdir", tmp_path / "run", "--training.steps", 30), "training.steps is 40 in the run")
+
+
+def test_a_schedule_that_ends_with_the_run_forbids_more_steps(config, tmp_path):
+    options = [config, "--workdir", tmp_path / "run", "--outer.schedule", "cosine", "--training.steps"]
+    assert run("train", *options, 5).code == 0
+    fails(run("train", *options, 10), "training.steps is 5 in the run and 10 now", "cosine schedule ends with the run")

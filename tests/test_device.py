@@ -1,11 +1,14 @@
 """What the command line chooses by device."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metajax.cli import device
+from metajax.errors import UserError
 from metajax.models.convolution import convolve
 
 
@@ -56,3 +59,37 @@ def test_devices_that_share_a_core_are_named(monkeypatch, caplog):
     assert [each.getMessage() for each in caplog.records] == [
         "4 devices on 2 cores: those that share a core are no faster"
     ]
+
+
+@pytest.mark.parametrize(("platforms", "error", "said"), [
+    ("cuda", AssertionError(), "JAX_PLATFORMS is cuda; unset it, or install jax[cuda13], and check the driver"),
+    ("gpu", RuntimeError("Unable to initialize backend 'rocm': it is not in the list of known backends"), "is gpu; unset"),
+    ("cpu,tpu", RuntimeError("Unable to initialize backend 'tpu':\nno library (set JAX_PLATFORMS='')"), "'tpu': no library);"),
+    ("cuad", RuntimeError("Unable"), "JAX_PLATFORMS is 'cuad'; unset it, or choose from cpu, cuda, rocm and tpu"),
+    ("", RuntimeError("INTERNAL: no\nsupported devices"), "JAX finds no device (INTERNAL: no supported devices)"),
+])  # fmt: skip
+def test_platforms_that_are_not_there_are_named(monkeypatch, platforms, error, said):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setattr(device, "_platforms", lambda: platforms)
+    with pytest.raises(UserError) as caught:
+        device.check_devices()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_jax_says_of_its_devices_is_a_line(monkeypatch, caplog):
+    logger = logging.getLogger("jax._src.xla_bridge")
+    monkeypatch.setattr(jax, "devices", lambda: logger.warning("An NVIDIA GPU may be present.\nFalling back to cpu."))
+    device.check_devices()
+    assert [each.getMessage() for each in caplog.records] == ["JAX: An NVIDIA GPU may be present."]
+    assert logger.propagate
+    assert not logger.handlers
+
+
+def test_a_model_larger_than_the_memory_is_refused():
+    params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
+    with pytest.raises(UserError, match=r"1,099,511,627,776 parameters: to train it takes 16,384.0 GiB or more"):
+        device.check_memory(params)

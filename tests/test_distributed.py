@@ -35,15 +35,15 @@ def start(tmp_path):
     """Start a run in so many processes; what is left of them at the end is killed."""
     started = []
 
-    def start(count, steps, run="run"):
+    def start(count, steps, run="run", more=None):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         common = [sys.executable, "-m", "metajax", *TRAIN, "--training.steps", str(steps), "--workdir", tmp_path / run]
         others = [["--distributed", f"localhost:{port},{index},{count}"] if count > 1 else [] for index in range(count)]
         processes = [
-            subprocess.Popen([*common, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for more in others
+            subprocess.Popen([*common, *other, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for other, own in zip(others, more or [[]] * count, strict=True)
         ]
         started.extend(processes)
         return processes
@@ -94,6 +94,30 @@ def test_a_process_that_dies_ends_the_run_with_a_line_and_it_resumes(tmp_path, s
     assert [process.returncode for process in processes] == [143, 143], said
     assert "resuming" in said
     assert "the same command resumes" in said
+
+
+def test_other_settings_end_all_processes_with_field_and_values(tmp_path, start):
+    processes = start(2, 20, more=[["--seed", "1"], ["--seed", "2", "--training.steps-per-call", "10"]])
+    for process in processes:
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 2, said
+        (line,) = [line for line in said.splitlines() if line.startswith("metajax: error: ")]
+        assert "seed is 1 in process 0 and 2 in process 1" in line
+        assert "training.steps_per_call is 5 in process 0 and 10 in process 1" in line
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_mistake_of_one_process_ends_the_others_too(tmp_path, start, index):
+    mistake = ["--training.stepz", "1"]
+    processes = start(2, 20, more=[mistake, []] if index == 0 else [[], mistake])
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    expected = f"metajax: error: process {index} of the run has stopped: Unrecognized options: --training.stepz"
+    assert expected in said[1 - index]
+    assert "Traceback" not in "".join(said)
+    assert not (tmp_path / "run").exists()
 
 
 def wait_for_metrics(run, step):

@@ -1,13 +1,21 @@
 """The command line: `metajax train | evaluate | bench | tune | plot | data | configs`."""
 
+import contextlib
 import errno
 import importlib
 import logging
-import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 
+from metajax import __version__
+from metajax.cli.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
+from metajax.cli.streams import leave, put_line
 from metajax.errors import UserError
 
 _COMMANDS = {
@@ -38,23 +46,16 @@ _DISK_ERRORS = {
 _MISTAKE = 2
 """Exit status after a user's mistake, or a failure that is told in a line."""
 
-
-class Stopped(Exception):
-    """A signal stopped the run; its work is saved.
-
-    Attributes:
-        signum: The signal.
-    """
-
-    def __init__(self, signum: int):
-        self.signum = signum
+_LONGEST = 1000
+"""Characters of an error message: a value of any length may be in it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: Its words, by default those of the process.
+        argv: The words of the command line. Default: those of this process, which then ends soon after Ctrl-C,
+            whatever it is doing.
 
     Returns:
         The exit status: 0, 2 for a user's mistake, 130 after an interrupt, 143 after a termination.
@@ -63,51 +64,87 @@ def main(argv: Sequence[str] | None = None) -> int:
     metajax ...
     0
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(list(argv))
+    with ends_in_time():
+        status = _run(sys.argv[1:])
+        if status in _SIGNALLED:  # the usual end would wait for threads that compile or write
+            end_process(status)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python shuts down there is nobody to tell
+    return status
+
+
+_SIGNALLED = {128 + signum for signum in CALL_SECONDS}
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if argv else _MISTAKE
     if argv[0] == "--version":
-        from metajax import __version__
-
         print(f"metajax {__version__}")
         return 0
     try:
+        if any("\0" in word for word in argv):
+            raise UserError("a word of the command line contains a NUL character")
         if argv[0] not in _COMMANDS:
             from metajax.cli.parse import suggestion
 
             raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
         _log_warnings()
-        command = importlib.import_module(f"metajax.cli.{argv[0]}")
-        return command.run(argv[1:]) or 0
+        command = _import(argv[0])
+        with _warnings_in_a_line():
+            return command.run(argv[1:]) or 0
     except UserError as error:
-        print(f"metajax: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return _break_off(_MISTAKE, argv)
+        return _fail(str(error))
     except Stopped as stopped:
-        return 128 + stopped.signum
+        return _break_off(128 + stopped.signum)
     except KeyboardInterrupt:
-        print("metajax: interrupted", file=sys.stderr)
-        return _break_off(128 + signal.SIGINT, argv)
+        put_line("metajax: interrupted", sys.stderr)
+        return _break_off(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone: say nothing, also not at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(sys.stdout)
         return 1
+    except MemoryError as error:
+        return _fail(f"out of memory ({str(error) or 'on the host'}): try smaller sizes, or fewer images")
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"metajax: error: {str(error.strerror).lower()}{where}", file=sys.stderr)
-        return _break_off(_MISTAKE, argv)
+        return _fail(f"{str(error.strerror).lower()}{where}")
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"out of memory ({str(error).splitlines()[0]}): try a smaller model, or fewer tasks at once")
 
 
-def _break_off(status: int, argv: list[str]) -> int:
-    """The exit status of work that is broken off; a process of several exits here and now.
+def _import(command: str) -> ModuleType:
+    """Import a command, and JAX with it."""
+    try:
+        with ends_at_once():
+            return importlib.import_module(f"metajax.cli.{command}")
+    except ValueError as error:  # of a variable, such as JAX_ENABLE_X64=maybe
+        raise UserError(f"JAX does not start: {error}") from error
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} … {line[-200:]}"
+    put_line(f"metajax: error: {line}", sys.stderr)
+    return _break_off(_MISTAKE, line)
+
+
+def _break_off(status: int, reason: str = "interrupted") -> int:
+    """Return the exit status of work that is broken off; end the process if it has joined others.
 
     A usual exit waits for the others, which may be gone, or wait for this one.
     """
-    if any(arg.startswith("--distributed") for arg in argv):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    rendezvous = sys.modules.get("metajax.cli.rendezvous")
+    if rendezvous is not None and rendezvous.joined():
+        rendezvous.tell_others(reason)
+        end_process(status)
     return status
 
 
@@ -119,3 +156,30 @@ def _log_warnings() -> None:
         handler.setFormatter(logging.Formatter("metajax: warning: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show Python's warnings as the commands show theirs, without the line of code that warns."""
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        text = " ".join(str(message).split())
+        damaged = re.match(r"Error reading persistent compilation cache entry for '([\w.-]+)'", text)
+        if damaged:
+            text = f"a compiled program in the cache is damaged ({damaged[1]}): it is compiled again"
+            _drop_compiled(damaged[1])
+        put_line(f"metajax: warning: {text[:_LONGEST]}", sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _drop_compiled(name: str) -> None:
+    """Remove the compiled programs of a name from the cache: JAX itself never replaces a damaged one."""
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    for path in Path(folder).glob(f"{name}-*") if folder else ():
+        with contextlib.suppress(OSError):
+            path.unlink()

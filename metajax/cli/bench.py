@@ -22,7 +22,7 @@ from metajax.benchmark import (
     training_calls,
 )
 from metajax.cli import configs, report, tune
-from metajax.cli.device import choose_mesh, device_name, prepare_devices, use_precision
+from metajax.cli.device import check_devices, choose_mesh, device_name, prepare_devices, use_precision
 from metajax.cli.parse import parse
 from metajax.errors import UserError
 from metajax.experiment import Execution, build
@@ -85,9 +85,11 @@ def run(args: Sequence[str]) -> None:
 
 def _bench_standard(args: Sequence[str]) -> None:
     prepare_devices(None)
+    check_devices()
     use_precision("default")
     options = parse(Options, args, prog="metajax bench")
     report.check_output(options.output)
+    report.check_seconds(options.seconds)
     if options.data_dir is not None:
         raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
     chosen = choose(*filter(None, [options.only]))
@@ -106,10 +108,12 @@ def _bench_standard(args: Sequence[str]) -> None:
 def _bench_experiment(args: Sequence[str]) -> None:
     source, options, experiment = configs.override("bench", Options, args)
     report.check_output(options.output)
+    report.check_seconds(options.seconds)
     if options.only:
         raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
     tuned = tune.load(source)
     experiment = tuned.apply(experiment)
+    check_devices()
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)

@@ -13,8 +13,8 @@ from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.config_code import load_module
 from metajax.errors import UserError
-from metajax.experiment import Experiment, TaskSpec
-from metajax.experiment.checks import types_are_right
+from metajax.experiment import Domains, Experiment, TaskSpec
+from metajax.experiment.checks import shown, types_are_right
 from metajax.workdir import config_folder
 
 T = TypeVar("T")
@@ -64,7 +64,8 @@ def find(config: str) -> Path:
             raise UserError(f"there is no config file {config}")
         return path
     if config not in names():
-        raise UserError(f"there is no config {config!r}{suggestion(config, names())}")
+        hint = suggestion(config, names(), "`metajax configs` lists them")
+        raise UserError(f"there is no config {shown(config)}{hint}")
     return directory() / f"{config}.py"
 
 
@@ -128,7 +129,22 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
     default = _Line(kind(), load(args[0]))
     prog = f"metajax {command} {args[0]}"
     line = _parse_settings(_Line[kind], args[1:], prog=prog, about=kind.__doc__, default=default)
+    types_are_right(line.experiment)
+    _check_domains(default.experiment, line.experiment)
     return source, line.options, line.experiment
+
+
+def _check_domains(before: Experiment, after: Experiment) -> None:
+    """Refuse ways and shots of one domain: tasks of several domains have those of the whole."""
+    if not (isinstance(before.task, Domains) and isinstance(after.task, Domains)):
+        return
+    for i, (old, new) in enumerate(zip(before.task.sources, after.task.sources, strict=True)):
+        for name in ("ways", "train", "test"):
+            if getattr(old.task, name, None) != getattr(new.task, name, None):
+                raise UserError(
+                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are those of --task.min-ways, "
+                    "--task.max-ways, --task.max-support, --task.max-support-per-class and --task.max-queries"
+                )
 
 
 TaskT = TypeVar("TaskT")
@@ -155,9 +171,12 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
     Raises:
         UserError: If there is no such config, the file is wrong, or an option is.
     """
-    task = load(config).task
-    kind, about = _TaskLine[type(default), type(task)], type(default).__doc__
-    line = _parse_settings(kind, args, prog=prog, about=about, default=_TaskLine(default, task))
+    experiment = load(config)
+    kind, about = _TaskLine[type(default), type(experiment.task)], type(default).__doc__
+    line = _parse_settings(kind, args, prog=prog, about=about, default=_TaskLine(default, experiment.task))
+    changed = dataclasses.replace(experiment, task=line.task)
+    types_are_right(changed)
+    _check_domains(experiment, changed)
     return line.options, line.task
 
 

@@ -11,6 +11,7 @@ from metajax import data
 from metajax.cli import report
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
+from metajax.experiment.checks import LARGEST_IMAGE, shown
 
 _USAGE = """usage: metajax data list
        metajax data prepare NAME [--source PATH] [--data-dir DIR]
@@ -106,6 +107,8 @@ def _check_name(name: str) -> None:
 
 def _inspect(options: Inspect) -> None:
     _check_name(options.name)
+    if options.size is not None and not 1 <= options.size <= LARGEST_IMAGE:
+        raise UserError(f"--size must be from 1 to {LARGEST_IMAGE}, got {shown(options.size)}")
     chosen = {"split": options.split, "source": options.source, "size": options.size}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if options.name == "folder":

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import platform
-import re
 import time
 import zlib
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from metajax.cli import compiled
+from metajax.cli import compiled, rendezvous
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.parallel import is_tiny, task_mesh
@@ -39,14 +38,14 @@ def join(others: str | None) -> None:
     """
     if others is None:
         return
-    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", others)
-    if others != "auto" and (match is None or not int(match[2]) < int(match[3])):
-        raise UserError(f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0, got {others!r}")
+    place = None if others == "auto" else rendezvous.parse_place(others)
+    if place is not None:
+        rendezvous.meet(place)
     try:
-        if match is None:
+        if place is None:
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
+            jax.distributed.initialize(place.address, num_processes=place.count, process_id=place.index)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"--distributed: the other processes cannot be joined ({str(error).splitlines()[0]})"
@@ -66,7 +65,7 @@ def any_process(value: bool) -> bool:
 
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return jax.process_index() == 0
+    return rendezvous.process_index() == 0
 
 
 def prepare_devices(devices: int | None) -> None:
@@ -80,6 +79,63 @@ def prepare_devices(devices: int | None) -> None:
     _keep_compiled_programs()
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", max(_cores(), min(devices or 1, 8), jax.config.jax_num_cpu_devices))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check_devices() -> None:
+    """Let JAX find its devices, and show in a line each what it says about that.
+
+    Raises:
+        UserError: If it finds none, because of `JAX_PLATFORMS` for example.
+    """
+    said: list[str] = []
+    logger, handler = logging.getLogger("jax._src.xla_bridge"), _Lines(said)
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError, or AssertionError where a plugin is missing
+        raise UserError(_no_device(str(error))) from error
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(handler)
+    for line in said if is_first() else ():
+        _LOG.warning("JAX: %s", line)
+
+
+class _Lines(logging.Handler):
+    """Keep the first line of each warning."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__(logging.WARNING)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.extend(record.getMessage().splitlines()[:1])
+
+
+_INSTALLED_BY = {"cuda": "jax[cuda13]", "gpu": "jax[cuda13]", "rocm": "JAX's plugin for ROCm", "tpu": "jax[tpu]"}
+
+
+def _platforms() -> str:
+    """The user's `JAX_PLATFORMS`."""
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _no_device(reason: str) -> str:
+    reason = " ".join(reason.partition("(set JAX_PLATFORMS")[0].split())[:200]
+    platforms = _platforms()
+    if not platforms:
+        return f"JAX finds no device ({reason})"
+    names = [name.strip() for name in platforms.split(",")]
+    unknown = [name for name in names if name not in ("cpu", *_INSTALLED_BY)]
+    if unknown:
+        return (
+            f"JAX finds no device: JAX_PLATFORMS is {platforms[:100]!r}; unset it, or choose from cpu, cuda, rocm and tpu"
+        )
+    packages = " and ".join(dict.fromkeys(_INSTALLED_BY[name] for name in names if name != "cpu"))
+    install = f", or install {packages}" if packages else ""
+    because = f" ({reason})" if reason and "list of known backends" not in reason else ""
+    return f"JAX finds no device: JAX_PLATFORMS is {platforms}{because}; unset it{install}, and check the driver"
 
 
 def _cores() -> int:
@@ -167,6 +223,25 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
         return task_mesh(available[:devices])
     each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]
     return task_mesh(list(itertools.chain.from_iterable(each)))
+
+
+def check_memory(params: Params) -> None:
+    """Check that a device holds what training keeps of a model, before the system ends a process that asks for more.
+
+    Raises:
+        UserError: If parameters, their gradient and two moments of Adam are larger than the memory.
+    """
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    memory = statistics.get("bytes_limit")
+    if memory is None and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    leaves = jax.tree.leaves(params)
+    kept = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    if memory and kept > memory:
+        raise UserError(
+            f"the model has {sum(leaf.size for leaf in leaves):,} parameters: to train it takes {kept / 2**30:,.1f} "
+            f"GiB or more, and there are {memory / 2**30:,.1f}. Try a smaller model"
+        )
 
 
 def share_evenly(tasks: int, devices: int) -> int:

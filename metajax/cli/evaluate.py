@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from metajax import checkpoints, files, workdir
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, prepare_devices, use_precision
+from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.cli.parse import parse, value_of
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
@@ -46,7 +46,10 @@ class Options:
     """Inner steps; by default as in the config."""
     seed: int | None = None
     """Seed of the tasks; by default the run's."""
-    protocol: Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None = None
+    protocol: Annotated[
+        Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
+        tyro.conf.arg(metavar="|".join(PROTOCOLS)),
+    ] = None
     """Tasks, queries and steps of a paper's evaluation; num-tasks and steps still override it."""
     on: str | None = None
     """Another config, name or path, whose tasks to evaluate on. A file is executed."""
@@ -81,6 +84,7 @@ def run(args: Sequence[str]) -> None:
     if options.chunk_size is not None:
         execution = dataclasses.replace(experiment.execution, chunk_size=options.chunk_size)
         experiment = dataclasses.replace(experiment, execution=execution)
+    check_devices()
     use_precision(experiment.execution.precision)
     tasks = experiment.task.tasks(options.data_dir)
     if options.on is None:

@@ -1,12 +1,12 @@
 """Typed options by tyro, with its errors on one line."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
-import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -43,7 +43,8 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{_condense(said.getvalue())} ({prog} --help lists the options)") from None
+        message = _condense(said.getvalue(), list(_flags(kind if default is None else default)))
+        raise UserError(f"{message} ({prog} --help lists the options)") from None
 
 
 def _expand_home(arg: str) -> str:
@@ -54,21 +55,57 @@ def _expand_home(arg: str) -> str:
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
-    """Return an option's value before the whole line can be parsed; `None` if the option is not there."""
+    """Return an option's last value before the whole line can be parsed; `None` if the option is not there."""
     following = [*args, ""][1:]
     pairs = [arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, following, strict=True)]
-    return next((_expand_home(value) for name, value in pairs if name.replace("_", "-") == option), None)
+    return next((_expand_home(value) for name, value in reversed(pairs) if name.replace("_", "-") == option), None)
 
 
-def suggestion(word: str, choices: Iterable[str]) -> str:
-    """`: did you mean …?` where something is near, else the choices."""
+def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
+    """Return `: did you mean …?` where a choice is near, else the advice; default: to choose one of them."""
     choices = list(choices)
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f": did you mean {near[0]!r}?" if near else f": choose one of {', '.join(choices)}"
+    near = difflib.get_close_matches(word[:100], choices, n=1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": {advice}" if advice else f": choose one of {', '.join(choices)}"
 
 
-def _condense(box: str) -> str:
-    """The message of tyro's box in one line, with the options that it proposes.
+def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """Yield the options of a dataclass, or of an instance with settings in its fields."""
+    for field in dataclasses.fields(settings):
+        value = None if isinstance(settings, type) else getattr(settings, field.name)
+        nameless = any(getattr(each, "name", None) == "" for each in getattr(field.type, "__metadata__", ()))
+        name = prefix if nameless else f"{prefix}{field.name.replace('_', '-')}"
+        parts = {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        if any(dataclasses.is_dataclass(part) for part in parts.values()):
+            for path, part in parts.items():
+                if dataclasses.is_dataclass(part):
+                    yield from _flags(part, path if nameless else f"{path}.")
+        else:
+            yield name
+
+
+def _nearest(flag: str, flags: list[str]) -> list[str]:
+    """Return the options that a user may have meant: those with the same last part, else the most similar one.
+
+    >>> _nearest("--training.seed", ["--seed", "--training.keep"])
+    ['--seed']
+    >>> _nearest("--task.shots", ["--task.train.shots", "--task.test.shots", "--model.shots"])
+    ['--task.train.shots', '--task.test.shots']
+    """
+
+    def last(name: str) -> str:
+        return name.removeprefix("--").rpartition(".")[2]
+
+    same = [name for name in flags if last(name) == last(flag)]
+    inside = [name for name in same if name.startswith(flag.rpartition(".")[0])] if "." in flag else []
+    if same:
+        return (inside or same)[:3]
+    return difflib.get_close_matches(flag[:100], flags, n=1, cutoff=0.7)
+
+
+def _condense(box: str, flags: list[str]) -> str:
+    """The message of tyro's box in one line, with the options that the user may have meant.
 
     The box has a title, a message and a rule below it. It is in colour on a terminal; in ASCII it has no sides, and
     a rule below the title too.
@@ -78,13 +115,17 @@ def _condense(box: str) -> str:
     lines = lines[1:] if lines[:1] == [_RULE] else lines
     rule = lines.index(_RULE) if _RULE in lines else len(lines)
     message = " ".join(lines[:rule]).strip().rstrip(".")
-    proposed = [
-        re.findall(r"--[\w.-]+", line)  # a switch has two names, on and off
-        for head, line in itertools.pairwise(lines)
-        if head.startswith("Perhaps you meant") and line.startswith("--")
-    ]
-    if not proposed:
+    message = " ".join(message.split())
+    message = re.sub(r"no type matching \{None\}\|(\S+) .* from \[(.*?)\]\. Got.*", r"\2 is no \1", message)
+    message = re.sub(r"\((?=[^)]*'None')[^)]*\)", _without_none, message)
+    unknown = re.search(r"^Unrecognized options: (--[\w.-]+)", message)
+    near = _nearest(unknown[1].replace("_", "-"), flags) if unknown else []
+    if not near:
         return message
-    given = re.search(r"--[\w.-]+", message)
-    nearest = difflib.get_close_matches(given[0] if given else "", proposed[0], n=1, cutoff=0)
-    return f"{message}; did you mean {nearest[0]}?"
+    return f"{message}; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
+
+
+def _without_none(choices: re.Match) -> str:
+    """The choices of an option that may be left out, which come in any order."""
+    names = sorted(name for name in re.findall(r"'(\w+)'", choices[0]) if name != "None")
+    return f"({', '.join(map(repr, names))})"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from metajax import files, metrics, plots, workdir
 from metajax.cli import report
-from metajax.cli.device import prepare_devices
+from metajax.cli.device import check_devices, prepare_devices
 from metajax.cli.evaluate import load_state, warn_of_changed_code
 from metajax.cli.parse import parse
 from metajax.errors import UserError
@@ -55,6 +55,7 @@ def run(args: Sequence[str]) -> None:
     files.check_writable(folder / f"learning_curve.{options.format}")
     warn_of_changed_code(options.workdir, experiment)
     prepare_devices(1)
+    check_devices()
     figures: dict[str, Figure] = {}
     rows = metrics.read(options.workdir)
     if any("loss" in row or "accuracy" in row for row in rows):

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from metajax.cli.device import is_first
+from metajax.cli.streams import put_line, unread_is_fine
 
 _SECONDS = 30.0
 """Between lines where there is no terminal."""
@@ -39,16 +40,18 @@ class Progress:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self._bar.stop()
+        with unread_is_fine(sys.stderr):
+            self._bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
         """Show a row of the metrics; without a terminal only if the last line is old enough, or to end them."""
         parts = [f"{row['tasks_per_second']:,.0f} tasks/s", f"loss {row['loss']:.4f}"]
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")
-        self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
+        with unread_is_fine(sys.stderr):
+            self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
         ends = self._said and row["step"] == self._steps
         if self._in_lines and (ends or time.monotonic() >= self._last_line + _SECONDS):
             self._said = True
-            print(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", file=sys.stderr, flush=True)
+            put_line(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", sys.stderr)
             self._last_line = time.monotonic()

@@ -14,20 +14,20 @@ from rich.table import Table
 
 from metajax import files
 from metajax.cli.device import is_first
+from metajax.cli.streams import put_line
 from metajax.errors import UserError
 
 
 def say(text: str) -> None:
     """A line on standard output, by the first process of a run."""
     if is_first():
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # a name may not be in it
+        put_line(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """A line on standard error, by the first process of a run."""
     if is_first():
-        print(f"metajax: warning: {text}", file=sys.stderr, flush=True)
+        put_line(f"metajax: warning: {text}", sys.stderr)
 
 
 def first_line(error: Exception) -> str:
@@ -44,8 +44,8 @@ def out_of_memory(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # ValueError: out of a single operation
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory ({first_line(error)}): try {advice}") from error
 
@@ -64,6 +64,16 @@ def check_output(path: Path | None) -> None:
         files.check_writable(path)
     except UserError as error:
         raise UserError(f"--output: {error}") from error
+
+
+def check_seconds(seconds: float) -> None:
+    """Check how long a measurement takes.
+
+    Raises:
+        UserError: If it is not above 0, or more than a day.
+    """
+    if not 0 < seconds <= 86_400:
+        raise UserError(f"--seconds must be above 0 and at most 86400, a day, got {seconds:g}")
 
 
 def devices(mesh: Mesh) -> str:
@@ -89,13 +99,15 @@ def table(result: dict[str, Any]) -> None:
     tasks = result["num_tasks"]
     one = f"1 {result['split']} task: an interval needs more"
     many = f"{tasks} {result['split']} tasks, mean ± 95 % interval"
-    console.print(one if tasks == 1 else many, highlight=False)
-    console.print(_grid("inner steps", columns, rows))
-    if domains:
-        console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
-        console.print(_grid("domain", columns, domains))
-    if "non_transductive" in result:
-        console.print("alone: each query with the support set only; else all queries of a task together")
+    with console.capture() as captured:
+        console.print(one if tasks == 1 else many, highlight=False)
+        console.print(_grid("inner steps", columns, rows))
+        if domains:
+            console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
+            console.print(_grid("domain", columns, domains))
+        if "non_transductive" in result:
+            console.print("alone: each query with the support set only; else all queries of a task together")
+    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich itself would end the process where nobody reads
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")

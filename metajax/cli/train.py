@@ -1,24 +1,28 @@
 """`metajax train`: meta-train an experiment, or resume it, then evaluate it."""
 
+import ast
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 import signal
-import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from metajax import checkpoints, files, metrics, workdir
-from metajax.cli import Stopped, configs, report, tune
+from metajax import checkpoints, config_code, files, metrics, workdir
+from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
+    check_memory,
     choose_mesh,
     is_first,
     join,
@@ -29,13 +33,17 @@ from metajax.cli.device import (
 from metajax.cli.evaluate import describe_task, evaluate_run, load_state
 from metajax.cli.parse import value_of
 from metajax.cli.progress import Progress
+from metajax.cli.signals import Stopped, stop_requests
 from metajax.errors import UserError
 from metajax.evaluation import make_evaluation
 from metajax.experiment import Experiment, Parts, TrainingSettings, build
 from metajax.experiment.build import check_training, evaluation_batch_size, purpose_key
-from metajax.host import feed
+from metajax.host import HostTasks, feed
 from metajax.parallel import replicate
 from metajax.training import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
+
+_FETCHED_CALLS = 10_000
+"""Calls whose images one stream fetches; the next stream begins without images that were fetched ahead."""
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
 
@@ -94,16 +102,12 @@ def train(
         UserError: If the directory holds another experiment, or training goes wrong.
         Stopped: If a signal stopped it; all is saved then.
     """
+    rendezvous.agree("settings", _settings(directory, experiment, source, devices))
     resumes = workdir.is_workdir(directory)
     if is_first():
         workdir.check_writable(directory)
     if resumes:
-        differing = workdir.differences(directory, experiment)
-        if differing:
-            raise UserError(
-                f"{directory} holds another experiment: {'; '.join(differing)}. "
-                "Choose another --workdir, or the same settings"
-            )
+        _check_same(workdir.differences(directory, experiment), experiment, directory)
         if workdir.code_differs(directory, experiment, source):
             raise UserError(
                 f"{directory} was begun with other code than {source} has now; it is kept in "
@@ -117,7 +121,9 @@ def train(
             )
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
+    check_memory(parts.params)
     check_training(experiment, parts.tasks)
+    rendezvous.agree("data", parts.tasks.holds)
     changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
     if changed:
         raise UserError(f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data")
@@ -126,12 +132,45 @@ def train(
         _run(directory, experiment, source, parts, mesh)
 
 
+def _check_same(differing: Sequence[str], experiment: Experiment, directory: Path) -> None:
+    """Refuse to resume a run with other settings; under a constant rate it may have more meta-steps than before."""
+    longer = experiment.training.steps > workdir.training_steps(directory) and all(
+        field.startswith("training.steps is ") for field in differing
+    )
+    schedule = experiment.outer.schedule
+    if not differing or (longer and schedule == "constant"):
+        return
+    advice = "Choose another --workdir, or the same settings"
+    if longer:
+        advice = (
+            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {schedule} schedule ends with "
+            "the run, and all its rates would have been others. Choose another --workdir"
+        )
+    raise UserError(f"{directory} holds another experiment: {'; '.join(differing)}. {advice}")
+
+
+def _settings(directory: Path, experiment: Experiment, source: Path, devices: int | None) -> dict[str, Any]:
+    """What the processes of a run must have in common, by what it is called."""
+    fields = jax.tree_util.tree_leaves_with_path(
+        workdir.to_json(experiment), is_leaf=lambda value: not isinstance(value, dict)
+    )
+    return {
+        **{jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in fields},
+        "the code of the config": f"{zlib.crc32(ast.dump(ast.parse(config_code.read_source(source))).encode()):08x}",
+        "--workdir": directory.resolve(),
+        "--devices": devices,
+        **{f"the version of {name}": version for name, version in workdir.versions().items()},
+    }
+
+
 def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
     resumes = workdir.is_workdir(directory)
     wait_for_others("start")  # all must have seen whether there is a work directory, before one makes it
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
+        if is_first() and workdir.training_steps(directory) < experiment.training.steps:
+            files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
     else:
         if is_first():
             workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
@@ -172,7 +211,8 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     if step < experiment.training.steps:
         report.say(f"resuming {directory} from step {step:,}")
     else:
-        report.say(f"{directory} is trained, to step {step:,}: only evaluating it")
+        more = "; a larger --training.steps goes on" if experiment.outer.schedule == "constant" else ""
+        report.say(f"{directory} is trained, to step {step:,}: only evaluating it{more}")
     return state
 
 
@@ -194,17 +234,18 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             )
         return compiled[steps](state, fed)
 
-    validate, calls = _validation(experiment, parts, mesh), list(_calls(settings, step))
-    fetched = _fetched_ahead(experiment, parts, state, calls, mesh)
+    validate = _validation(experiment, parts, mesh)
+    fetched = _fetched_ahead(experiment, parts, state, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         Progress(step, settings.steps) as progress,
-        _signals() as received,
+        stop_requests() as stop,
     ):
-        for steps in calls:
+        for steps in _calls(settings, step):
             began = time.perf_counter()
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
+            stop.saves = True
             failure = first_non_finite(stacked)
             if failure is not None:
                 record.save(state)
@@ -221,10 +262,10 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
                 diverged = row.get("validation_loss", 0) is None
                 record.save(state, math.inf if diverged else row.get("validation_loss"))
             progress.update(row)
-            if any_process(bool(received)):
+            if any_process(bool(stop.received)):
                 record.save(state, wait=True)
                 report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
-                raise Stopped((*received, signal.SIGTERM)[0])
+                raise Stopped((*stop.received, signal.SIGTERM)[0])
     wait_for_others("written")
 
 
@@ -237,16 +278,29 @@ def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
         step += steps
 
 
-def _fetched_ahead(
-    experiment: Experiment, parts: Parts, state: TrainState, calls: Sequence[int], mesh: Mesh
-) -> Iterator[Any]:
+def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> Iterator[Any]:
     """For each call the images of its tasks, if they stay on the host."""
     if "train" not in parts.tasks.on_host:
         return itertools.repeat(None)
-    tasks_per_step = experiment.training.tasks_per_step
-    return feed(
-        parts.tasks.on_host["train"], state, sum(calls), tasks_per_step=tasks_per_step, steps_per_call=calls, mesh=mesh
-    )
+    # Training donates its state, so the key is copied.
+    return _images(experiment.training, parts.tasks.on_host["train"], jax.tree.map(jnp.copy, state), mesh)
+
+
+def _images(settings: TrainingSettings, tasks: HostTasks, state: TrainState, mesh: Mesh) -> Iterator[Any]:
+    """The images of each call; the calls of a run may be too many for one list."""
+    step = int(state.step)
+    calls = _calls(settings, step)
+    while lengths := list(itertools.islice(calls, _FETCHED_CALLS)):
+        begin = state._replace(step=np.int32(step))
+        yield from feed(
+            tasks,
+            begin,
+            sum(lengths),
+            tasks_per_step=settings.tasks_per_step,
+            steps_per_call=lengths,
+            mesh=mesh,
+        )
+        step += sum(lengths)
 
 
 class _Record(NamedTuple):
@@ -299,27 +353,14 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[T
 
 
 def _not_finite(directory: Path, step: int, metric: str) -> str:
+    advice = "Try a smaller outer.learning_rate or inner.learning_rate, or an outer.clip_norm"
+    if step == 0:
+        advice = (
+            "At the first step the data may be the cause: inputs or targets with NaN or Inf, or labels that are not in "
+            "[0, ways). If the data is right, try a smaller inner.learning_rate or inner.steps (outer.learning_rate "
+            "has had no effect yet)"
+        )
     return (
         f"training stopped at step {step:,}: {metric} is not finite. The last good state is checkpoint {step} of "
-        f"{directory / workdir.CHECKPOINTS}. Try a smaller outer.learning_rate or inner.learning_rate, "
-        "or an outer.clip_norm"
+        f"{directory / workdir.CHECKPOINTS}. {advice}"
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
-    received: list[int] = []
-
-    def receive(signum, frame):
-        if received:
-            raise KeyboardInterrupt
-        received.append(signum)
-        print("metajax: stopping after this call, and saving; once more stops at once", file=sys.stderr)
-
-    previous = {each: signal.signal(each, receive) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

@@ -10,7 +10,7 @@ import jax
 from metajax import files
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
-from metajax.cli.device import choose_mesh, device_name, share_evenly, use_precision
+from metajax.cli.device import check_devices, choose_mesh, device_name, share_evenly, use_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
@@ -59,6 +59,8 @@ def run(args: Sequence[str]) -> None:
     """Carry out the command."""
     configs.check_first("tune", _USAGE, args)
     source, options, experiment = configs.override("tune", Options, args)
+    report.check_seconds(options.seconds)
+    check_devices()
     use_precision(experiment.execution.precision)
     try:
         files.check_writable(_path(source))

@@ -1,6 +1,7 @@
 """Checks of settings that name the field and say what would be right."""
 
 import dataclasses
+import math
 import numbers
 import typing
 from typing import Any
@@ -31,7 +32,13 @@ def field_types_are_right(spec: Any, owner: str = "") -> None:
         try:
             typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
-            raise UserError(f"{path} must be {_described(hint)}, got {value!r}") from error
+            raise UserError(f"{path} must be {_described(hint)}, got {shown(value)}") from error
+        if not type(spec).__module__.startswith("metajax."):  # settings of the user's own may be of any size
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path} must be a finite number, got {shown(value)}")
+        if isinstance(value, int) and abs(value) >= 2**32:
+            raise UserError(f"{path} must be at most {LARGEST:,}, got {shown(value)}")
 
 
 def _described(hint: Any) -> str:
@@ -43,20 +50,42 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def at_least(owner: str, minimum: float, **fields: float | None) -> None:
-    """Raise unless each field is at least `minimum`; `None` passes."""
+LARGEST = 2**31 - 1
+"""The largest int32, in which steps and sizes are counted on a device."""
+
+MOST_TASKS = 1_000_000
+"""Tasks of a meta-step or of an evaluation, and meta-steps of one call."""
+
+MOST_EXAMPLES = 100_000
+"""Ways, shots and queries."""
+
+LARGEST_IMAGE = 4096
+"""Side of an image, in pixels."""
+
+MOST_FEATURES, MOST_CHANNELS = 16_384, 4_096
+"""Width of a layer: two such layers have 1 GB of parameters between them, of convolutions 0.6 GB."""
+
+
+def whole(owner: str, low: int, high: int, **fields: int | None) -> None:
+    """Raise unless each field is from `low` to `high`; `None` passes. `types_are_right` refuses fractions."""
     for name, value in fields.items():
         _number(owner, name, value)
-        if value is not None and not value >= minimum:
-            raise UserError(f"{owner}.{name} must be at least {minimum:g}, got {value:g}")
+        if value is not None and not low <= value:
+            raise UserError(f"{owner}.{name} must be at least {low}, got {shown(value)}")
+        if value is not None and not value <= high:
+            raise UserError(f"{owner}.{name} must be at most {high:,}, got {shown(value)}")
 
 
 def positive(owner: str, **fields: float | None) -> None:
-    """Raise unless each field is a finite number above 0; `None` passes."""
+    """Raise unless each field is a number above 0 that float32 holds; `None` passes."""
     for name, value in fields.items():
         _number(owner, name, value)
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{owner}.{name} must be a number above 0, got {value:g}")
+        if value is None:
+            continue
+        if not 0 < value < float("inf"):
+            raise UserError(f"{owner}.{name} must be a number above 0, got {shown(value)}")
+        if not 1e-37 <= value <= 1e37:
+            raise UserError(f"{owner}.{name} must be from 1e-37 to 1e+37, as float32 holds, got {shown(value)}")
 
 
 def in_range(owner: str, low: float, high: float, **fields: float) -> None:
@@ -64,10 +93,17 @@ def in_range(owner: str, low: float, high: float, **fields: float) -> None:
     for name, value in fields.items():
         _number(owner, name, value)
         if value is None or not low <= value <= high:
-            got = "None" if value is None else f"{value:g}"
-            raise UserError(f"{owner}.{name} must be from {low:g} to {high:g}, got {got}")
+            raise UserError(f"{owner}.{name} must be from {low:g} to {high:g}, got {shown(value)}")
 
 
 def _number(owner: str, name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, numbers.Real):
-        raise UserError(f"{owner}.{name} must be a number, got {value!r}")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise UserError(f"{owner}.{name} must be a number, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut where it is very long."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to print thousands of digits
+        return "a number above 10^30" if value > 0 else "a number below -10^30"
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metajax import tasks
 from metajax.errors import UserError
-from metajax.experiment.checks import at_least
+from metajax.experiment.checks import MOST_EXAMPLES, whole
 from metajax.experiment.tasks import Shots, Tasks, TaskSpec
 from metajax.losses import classification_loss
 
@@ -41,8 +41,9 @@ class Domains:
     """Most query examples of each class."""
 
     def __post_init__(self):
-        at_least("task", 2, min_ways=self.min_ways)
-        at_least("task", 1, max_support_per_class=self.max_support_per_class, max_queries=self.max_queries)
+        whole("task", 2, MOST_EXAMPLES, min_ways=self.min_ways, max_ways=self.max_ways)
+        whole("task", 1, MOST_EXAMPLES, max_support=self.max_support, max_queries=self.max_queries)
+        whole("task", 1, MOST_EXAMPLES, max_support_per_class=self.max_support_per_class)
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
             raise UserError(f"task.sources must have names of their own, got {', '.join(names) or 'no source'}")

@@ -8,7 +8,7 @@ from flax import nnx
 
 from metajax import models
 from metajax.errors import UserError
-from metajax.experiment.checks import at_least
+from metajax.experiment.checks import LARGEST_IMAGE, MOST_CHANNELS, MOST_FEATURES, whole
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class MLP:
 
     def __post_init__(self):
         for width in self.hidden:
-            at_least("model", 1, hidden=width)
+            whole("model", 1, MOST_FEATURES, hidden=width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
@@ -52,7 +52,7 @@ class Conv4:
     """Whether batch normalisation learns a scale, besides its offset."""
 
     def __post_init__(self):
-        at_least("model", 1, channels=self.channels)
+        whole("model", 1, MOST_CHANNELS, channels=self.channels)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
@@ -82,7 +82,7 @@ class ResNet12:
 
     def __post_init__(self):
         for width in self.widths:
-            at_least("model", 1, widths=width)
+            whole("model", 1, MOST_CHANNELS, widths=width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
@@ -101,7 +101,7 @@ class ResNet18:
     """Normalise by the batch at hand, or by groups of channels of each example."""
 
     def __post_init__(self):
-        at_least("model", 1, width=self.width)
+        whole("model", 1, MOST_CHANNELS // 8, width=self.width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
@@ -129,7 +129,9 @@ class ViT:
     """Attention heads of a block, a divisor of the width."""
 
     def __post_init__(self):
-        at_least("model", 1, patch=self.patch, width=self.width, layers=self.layers, heads=self.heads)
+        whole("model", 1, LARGEST_IMAGE, patch=self.patch)
+        whole("model", 1, MOST_FEATURES, width=self.width, heads=self.heads)
+        whole("model", 1, 1000, layers=self.layers)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""

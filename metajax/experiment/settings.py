@@ -6,12 +6,21 @@ from typing import Literal, Protocol, runtime_checkable
 import optax
 
 from metajax.errors import UserError
-from metajax.experiment.checks import at_least, in_range, positive
+from metajax.experiment.checks import LARGEST, MOST_EXAMPLES, MOST_TASKS, in_range, positive, shown, whole
 from metajax.experiment.models import ModelSpec
 from metajax.experiment.tasks import TaskSpec
 from metajax.inner import InnerLoop, inner_loop
 from metajax.learners import Ingredients, MetaLearner
 from metajax.partition import named, opposite
+
+_MOST_STEPS = 100_000
+"""Inner steps."""
+
+_MOST_UNROLLED = 200
+"""Inner steps in a compiled program without a loop."""
+
+_MOST_MEASURED = 100_000_000
+"""Tasks times inner steps of an evaluation: all their metrics are kept in the host's memory."""
 
 
 @runtime_checkable
@@ -47,8 +56,8 @@ class Inner:
 
     def __post_init__(self):
         positive("inner", learning_rate=self.learning_rate)
-        at_least("inner", 0, steps=self.steps)
-        at_least("inner", 1, batch_size=self.batch_size)
+        whole("inner", 0, _MOST_STEPS, steps=self.steps)
+        whole("inner", 1, MOST_EXAMPLES * MOST_EXAMPLES, batch_size=self.batch_size)
         in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
 
     def build(self, execution: "Execution") -> InnerLoop:
@@ -124,15 +133,8 @@ class TrainingSettings:
     """Checkpoints kept, besides the best."""
 
     def __post_init__(self):
-        at_least(
-            "training",
-            1,
-            steps=self.steps,
-            tasks_per_step=self.tasks_per_step,
-            steps_per_call=self.steps_per_call,
-            checkpoint_every=self.checkpoint_every,
-            keep=self.keep,
-        )
+        whole("training", 1, LARGEST, steps=self.steps, checkpoint_every=self.checkpoint_every, keep=self.keep)
+        whole("training", 1, MOST_TASKS, tasks_per_step=self.tasks_per_step, steps_per_call=self.steps_per_call)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,7 @@ class Validation:
     """Validation tasks, the same each time; 0 for none."""
 
     def __post_init__(self):
-        at_least("validation", 0, num_tasks=self.num_tasks)
+        whole("validation", 0, MOST_TASKS, num_tasks=self.num_tasks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,14 @@ class EvaluationSettings:
     """Also predict each query alone with the support set."""
 
     def __post_init__(self):
-        at_least("evaluation", 1, num_tasks=self.num_tasks, batch_size=self.batch_size)
-        at_least("evaluation", 0, steps=self.steps)
+        whole("evaluation", 1, MOST_TASKS, num_tasks=self.num_tasks)
+        whole("evaluation", 1, MOST_EXAMPLES * MOST_EXAMPLES, batch_size=self.batch_size)
+        whole("evaluation", 0, _MOST_STEPS, steps=self.steps)
+        if self.num_tasks * (self.steps + 1) > _MOST_MEASURED:
+            raise UserError(
+                f"evaluation.num_tasks times evaluation.steps must be at most {_MOST_MEASURED:,}, got "
+                f"{self.num_tasks:,} times {self.steps:,}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +194,7 @@ class Execution:
     hour."""
 
     def __post_init__(self):
-        at_least("execution", 1, chunk_size=self.chunk_size)
+        whole("execution", 1, MOST_TASKS, chunk_size=self.chunk_size)
         if self.remat and self.unroll:
             raise UserError("execution.remat and execution.unroll do not go together: choose one")
 
@@ -209,4 +217,9 @@ class Experiment:
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {self.seed}")
+            raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {shown(self.seed)}")
+        if self.execution.unroll and self.inner.steps > _MOST_UNROLLED:
+            raise UserError(
+                f"execution.unroll is for at most {_MOST_UNROLLED} inner steps, which compile for minutes; inner.steps "
+                f"is {self.inner.steps}"
+            )

@@ -13,7 +13,7 @@ import numpy as np
 from metajax import data, tasks
 from metajax.data.dataset import proportional
 from metajax.errors import UserError
-from metajax.experiment.checks import at_least
+from metajax.experiment.checks import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
 from metajax.host import HostTasks, host_episodes
 from metajax.losses import classification_loss, regression_loss
 from metajax.types import ApplyFn, ClassBank, LossFn, TaskSampler
@@ -67,8 +67,8 @@ class Shots:
     they are tested with; a learned head has an output for each, and those that a task has no class for do not count."""
 
     def __post_init__(self):
-        at_least("task.train/test", 1, shots=self.shots, queries=self.queries)
-        at_least("task.train/test", 2, ways=self.ways)
+        whole("task.train/test", 1, MOST_EXAMPLES, shots=self.shots, queries=self.queries)
+        whole("task.train/test", 2, MOST_EXAMPLES, ways=self.ways)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,9 @@ class Glyphs:
     """How much drawers differ: 0 not at all, 1 about as in Omniglot."""
 
     def __post_init__(self):
-        at_least("task", 2, ways=self.ways)
-        at_least("task", 1, size=self.size)
-        at_least("task", 0, drawer=self.drawer)
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 1, LARGEST_IMAGE, size=self.size)
+        in_range("task", 0, 100, drawer=self.drawer)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
@@ -144,7 +144,8 @@ class Omniglot:
     """Side of an image, in pixels."""
 
     def __post_init__(self):
-        at_least("task", 2, ways=self.ways)
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 1, LARGEST_IMAGE, size=self.size)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
@@ -176,8 +177,8 @@ class FashionMNIST:
     """Move pictures by up to so many pixels in training."""
 
     def __post_init__(self):
-        at_least("task", 2, ways=self.ways)
-        at_least("task", 0, shift=self.shift)
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
@@ -209,9 +210,9 @@ class Images:
     """Where all images are kept: on the host, from where they are fetched ahead, if the device cannot hold them."""
 
     def __post_init__(self):
-        at_least("task", 2, ways=self.ways)
-        at_least("task", 1, size=self.size)
-        at_least("task", 0, shift=self.shift)
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 1, LARGEST_IMAGE, size=self.size)
+        whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""
@@ -253,9 +254,10 @@ class Folder:
             path = getattr(self, name)
             if path is not None:
                 object.__setattr__(self, name, Path(path).expanduser().absolute())
-        at_least("task", 2, ways=self.ways)
-        at_least("task", 1, size=self.size)
-        at_least("task", 0, shift=self.shift)
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 1, LARGEST_IMAGE, size=self.size)
+        whole("task", 0, LARGEST_IMAGE, shift=self.shift)
+        whole("task", 0, LARGEST, split_seed=self.split_seed)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers."""

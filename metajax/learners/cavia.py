@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import UserError
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
@@ -109,6 +110,10 @@ class CAVIA:
     shifts: tuple[str, ...] = ("bias",)
     """Names of the parameters that the context shifts: "layers/0/bias" is a context among a network's inputs, "norms"
     modulates feature maps."""
+
+    def __post_init__(self):
+        if not 1 <= self.size <= 100_000:
+            raise UserError(f"learner.size must be from 1 to 100000, got {self.size}")
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

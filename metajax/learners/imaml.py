@@ -8,6 +8,7 @@ import optax
 from jax.scipy.sparse.linalg import cg
 
 from metajax.checks import check_loss, evaluate_loss
+from metajax.errors import UserError
 from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
 from metajax.partition import merge
@@ -131,6 +132,14 @@ class IMAML:
     """Added to λ where the Hessian is divided by it."""
     pull_once: bool = False
     """Adapt without the pull, then take one step on it, in training and in evaluation, as the authors' code does."""
+
+    def __post_init__(self):
+        if not 1 <= self.cg_steps <= 10_000:
+            raise UserError(f"learner.cg_steps must be from 1 to 10000, got {self.cg_steps}")
+        if not 0 < self.strength < 1e37:
+            raise UserError(f"learner.strength must be a number above 0 and below 1e37, got {self.strength}")
+        if not 0 <= self.damping < 1e37:
+            raise UserError(f"learner.damping must be a number from 0 to 1e37, got {self.damping}")
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

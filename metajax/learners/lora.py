@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import UserError
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
@@ -105,6 +106,10 @@ class LoRA:
     """Rank of the updates."""
     adapts: tuple[str, ...] = ("kernel",)
     """Names of the weights that adapt."""
+
+    def __post_init__(self):
+        if not 1 <= self.rank <= 4096:
+            raise UserError(f"learner.rank must be from 1 to 4096, got {self.rank}")
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

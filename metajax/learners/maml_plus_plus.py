@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import UserError
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
@@ -185,6 +186,12 @@ class MAMLPlusPlus:
     """Meta-steps over which the multi-step loss moves to the last step."""
     second_order_from: int = 0
     """First order until so many meta-steps are done."""
+
+    def __post_init__(self):
+        if not 1 <= self.anneal_loss < 2**31:
+            raise UserError(f"learner.anneal_loss must be from 1 to 2³¹ − 1, got {self.anneal_loss}")
+        if not 0 <= self.second_order_from < 2**31:
+            raise UserError(f"learner.second_order_from must be from 0 to 2³¹ − 1, got {self.second_order_from}")
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

@@ -1,0 +1,395 @@
+"""Where the processes of a run meet, and whether they were given the same settings.
+
+`jax.distributed` ends the process without a message where a port is in use or a process does not come. So the
+processes first meet here, over TCP: process 0 listens at ADDRESS:PORT, each process (process 0 too) connects, sends its
+index and the count, and waits until all have come. Messages are lines of JSON.
+"""
+
+import contextlib
+import json
+import re
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import distributed  # its client is the only store that all processes share before they have devices
+
+from metajax.cli.streams import put_line
+from metajax.errors import UserError
+
+WAIT_SECONDS = 300.0
+"""For the other processes to start."""
+
+_FIRST_NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 8.0, 60.0
+_ADDRESS_SECONDS = 5.0
+"""For a name to be resolved, and for process 0 to reach itself by the address that it was given."""
+
+_AGREE_SECONDS = 300.0
+"""For the other processes to read their config, and their data."""
+
+_LEAVE_SECONDS = 20.0
+"""For the other processes to read why process 0 stops."""
+
+_LONGEST = 1 << 16
+
+
+class Place(NamedTuple):
+    """What `--distributed ADDRESS:PORT,INDEX,COUNT` says."""
+
+    host: str
+    port: int
+    index: int
+    count: int
+
+    @property
+    def address(self) -> str:
+        """`ADDRESS:PORT`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_place(text: str) -> Place:
+    """Read `ADDRESS:PORT,INDEX,COUNT`.
+
+    Raises:
+        UserError: If it is something else, or a number in it is out of range.
+
+    >>> parse_place("node0:4700,1,2")
+    Place(host='node0', port=4700, index=1, count=2)
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s,:\[\]]+)):([0-9]+),([0-9]+),([0-9]+)", text, re.ASCII)
+    if match is None:
+        raise UserError(f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0, got {_short(text)}")
+    port, index, count = (int(digits[:12]) for digits in match.groups()[2:])
+    if not 1 <= port <= 65535:
+        raise UserError(f"--distributed: a port is from 1 to 65535, got {match[3][:40]}")
+    if not 1 <= count <= 100_000:
+        raise UserError(f"--distributed: COUNT must be from 1 to 100000, got {match[5][:40]}")
+    if index >= count:
+        raise UserError(
+            f"--distributed is auto or ADDRESS:PORT,INDEX,COUNT with INDEX from 0 and below COUNT, got index "
+            f"{match[4][:40]} of {count}"
+        )
+    return Place(match[1] or match[2], port, index, count)
+
+
+def meet(place: Place, *, wait: float = WAIT_SECONDS) -> None:
+    """Wait until all processes of a run have come to the same place.
+
+    After 8 seconds, and then once a minute, it prints which processes are missing.
+
+    Args:
+        place: The address of process 0, and which process this is.
+        wait: Seconds to wait for the others.
+
+    Raises:
+        UserError: If the address does not lead to process 0, the port is in use, two processes have the same index,
+            they disagree about how many they are, or some have not come in `wait` seconds.
+    """
+    deadline = time.monotonic() + wait
+    _resolve(place)
+    with contextlib.ExitStack() as stack:
+        if place.index == 0:
+            listener = _listen(place)
+            if listener is not None:
+                stack.enter_context(_Host(listener, place.count))
+        connection = stack.enter_context(_connect(place, deadline))
+        hello = {"metajax": 1, "index": place.index, "count": place.count}
+        with contextlib.suppress(OSError):  # the answer says what is wrong
+            connection.sendall(_line(hello))
+        _await_all(place, connection, deadline)
+
+
+def _resolve(place: Place) -> None:
+    deadline = time.monotonic() + _ADDRESS_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline or isinstance(error, UnicodeError):
+                reason = "no such host" if isinstance(error, UnicodeError) else str(error.strerror or error).lower()
+                raise UserError(
+                    f"--distributed: the address {_short(place.host)} cannot be resolved ({reason}): give the name or "
+                    "IP address of process 0's machine"
+                ) from error
+            time.sleep(0.5)
+
+
+def _listen(place: Place) -> socket.socket | None:
+    """Process 0's socket; `None` if the port is in use, perhaps by another process 0: the connection will tell."""
+    try:
+        if socket.has_dualstack_ipv6():
+            with contextlib.suppress(OSError):
+                return socket.create_server(("", place.port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+        return socket.create_server(("", place.port), backlog=1024)
+    except PermissionError as error:
+        raise UserError(
+            f"--distributed: port {place.port} needs special rights: choose one from 1024 to 65535"
+        ) from error
+    except OSError:
+        return None
+
+
+def _connect(place: Place, deadline: float) -> socket.socket:
+    """Connect to process 0, which may start later."""
+    began, notices = time.monotonic(), _notices()
+    if place.index == 0:
+        deadline = min(deadline, began + _ADDRESS_SECONDS)
+    while True:
+        try:
+            left = max(deadline - time.monotonic(), 0.1)
+            return socket.create_connection((place.host, place.port), timeout=min(left, _ADDRESS_SECONDS))
+        except OSError as error:
+            reason = str(error.strerror or error).lower()
+        if time.monotonic() >= deadline:
+            if place.index == 0:
+                raise UserError(
+                    f"--distributed: {place.address} does not lead to this process ({reason}): process 0 must be "
+                    "given the address of its own machine"
+                )
+            raise UserError(
+                f"--distributed: process 0 was not at {place.address} for {time.monotonic() - began:.0f} seconds "
+                f"({reason})"
+            )
+        if next(notices):
+            put_line(f"metajax: waiting for process 0 at {place.address} ({reason})", sys.stderr)
+        time.sleep(0.2)
+
+
+def _await_all(place: Place, connection: socket.socket, deadline: float) -> None:
+    """Read process 0's messages, one a second, until all have come."""
+    if place.index == 0:
+        taken = f"--distributed: port {place.port} of this machine is in use by another program: choose another port"
+    else:
+        taken = (
+            f"--distributed: what answers at {place.address} is not a process 0 that waits for others: is the port in "
+            "use by another program, or has the run begun?"
+        )
+    connection.settimeout(_ADDRESS_SECONDS)
+    messages, notices, heard = connection.makefile("rb"), _notices(), False
+    while True:
+        try:
+            line = messages.readline(_LONGEST)
+            message = json.loads(line)
+            missing, error, complete = message["missing"], message["error"], message["complete"]
+        except (OSError, ValueError, KeyError, TypeError) as bad:
+            raise UserError(f"--distributed: process 0 at {place.address} has stopped" if heard else taken) from bad
+        heard = True
+        if error:
+            raise UserError(f"--distributed: {error}")
+        if complete:
+            return
+        which = f"waiting for {len(missing)} of {place.count} processes at {place.address}"
+        which += f" (index {', '.join(map(str, missing[:10]))}{', …' if len(missing) > 10 else ''})"
+        if time.monotonic() >= deadline:
+            raise UserError(f"--distributed: {which}: they did not come in time")
+        if next(notices):
+            put_line(f"metajax: {which}", sys.stderr)
+
+
+class _Host:
+    """Process 0's part, in a thread: take connections, and tell each once a second who is missing."""
+
+    def __init__(self, listener: socket.socket, count: int):
+        self._listener, self._count = listener, count
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metajax-rendezvous", daemon=True)
+
+    def __enter__(self) -> "_Host":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._listener, selectors.DefaultSelector() as selector:
+            self._listener.setblocking(False)
+            selector.register(self._listener, selectors.EVENT_READ)
+            received: dict[socket.socket, bytes] = {}
+            here: dict[socket.socket, int] = {}
+            told, error = 0.0, ""
+            while True:
+                for key, _ in selector.select(0.1):
+                    if key.fileobj is self._listener:
+                        with contextlib.suppress(OSError):
+                            connection, _ = self._listener.accept()
+                            connection.setblocking(False)
+                            selector.register(connection, selectors.EVENT_READ)
+                            received[connection] = b""
+                        continue
+                    connection: socket.socket = key.fileobj  # type: ignore[assignment]
+                    try:
+                        part = connection.recv(4096)
+                    except OSError:
+                        part = b""
+                    received[connection] += part
+                    if not part or len(received[connection]) > _LONGEST:  # it has stopped, or is something else
+                        selector.unregister(connection)
+                        connection.close()
+                        received.pop(connection)
+                        here.pop(connection, None)
+                    elif connection not in here and b"\n" in received[connection]:
+                        index, wrong = self._welcome(received[connection], list(here.values()))
+                        error, told = error or wrong, 0.0
+                        if index is not None:
+                            here[connection] = index
+                missing = sorted({*range(self._count)} - {*here.values()})
+                complete = not missing and not error
+                if complete or time.monotonic() > told + 1:
+                    told = time.monotonic()
+                    message = _line({"missing": missing, "error": error, "complete": complete})
+                    for connection in received:
+                        with contextlib.suppress(OSError):
+                            connection.sendall(message)
+                if complete or self._ended.is_set():
+                    break
+            for connection in received:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+                connection.close()
+
+    def _welcome(self, hello: bytes, taken: list[int]) -> tuple[int | None, str]:
+        """The index of a process that says hello, and what is wrong with it; neither if it is something else."""
+        try:
+            said = json.loads(hello.split(b"\n")[0])
+            index, count = int(said["index"]), int(said["count"])
+        except (ValueError, KeyError, TypeError):
+            return None, ""
+        if count != self._count:
+            return None, f"process {index} was started as one of {count}, and process 0 as one of {self._count}"
+        if not 0 <= index < count:
+            return None, ""
+        if index in taken:
+            return None, f"index {index} is taken: two processes were started with it"
+        return index, ""
+
+
+def _notices() -> Iterator[bool]:
+    """Whether it is time to print what is waited for."""
+    due = time.monotonic() + _FIRST_NOTICE_SECONDS
+    while True:
+        is_due = time.monotonic() >= due
+        if is_due:
+            due = time.monotonic() + _NEXT_NOTICE_SECONDS
+        yield is_due
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}…")
+
+
+def joined() -> bool:
+    """Whether this process has joined others."""
+    return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
+
+
+def process_index() -> int:
+    """Return the index of this process in its run; it does not make JAX look for devices."""
+    return distributed.global_state.process_id
+
+
+def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SECONDS) -> None:
+    """Compare settings with those of the other processes; nothing if there are none.
+
+    Args:
+        subject: A name for this comparison, the same in each process.
+        settings: Values by what they are called; anything that JSON can hold.
+        wait: Seconds to wait for the other processes.
+
+    Raises:
+        UserError: In each process, if the settings differ, with the first differences and both values; or if another
+            process stopped before it came here.
+    """
+    if not joined():
+        return
+    state, client = distributed.global_state, distributed.global_state.client
+    assert client is not None
+    mine = {name: json.dumps(value, sort_keys=True, default=str) for name, value in settings.items()}
+    try:
+        if state.process_id:
+            client.key_value_set(_key(subject, state.process_id), json.dumps({"settings": mine}))
+            verdict = client.blocking_key_value_get(_key(subject, "verdict"), int(wait * 1000))
+        else:
+            verdict = _verdict(client, subject, mine, state.num_processes, wait)
+            client.key_value_set(_key(subject, "verdict"), verdict, allow_overwrite=True)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"another process of the run has stopped ({str(error).splitlines()[0][:120]})") from error
+    if verdict:
+        if state.process_id:
+            _leave(client, state.process_id)
+        raise UserError(verdict)
+    _agreed.append(subject)
+
+
+def _leave(client: Any, index: int) -> None:
+    """Let process 0 know that this process needs it no more."""
+    with contextlib.suppress(Exception):
+        client.key_value_set(_key("left", index), "")
+
+
+def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: float) -> str:
+    deadline = time.monotonic() + wait
+    for index in range(1, count):
+        left = max(deadline - time.monotonic(), 1)
+        try:
+            said = json.loads(client.blocking_key_value_get(_key(subject, index), int(left * 1000)))
+        except jax.errors.JaxRuntimeError:
+            return f"process {index} of the run has not come to compare its {subject} in {wait:.0f} seconds"
+        if "stopped" in said:
+            return f"process {index} of the run has stopped: {said['stopped']}"
+        theirs = said["settings"]
+        differing = [
+            f"{name} is {mine.get(name, 'absent')} in process 0 and {theirs.get(name, 'absent')} in process {index}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+        if differing:
+            return (
+                f"the processes of the run were given different {subject}: {'; '.join(differing[:3])}"
+                f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}. Start each with the same command, "
+                "except for its index"
+            )
+    return ""
+
+
+def _key(subject: str, name: int | str) -> str:
+    return f"metajax/{subject.replace(' ', '_')}/{name}"
+
+
+_SUBJECTS = ("settings", "data")
+_agreed: list[str] = []
+
+
+def tell_others(reason: str) -> None:
+    """Let the other processes know, where they compare settings, that this one stops; process 0 stops last.
+
+    JAX ends the others without a message as soon as process 0, which they are all connected to, is gone.
+    """
+    state, client = distributed.global_state, distributed.global_state.client
+    if client is None or _SUBJECTS[-1] in _agreed:  # in training the next collective operation fails
+        return
+    for subject in _SUBJECTS:
+        with contextlib.suppress(Exception):  # it may have been told already
+            if state.process_id:
+                client.key_value_set(_key(subject, state.process_id), json.dumps({"stopped": reason}))
+            else:
+                client.key_value_set(_key(subject, "verdict"), f"process 0 of the run has stopped: {reason}")
+    if state.process_id:
+        _leave(client, state.process_id)
+        return
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for index in range(1, state.num_processes):
+        with contextlib.suppress(Exception):
+            client.blocking_key_value_get(_key("left", index), int(max(deadline - time.monotonic(), 0.01) * 1000))
+    time.sleep(0.5)  # between the last message of a process and its end

@@ -1,0 +1,211 @@
+"""Signals: what ends a command, how soon, and what it says then.
+
+Python runs a handler between two bytecodes of the main thread. While XLA compiles or runs a program there is none, for
+minutes sometimes. So a process that runs a command also has a thread, which Python's C handler wakes at once: it says
+that the signal was received, and ends the process when its time is over. This module imports nothing heavy, so that
+the thread is there before JAX is imported.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from metajax.cli.streams import put_line
+
+INTERRUPT_SECONDS = 1.5
+"""From Ctrl-C to the end of the process, outside of training and until the first call of a training returns."""
+
+CALL_SECONDS = {signal.SIGINT: 10.0, signal.SIGTERM: 20.0}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    CALL_SECONDS[signal.SIGHUP] = 20.0
+"""From a signal to the end of a process that trains: time for its call to return, and for its state to be saved.
+
+Schedulers kill a job about 30 seconds after SIGTERM.
+"""
+
+_AGAIN_SECONDS = 0.5
+"""From a second signal to the end of the process."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run; what can be saved is saved, and the user has read about it.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+class StopRequests:
+    """Signals that a training received.
+
+    Attributes:
+        received: Their numbers, in order.
+        saves: Whether there is something to save when the running call returns.
+    """
+
+    def __init__(self):
+        self.received: list[int] = []
+        self.saves = False
+
+    def seconds(self, signum: int) -> float:
+        """Return how long the process may go on after its first signal."""
+        return CALL_SECONDS[signal.Signals(signum)] if self.saves else INTERRUPT_SECONDS
+
+    def notice(self) -> str:
+        """Return what the user reads at once; nothing if the process ends at once."""
+        return "metajax: stopping after this call, and saving; once more stops at once" if self.saves else ""
+
+    def farewell(self, signum: int) -> str:
+        """Return what the user reads when the process ends without having saved."""
+        name = "interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}"
+        if not self.saves:
+            return f"metajax: {name}"
+        return f"metajax: {name} before the call returned; the same command resumes from the last checkpoint"
+
+
+class _Watch:
+    """The thread that ends the process, and the training that it waits for."""
+
+    def __init__(self):
+        self.training: StopRequests | None = None
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="metajax-signals", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._previous = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+
+    def stop(self) -> None:
+        signal.set_wakeup_fd(self._previous)
+        self._write.send(b"\0")
+        self._thread.join()
+        self._read.close()
+        self._write.close()
+
+    def _run(self) -> None:
+        deadline, farewell, status = None, "", 0
+        while True:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            if not select.select([self._read], [], [], left)[0]:
+                put_line(farewell, sys.stderr)
+                end_process(status)
+            for signum in self._read.recv(64):
+                if signum == 0:
+                    return
+                if signum not in CALL_SECONDS:  # SIGCHLD, say
+                    continue
+                training = self.training or StopRequests()
+                if deadline is None:
+                    seconds, status = training.seconds(signum), 128 + signum
+                    farewell = training.farewell(signum)
+                    if training.notice():
+                        put_line(training.notice(), sys.stderr)
+                else:
+                    seconds = _AGAIN_SECONDS
+                deadline = min(time.monotonic() + seconds, deadline or float("inf"))
+
+
+_watch: _Watch | None = None
+
+
+def end_process(status: int) -> None:
+    """End this process here and now: no cleaning up, which could wait for a compilation or another process."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    if sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            os.write(2, b"\x1b[?25h")  # a bar of progress hides the cursor
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def ends_in_time() -> Iterator[None]:
+    """Bound how long the process goes on after Ctrl-C, whatever it does then; for a process that runs one command."""
+    global _watch
+    if _watch is not None or not _in_main_thread():
+        yield
+        return
+    _watch, hook = _Watch(), sys.unraisablehook
+
+    def report(unraisable) -> None:  # in a callback of the garbage collector, say, where no exception can go on
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    _watch.start()
+    try:
+        yield
+    finally:
+        _watch.stop()
+        _watch, sys.unraisablehook = None, hook
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """End the process by Ctrl-C in the block: an exception in a C extension that is imported becomes an ImportError."""
+    if _watch is None:
+        yield
+        return
+
+    def end(signum, frame):
+        put_line("metajax: interrupted", sys.stderr)
+        end_process(128 + signum)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Collect the first SIGINT, SIGTERM or SIGHUP if there is something to save; a second signal interrupts.
+
+    Outside the main thread nothing is collected: Python has no handlers there.
+
+    Raises:
+        KeyboardInterrupt: In the block, by a SIGINT that is not collected.
+        Stopped: In the block, by another signal that is not collected.
+    """
+    requests = StopRequests()
+    if not _in_main_thread():
+        yield requests
+        return
+
+    def receive(signum, frame):
+        if requests.received or not requests.saves:
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            put_line(requests.farewell(signum), sys.stderr)
+            raise Stopped(signum)
+        requests.received.append(signum)
+        if _watch is None:
+            put_line(requests.notice(), sys.stderr)
+
+    handled = [each for each in CALL_SECONDS if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
+    previous = {each: signal.signal(each, receive) for each in handled}  # nohup ignores SIGHUP
+    if _watch is not None:
+        _watch.training = requests
+    try:
+        yield requests
+    finally:
+        if _watch is not None:
+            _watch.training = None
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,31 @@
+"""Lines of output that may have no reader any more."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import TextIO
+
+
+def put_line(text: str, stream: TextIO) -> None:
+    """Print a line, unless nobody reads the stream; escape what its encoding cannot express, as in a file's name."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with unread_is_fine(stream):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def unread_is_fine(stream: TextIO) -> Iterator[None]:
+    """Go on without `stream` when its reader is gone: `| head -1` has its line, or the terminal is closed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        leave(stream)
+
+
+def leave(stream: TextIO) -> None:
+    """Send what is still written to a stream nowhere; also what is in its buffer."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of Python's own has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
