@@ -13,7 +13,6 @@ from metajax.inner import InnerLoop, inner_loop
 from metajax.learners import Ingredients, MetaLearner
 from metajax.partition import named, opposite
 
-
 _MOST_STEPS = 100_000
 """Inner steps."""
 
