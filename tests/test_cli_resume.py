@@ -344,7 +344,9 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_were_one(undisturbed, con
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 40
     again = run("train", config, "--workdir", tmp_path / "run")
     assert "only evaluating it; a larger --training.steps goes on" in again.out
-    fails(run("train", config, "--workdir", tmp_path / "run", "--training.steps", 30), "training.steps is 40 in the run")
+    fails(
+        run("train", config, "--workdir", tmp_path / "run", "--training.steps", 30), "training.steps is 40 in the run"
+    )
 
 
 def test_a_schedule_that_ends_with_the_run_forbids_more_steps(config, tmp_path):

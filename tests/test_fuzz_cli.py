@@ -21,7 +21,22 @@ CONFIGS = ["sinusoid_maml", "glyphs_maml_5w1s", "omniglot_lora_vit_5w1s", "varie
 VALUES = [
     *("0", "1", "2", "-1", "7.5", "1e-3", "1e400", "-inf", "nan", "None", "True", "no", "", " ", "''", "٣", "1_000"),
     *("9" * 19, "9" * 4000, "9" * 6000, "2147483648", "4294967296", "0x10", "1e9", "--", "-", "=", "a=b", "a,b", "[1]"),
-    *("ü", "日本", "\ud83d", "a\0b", "\x1b[31m", "a\nb", "%s", "{}", "x" * 5000, "../..", "~", "/dev/null", "*", "adam"),
+    *(
+        "ü",
+        "日本",
+        "\ud83d",
+        "a\0b",
+        "\x1b[31m",
+        "a\nb",
+        "%s",
+        "{}",
+        "x" * 5000,
+        "../..",
+        "~",
+        "/dev/null",
+        "*",
+        "adam",
+    ),
     *("localhost:1,0,2", "localhost:99999,0,2", "auto", ":,,", "localhost:1,2,2", "[::1]:70,1,2", "constant", "last"),
 ]
 
@@ -112,7 +127,11 @@ def random_words(chance: random.Random, flags: dict[str, list[str]]) -> list[str
     heads = {
         "evaluate": ["evaluate", chance.choice(["runs", ".", "", "\0", "x" * 300])],
         "plot": ["plot", chance.choice(["runs", ".", "ü"])],
-        "data": ["data", chance.choice(["list", "inspect", "prepare", "lst"]), chance.choice(["folder", "omniglot", "q"])],
+        "data": [
+            "data",
+            chance.choice(["list", "inspect", "prepare", "lst"]),
+            chance.choice(["folder", "omniglot", "q"]),
+        ],
         "configs": ["configs", chance.choice([*CONFIGS, "sinus", "\0"])],
         "": [],
     }
@@ -162,10 +181,25 @@ WRONG = [
 ]
 TAILS = [
     *("config = None", "config = [config]", "del config", "config.seed = 3", "raise KeyError", "while True: break"),
-    *("import nothing_of_the_kind", "config = Experiment()", "def f(:", "\tx", "x = '", "assert False", "\x00", "é = 1"),
+    *(
+        "import nothing_of_the_kind",
+        "config = Experiment()",
+        "def f(:",
+        "\tx",
+        "x = '",
+        "assert False",
+        "\x00",
+        "é = 1",
+    ),
     *("config = __import__('dataclasses').replace(config, seed=2**40)", "raise SystemExit(7)", "config = Experiment"),
     *("class E(Exception):\n    def __str__(self): raise ValueError\nraise E()", "raise RecursionError('deep')"),
-    *("def f(): f()\nf()", "[].pop()", "open('/nowhere/at/all')", "raise MemoryError", "raise Exception('a\\nb' * 500)"),
+    *(
+        "def f(): f()\nf()",
+        "[].pop()",
+        "open('/nowhere/at/all')",
+        "raise MemoryError",
+        "raise Exception('a\\nb' * 500)",
+    ),
 ]
 
 

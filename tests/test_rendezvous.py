@@ -87,7 +87,10 @@ def test_a_process_that_went_away_may_come_again(port):
 def test_strangers_at_the_port_do_no_harm(port):
     first = start(Place("localhost", port, 0, 2))
     place = Place("localhost", port, 1, 2)
-    with rendezvous._connect(place, time.monotonic() + 10) as one, rendezvous._connect(place, time.monotonic() + 10) as two:
+    with (
+        rendezvous._connect(place, time.monotonic() + 10) as one,
+        rendezvous._connect(place, time.monotonic() + 10) as two,
+    ):
         one.sendall(b"GET / HTTP/1.1\r\n\r\n")
         two.sendall(b'{"index": [], "count": 2}\n[]\n7\n')
         assert outcomes(first, start(place)) == [None, None]

@@ -52,7 +52,16 @@ config = dataclasses.replace(config, task=Slow(), training=dataclasses.replace(c
 )
 """Some calls of the sampler are quick, and each later one takes a minute."""
 
-OPTIONS = ["--training.steps-per-call", 1, "--training.checkpoint-every", 1, "--validation.num-tasks", 0, "--devices", 1]
+OPTIONS = [
+    "--training.steps-per-call",
+    1,
+    "--training.checkpoint-every",
+    1,
+    "--validation.num-tasks",
+    0,
+    "--devices",
+    1,
+]
 
 
 def start(tmp_path, quick, *options):
@@ -139,21 +148,26 @@ def test_a_run_goes_on_without_its_readers(tmp_path):
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
-def test_every_command_works_in_a_thread(tmp_path):
-    config, directory, codes = small(tmp_path), tmp_path / "run", []
-    lines = [
-        ["train", config, "--workdir", directory, "--training.steps", 10],
-        ["evaluate", directory],
-        ["plot", directory],
-        ["bench", config, "--seconds", 0.01],
-        ["tune", config, "--seconds", 0.01],
-    ]
+def in_a_thread(*lines):
+    codes = []
     thread = threading.Thread(target=lambda: codes.extend(run(*line).code for line in lines))
     thread.start()
     thread.join()
-    assert codes == [0] * len(lines)
+    return codes
 
 
+def test_a_run_in_a_thread(tmp_path):
+    train = ["train", small(tmp_path), "--workdir", tmp_path / "run", "--training.steps", 10]
+    assert in_a_thread(train, ["evaluate", tmp_path / "run"], ["plot", tmp_path / "run"]) == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_measurements_in_a_thread(tmp_path):
+    config = small(tmp_path)
+    assert in_a_thread(["bench", config, "--seconds", 0.01], ["tune", config, "--seconds", 0.01]) == [0, 0]
+
+
+@pytest.mark.slow
 def test_a_damaged_compiled_program_is_a_line_and_is_compiled_again(tmp_path):
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "METAJAX_DATA_DIR": str(tmp_path / "data")}
     command = ["train", small(tmp_path), "--training.steps", 10, "--workdir"]

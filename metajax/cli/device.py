@@ -129,9 +129,8 @@ def _no_device(reason: str) -> str:
     names = [name.strip() for name in platforms.split(",")]
     unknown = [name for name in names if name not in ("cpu", *_INSTALLED_BY)]
     if unknown:
-        return (
-            f"JAX finds no device: JAX_PLATFORMS is {platforms[:100]!r}; unset it, or choose from cpu, cuda, rocm and tpu"
-        )
+        shown = repr(platforms[:100])
+        return f"JAX finds no device: JAX_PLATFORMS is {shown}; unset it, or choose from cpu, cuda, rocm and tpu"
     packages = " and ".join(dict.fromkeys(_INSTALLED_BY[name] for name in names if name != "cpu"))
     install = f", or install {packages}" if packages else ""
     because = f" ({reason})" if reason and "list of known backends" not in reason else ""
