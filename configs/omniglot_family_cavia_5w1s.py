@@ -8,7 +8,8 @@ normalisations are affine in the context (FiLM). The authors' code for mini-Imag
 convolution only, and 2 inner steps; so set, the accuracy on 100 validation tasks was 83.0 %, against 86.0 % of this
 config. Below MAML here: the context modulates features, and the head does not adapt.
 
-MEASURED
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 86.03 ± 0.76
+% transductive, 83.93 ± 0.82 % each query alone; 16.4 minutes of training on a machine that was busy with other work.
 """
 
 from metajax.experiment import *

@@ -5,8 +5,8 @@
 10 inner steps of SGD at rate 0.005 on minibatches of 10 of a task's 50 points; 5 tasks; outer step 0.3 annealed
 linearly.
 
-Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 10 points, after 32 steps: mean squared
-error 0.377 ± 0.041; 0.1 minutes of training, 0.2 with validation and evaluation.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 10 points, after 32 steps: mean squared error 0.141 ±
+0.020; 0.5 minutes of training beside other work.
 """
 
 from metajax.experiment import *
