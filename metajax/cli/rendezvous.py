@@ -357,8 +357,8 @@ def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: 
         if differing:
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             return (
-                f"the processes of the run were given different {subject}: {'; '.join(differing[:3])}{more}. Start each "
-                "with the same command, except for its index"
+                f"the processes of the run were given different {subject}: {'; '.join(differing[:3])}{more}. Start "
+                "each with the same command, except for its index"
             )
     return ""
 
