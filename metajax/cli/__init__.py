@@ -46,7 +46,7 @@ _DISK_ERRORS = {
 _MISTAKE = 2
 """Exit status after a user's mistake, or a failure that is told in a line."""
 
-_LONGEST = 1000
+_LONGEST = 4000
 """Characters of an error message: a value of any length may be in it."""
 
 
