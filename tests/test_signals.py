@@ -97,10 +97,10 @@ def test_a_signal_in_a_long_call_ends_the_process_with_what_is_saved(tmp_path):
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     said = finish(process)
-    assert 5 < time.monotonic() - began < 40
+    assert time.monotonic() - began < 15
     assert said.code == 130
     assert said.err.splitlines() == [
-        "metajax: stopping after this call, and saving; once more stops at once",
+        "metajax: stopping, and saving if this call returns within 1.5 seconds",
         "metajax: interrupted before the call returned; the same command resumes from the last checkpoint",
     ]
     assert steps(tmp_path / "run")[-1] >= 2, "a checkpoint may still be under way"
@@ -116,7 +116,7 @@ def test_a_second_signal_in_a_long_call_ends_the_process_at_once(tmp_path):
     said = finish(process)
     assert time.monotonic() - began < 5
     assert said.code == 143
-    assert "metajax: stopping after this call" in said.err
+    assert "metajax: stopping, and saving if this call returns within 20 seconds" in said.err
 
 
 @pytest.mark.parametrize("delay", [0.6, 1.2])

@@ -152,10 +152,15 @@ def _log_warnings() -> None:
     """Show the library's warnings as the commands show theirs."""
     logger = logging.getLogger("metajax")
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("metajax: warning: %(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_StandardError())
         logger.propagate = False
+
+
+class _StandardError(logging.Handler):
+    """Print each warning as a line on today's standard error, which may change between two calls of `main`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        put_line(f"metajax: warning: {record.getMessage()}", sys.stderr)
 
 
 @contextlib.contextmanager

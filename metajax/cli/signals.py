@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from metajax.cli.streams import put_line
 
 INTERRUPT_SECONDS = 1.5
-"""From Ctrl-C to the end of the process, outside of training and until the first call of a training returns."""
+"""From Ctrl-C to the end of the process."""
 
-CALL_SECONDS = {signal.SIGINT: 10.0, signal.SIGTERM: 20.0}
+CALL_SECONDS = {signal.SIGINT: INTERRUPT_SECONDS, signal.SIGTERM: 20.0}
 if hasattr(signal, "SIGHUP"):  # Windows has none
     CALL_SECONDS[signal.SIGHUP] = 20.0
 """From a signal to the end of a process that trains: time for its call to return, and for its state to be saved.
 
-Schedulers kill a job about 30 seconds after SIGTERM.
+A person at a terminal waits at most two seconds. Schedulers kill a job about 30 seconds after SIGTERM.
 """
 
 _AGAIN_SECONDS = 0.5
@@ -60,9 +60,11 @@ class StopRequests:
         """Return how long the process may go on after its first signal."""
         return CALL_SECONDS[signal.Signals(signum)] if self.saves else INTERRUPT_SECONDS
 
-    def notice(self) -> str:
+    def notice(self, signum: int) -> str:
         """Return what the user reads at once; nothing if the process ends at once."""
-        return "metajax: stopping after this call, and saving; once more stops at once" if self.saves else ""
+        if not self.saves:
+            return ""
+        return f"metajax: stopping, and saving if this call returns within {self.seconds(signum):g} seconds"
 
     def farewell(self, signum: int) -> str:
         """Return what the user reads when the process ends without having saved."""
@@ -108,8 +110,8 @@ class _Watch:
                 if deadline is None:
                     seconds, status = training.seconds(signum), 128 + signum
                     farewell = training.farewell(signum)
-                    if training.notice():
-                        put_line(training.notice(), sys.stderr)
+                    if training.notice(signum):
+                        put_line(training.notice(signum), sys.stderr)
                 else:
                     seconds = _AGAIN_SECONDS
                 deadline = min(time.monotonic() + seconds, deadline or float("inf"))
@@ -192,7 +194,7 @@ def stop_requests() -> Iterator[StopRequests]:
             raise Stopped(signum)
         requests.received.append(signum)
         if _watch is None:
-            put_line(requests.notice(), sys.stderr)
+            put_line(requests.notice(signum), sys.stderr)
 
     handled = [each for each in CALL_SECONDS if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
     previous = {each: signal.signal(each, receive) for each in handled}  # nohup ignores SIGHUP
