@@ -42,10 +42,10 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
     generator = np.random.default_rng(0)
     for split, count in classes.items():
         for c in range(count):
-            (folder / split / f"class{c}").mkdir(parents=True)
+            (folder / split / f"{split}{c}").mkdir(parents=True)
             for i in range(images):
                 pixels = generator.integers(0, 256, (8, 8), np.uint8)
-                Image.fromarray(pixels).save(folder / split / f"class{c}" / f"{i}.png")
+                Image.fromarray(pixels).save(folder / split / f"{split}{c}" / f"{i}.png")
     return folder
 
 
