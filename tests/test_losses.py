@@ -73,3 +73,12 @@ def test_a_label_of_no_logit_makes_loss_and_gradient_nan_unless_it_does_not_coun
     assert jnp.isnan(jnp.array(run(1.0, data))).all()
     hidden = run(1.0, data._replace(mask=jnp.array([1.0, 0.0])))
     np.testing.assert_allclose(hidden, run(1.0, mj.Batch(data.x[:1], data.y[:1])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mj.regression_loss, mj.classification_loss])
+@pytest.mark.parametrize("outputs", [lambda x: (x, {}), lambda x: [x], lambda x: {"logits": x}, lambda x: None])
+def test_a_model_that_does_not_return_one_array_is_named(make, outputs):
+    loss_fn = make(lambda params, x, rng: outputs(x))
+    kind = type(outputs(1)).__name__
+    with pytest.raises(TypeError, match=rf"one array from the model, which returned a {kind}: choose the output"):
+        loss_fn(None, mj.Batch(jnp.ones((2, 1)), jnp.ones((2, 1))), None)
