@@ -10,6 +10,7 @@ import pytest
 from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.example_libraries import stax
 
 import metajax as mj
 from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
@@ -545,14 +546,178 @@ def test_linen_without_other_collections_or_keys():
     np.testing.assert_allclose(apply(params, jnp.ones((4, 3))), jnp.ones((4, 3)) @ params["kernel"], rtol=1e-6)
 
 
-def test_something_else_is_refused():
-    with pytest.raises(TypeError, match=r"an NNX module, a Linen module or a pair .* got int"):
-        mj.functional(3)
+class Flagged(linen.Module):
+    """As Flax's tutorials write it: a flag behind the input."""
+
+    @linen.compact
+    def __call__(self, x, train, scale=1.0):
+        x = linen.BatchNorm(use_running_average=not train)(linen.Dense(4)(x))
+        return scale * linen.Dropout(0.5, deterministic=not train)(linen.Dense(2)(x))
+
+
+class DropoutFlag(linen.Module):
+    @linen.compact
+    def __call__(self, x, train):
+        return linen.Dropout(0.5, deterministic=not train)(linen.Dense(2)(x))
+
+
+class NnxFlag(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.dropout = nnx.Linear(3, 2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        return self.dropout(self.linear(x), deterministic=not train)
+
+
+@pytest.mark.parametrize("given", ["position", "keyword"])
+@pytest.mark.parametrize("train", [True, False])
+def test_arguments_behind_the_input_are_passed_on_at_each_call(given, train):
+    arguments, options = ((train,), {}) if given == "position" else ((), {"train": train})
+    apply, params = mj.functional(DropoutFlag(), jax.random.key(0), jnp.ones((1, 3)), *arguments, **options)
+    a, b = (apply(params, jnp.ones((20, 3)), jax.random.key(seed)) for seed in (1, 2))
+    assert np.array_equal(a, b) != train, "the flag decides whether there is noise"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_nnx_module_gets_its_flags_by_keyword(train):
+    apply, params = mj.functional(NnxFlag(nnx.Rngs(0)), train=train)
+    a, b = (apply(params, jnp.ones((20, 3)), jax.random.key(seed)) for seed in (1, 2))
+    assert np.array_equal(a, b) != train
+
+
+def test_more_arguments_reach_a_linen_module_with_other_collections():
+    x = jax.random.normal(jax.random.key(1), (8, 3))
+    one, two = (mj.functional(Flagged(), jax.random.key(0), x, True, scale=scale) for scale in (1.0, 2.0))
+    key = jax.random.key(2)
+    np.testing.assert_allclose(2 * one[0](one[1], x, key), two[0](one[1], x, key), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3,), TypeError, r"an NNX module, a Linen module or a pair .* got int"),
+        ((linen.Dense,), TypeError, "got the class Dense: make an instance"),
+        ((linen.Dense(1),), TypeError, "needs a key and an example input.* got 0 arguments"),
+        ((linen.Dense(1), jax.random.key(0)), TypeError, "needs a key and an example input.* got 1 argument "),
+        ((linen.Dense(1), 0, jnp.ones((1, 3))), TypeError, "is a key, .* got int"),
+        ((linen.Dense(1), jnp.ones((1, 3)), jax.random.key(0)), TypeError, "is a key"),
+        ((linen.Dropout(0.5, deterministic=True), jax.random.key(0), jnp.ones(3)), ValueError, "has no parameters"),
+        ((nnx.Dropout(0.5),), ValueError, "Dropout has no parameters"),
+        ((nnx.Linear(3, 1, rngs=nnx.Rngs(0)), jax.random.key(0)), TypeError, "has its parameters already"),
+        (((dict, lambda params, x, rng: x),), ValueError, "the pair has no parameters"),
+        (((lambda: {"n": 3}, lambda params, x, rng: x),), ValueError, "parameter 'n' of the pair is 3"),
+        (((lambda: {"n": jnp.arange(2)}, lambda params, x, rng: x),), ValueError, r"'n' of the pair is int32\[2\]"),
+        ((stax.Dense(1), jax.random.key(0), (-1, 3)), TypeError, r"apply\(params, x, rng\), but it takes \(params, in"),
+        (
+            (((stax.Dense(1)[0]), lambda params, x, rng: x), jax.random.key(0), (-1, 3)),
+            ValueError,
+            "parameter '0/0' of the pair is -1",
+        ),
+        (((lambda: {"w": 1.0}, lambda params, rng, x: x),), TypeError, "change the order"),
+        (((lambda: {"w": 1.0}, lambda params, x: x),), TypeError, r"but it takes \(params, x\): wrap it"),
+    ],
+)
+def test_what_makes_no_model_is_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        mj.functional(*arguments)
+
+
+def test_an_error_of_a_pair_says_what_it_was_called_with():
+    """For example a Haiku model whose arguments hide that `rng` comes second."""
+    apply, params = mj.functional((lambda: {"w": jnp.ones((3, 1))}, lambda params, *others: others[1] @ params["w"]))
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        apply(params, jnp.ones((2, 3)), jax.random.key(0))
+    expected = "with params = {w: float32[3, 1]}, x = float32[2, 3], rng = key<fry>[]"
+    assert any(expected in note for note in caught.value.__notes__)
+
+
+def test_pairs_of_haiku_and_stax_run_as_the_docstring_says():
+    haiku = (lambda rng, x: {"w": jnp.ones((3, 1))}, lambda params, rng, x: x @ params["w"])
+    stax_pair = stax.Dense(1)
+    pairs = [
+        ((haiku[0], lambda params, x, rng: haiku[1](params, rng, x)), jnp.ones((2, 3))),
+        ((lambda *a: stax_pair[0](*a)[1], lambda params, x, rng: stax_pair[1](params, x, rng=rng)), (-1, 3)),
+    ]
+    for pair_, example in pairs:
+        apply, params = mj.functional(pair_, jax.random.key(0), example)
+        assert apply(params, jnp.ones((2, 3)), jax.random.key(1)).shape == (2, 1)
+
+
+class StackedBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.dropout = nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.dropout(jax.nn.relu(self.linear(x)))
+
+
+class Stacked(nnx.Module):
+    def __init__(self, rngs):
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(StackedBlock, in_axes=(0,), out_axes=0))(rngs)
+
+    def __call__(self, x):
+        return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+
+def test_stacked_layers_have_noise_of_their_own():
+    apply, params = mj.functional(Stacked(nnx.Rngs(0)))
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["blocks"]["linear"]["bias"] += 1.0  # each block adds 2 where its mask lets it
+    x = jnp.zeros((500, 4))
+    a, b = (apply(params, x, jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(a, apply(params, x, jax.random.key(0)))
+    assert not np.array_equal(a, b)
+    shares = [float((a == value).mean()) for value in (0.0, 2.0, 4.0, 6.0)]
+    np.testing.assert_allclose(shares, [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=0.05)
+
+
+def test_dropout_alone_is_switched_off_as_the_docstring_says():
+    net = NnxModel(nnx.Rngs(0))
+    noisy, params = mj.functional(net)
+    net.set_attributes(nnx.Dropout, deterministic=True)
+    still, _ = mj.functional(net)
+    x = jax.random.normal(jax.random.key(2), (8, 3))
+    a, b = jax.random.split(jax.random.key(0))
+    np.testing.assert_array_equal(still(params, x, a), still(params, x, b))
+    assert not np.allclose(noisy(params, x, a), noisy(params, x, b)), "the first pair stays as it was"
+    hidden = net.first(x)
+    hidden = (hidden - hidden.mean(0)) / jnp.sqrt(hidden.var(0) + 1e-5)
+    np.testing.assert_allclose(still(params, x, a), net.last(hidden), rtol=1e-4, atol=1e-5)
+
+
+def evaluated() -> nnx.Module:
+    net = NnxModel(nnx.Rngs(0))
+    net.eval()
+    return net
+
+
+@pytest.mark.parametrize("make", [
+    lambda: mj.functional(evaluated()),
+    lambda: mj.functional(Flagged(), jax.random.key(0), jnp.ones((1, 3)), False),
+    lambda: mj.functional(Flagged(), jax.random.key(0), jnp.ones((1, 3)), train=False),
+], ids=["nnx", "linen", "linen by keyword"])  # fmt: skip
+def test_running_statistics_that_were_never_updated_are_refused(make):
+    apply, params = make()
+    x = jnp.ones((4, 3))
+    for run in (apply, jax.jit(apply)):
+        with pytest.raises(ValueError, match=r"\((norm|BatchNorm_0)\) would use running statistics, which still have"):
+            run(params, x)
+
+
+def test_running_statistics_that_were_updated_are_a_warning():
+    net = NnxModel(nnx.Rngs(0))
+    net(jax.random.normal(jax.random.key(1), (8, 3)))
+    net.eval()
+    apply, params = mj.functional(net)
+    with pytest.warns(UserWarning, match=r"\(norm\) uses running statistics, which metajax holds constant"):
+        out = apply(params, jnp.ones((4, 3)))
+    np.testing.assert_allclose(out, net(jnp.ones((4, 3))), rtol=1e-5)
 
 
 def test_streams_of_noise_are_independent():
     class TwoStreams(nnx.Module):
         def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(()))
             self.a = nnx.Dropout(0.5, rngs=rngs, rng_collection="a")
             self.b = nnx.Dropout(0.5, rngs=rngs, rng_collection="b")
 

@@ -62,10 +62,9 @@ def prepare(
 
 
 def _mlp(params, x):
-    for i in range(3):
-        x = x @ params[f"layers/{i}/kernel"] + params[f"layers/{i}/bias"]
-        x = jax.nn.relu(x) if i < 2 else x
-    return x
+    for i in range(2):
+        x = jax.nn.relu(x @ params[f"layers/{i}/kernel"] + params[f"layers/{i}/bias"])
+    return x @ params["head/kernel"] + params["head/bias"]
 
 
 def _conv4(params, x):

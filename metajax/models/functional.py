@@ -198,7 +198,10 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
     program = jax.make_jaxpr(run)(statistics, *arguments).jaxpr
     _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
     moments = [
-        (path.rpartition("/")[0], isinstance(leaf, Tracer) or bool((leaf != (path.endswith("/var"))).any()))
+        (
+            path.rpartition("/")[0],
+            isinstance(leaf, Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
+        )
         for path, leaf, yes in zip(names(statistics), jax.tree.leaves(statistics), used, strict=False)
         if yes and path.endswith(("/mean", "/var"))
     ]
