@@ -151,8 +151,9 @@ def test_the_hooks_run_tools_of_the_dev_extra():
         assert f'"$venv/bin/{hook["entry"].split()[0]}"' in script
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def noxfile():
+    """Return the names of the noxfile, which registers its sessions once."""
     pytest.importorskip("nox")
     return runpy.run_path(str(ROOT / "noxfile.py"))
 
