@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import eval_context
 
 from metajax.optimizers import update
 from metajax.types import PyTree
@@ -122,7 +123,7 @@ def _is_finite(
     factors = np.array([1.0, 0.0], np.float32)
     try:
         # `eval_context` keeps the call of the jitted function out of a trace around `_is_finite`.
-        with jax.disable_jit(False), jax.core.eval_context():
+        with jax.disable_jit(False), eval_context():
             generic, at_zero = np.asarray(jax.jit(jax.vmap(is_finite))(factors)).tolist()
     except jax.errors.UnexpectedTracerError:
         return True, True  # The optimiser uses a traced value, such as a learned rate. There is no value to probe.
