@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from jax import core
 from jax.interpreters import partial_eval
 
 from metajax.partition import map_with_names, names
@@ -199,7 +200,7 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
     moments = [
         (
             path.rpartition("/")[0],
-            isinstance(leaf, jax.core.Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
+            isinstance(leaf, core.Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
         )
         for path, leaf, yes in zip(names(statistics), jax.tree.leaves(statistics), used, strict=False)
         if yes and path.endswith(("/mean", "/var"))
