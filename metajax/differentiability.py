@@ -71,7 +71,10 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
     shapes = tuple(
         jax.ShapeDtypeStruct([min(size, _PROBED_SIZE) for size in leaf.shape], leaf.dtype) for leaf in leaves
     )
-    generic, at_zero = _is_finite(optimizer, structure, shapes, min(steps, _PROBED_STEPS))
+    try:
+        generic, at_zero = _is_finite(optimizer, structure, shapes, min(steps, _PROBED_STEPS))
+    except jax.errors.UnexpectedTracerError:  # the optimiser uses a traced value, such as a learned rate
+        return
     if not generic:
         raise ValueError(
             "the derivative of the inner optimiser's update is NaN or infinite, so the meta-gradient would be too. Use "
@@ -121,10 +124,7 @@ def _is_finite(
         return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(derivative)]))
 
     factors = np.array([1.0, 0.0], np.float32)
-    try:
-        # `eval_context` keeps the call of the jitted function out of a trace around `_is_finite`.
-        with jax.disable_jit(False), eval_context():
-            generic, at_zero = np.asarray(jax.jit(jax.vmap(is_finite))(factors)).tolist()
-    except jax.errors.UnexpectedTracerError:
-        return True, True  # The optimiser uses a traced value, such as a learned rate. There is no value to probe.
+    # `eval_context` keeps the call of the jitted function out of a trace around `_is_finite`.
+    with jax.disable_jit(False), eval_context():
+        generic, at_zero = np.asarray(jax.jit(jax.vmap(is_finite))(factors)).tolist()
     return generic, at_zero

@@ -18,6 +18,7 @@ from metajax.learners import (
     rates_per_layer_and_step,
     values_per_step,
 )
+from metajax.learners._interface import Adaptation
 from metajax.learners.scratch import scratch
 from metajax.partition import named
 
@@ -168,7 +169,7 @@ def test_prototypes_of_many_examples_are_exact_means_in_half_precision():
     part = prototypes(lambda params, x, rng: x)
     params = {"head": {"kernel": jnp.zeros((1, 2), jnp.bfloat16), "bias": jnp.zeros(2, jnp.bfloat16)}}
     support = mj.Batch(jnp.ones((700, 1), jnp.bfloat16), jnp.array([0, 1] * 350))
-    start = part.change((), mj.learners._interface.Adaptation(params), support).params["head"]
+    start = part.change((), Adaptation(params), support).params["head"]
     np.testing.assert_array_equal(start["kernel"].astype(jnp.float32), [[2.0, 2.0]])
     np.testing.assert_array_equal(start["bias"].astype(jnp.float32), [-1.0, -1.0])
 
