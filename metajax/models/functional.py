@@ -10,11 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-<<<<<<< HEAD
-from jax.core import Tracer
-=======
 from jax import core
->>>>>>> wip-learners
 from jax.interpreters import partial_eval
 
 from metajax.partition import map_with_names, names
@@ -204,11 +200,7 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
     moments = [
         (
             path.rpartition("/")[0],
-<<<<<<< HEAD
-            isinstance(leaf, Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
-=======
             isinstance(leaf, core.Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
->>>>>>> wip-learners
         )
         for path, leaf, yes in zip(names(statistics), jax.tree.leaves(statistics), used, strict=False)
         if yes and path.endswith(("/mean", "/var"))
