@@ -100,7 +100,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
             [*TRAIN, "--evaluation.checkpoint", "best", "--validation.num-tasks", "0"],
             ["evaluation.checkpoint", "validation.num_tasks"],
         ),
-        ([*TRAIN, "--inner.frozen", "head"], ["inner.frozen", "'head'"]),
+        ([*TRAIN, "--inner.frozen", "heads"], ["inner.frozen", "'heads'"]),
         ([*TRAIN, "--devices", "0"], ["--devices", "at least 1"]),
         ([*TRAIN, "--devices", "two"], ["--devices", "two"]),
         ([*TRAIN, "--devices", "3000"], ["--devices is 3000", "devices"]),
