@@ -108,8 +108,8 @@ class CAVIA:
     size: int = 5
     """Size of the context vector."""
     shifts: tuple[str, ...] = ("bias",)
-    """Names of the parameters that the context shifts: "layers/0/bias" is a context among a network's inputs, "norms"
-    modulates feature maps."""
+    """Names of the parameters that the context shifts: "layers/0/bias" is a context among a network's inputs; "norms"
+    modulates feature maps, by FiLM if the normalisation has scales."""
 
     def __post_init__(self):
         if not 1 <= self.size <= 100_000:
