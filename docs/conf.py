@@ -33,7 +33,7 @@ myst_heading_anchors = 3
 
 # Every build runs the notebooks. `-D nb_execution_mode=off` leaves them out, for a quick look at other pages.
 nb_execution_mode = "force"
-nb_execution_timeout = 120
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 
