@@ -3,7 +3,7 @@
 import metajax
 
 project = "metajax"
-author = "the metajax authors"
+author = "The metajax developers"
 release = version = metajax.__version__
 
 extensions = [
