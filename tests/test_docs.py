@@ -45,3 +45,10 @@ def test_the_site_has_a_page_for_every_public_learner():
     listed = (ROOT / "docs" / "algorithms" / "index.md").read_text()
     files = {path.stem for path in (ROOT / "metajax" / "learners").glob("[a-z]*.py")}
     assert {learner for learner in files if f"metajax/learners/{learner}.py" not in listed} == set()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "algorithms").glob("*.md")), ids=name)
+def test_the_scores_of_an_algorithm_are_recorded_or_published(page):
+    known = (ROOT / "docs" / "results.md").read_text() + (ROOT / "benchmarks" / "published.json").read_text()
+    scores = re.findall(r"\d+\.\d+ ± \d+\.\d+", page.read_text())
+    assert {score for score in scores if score not in known} == set()
