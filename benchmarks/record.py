@@ -194,7 +194,8 @@ def seeds_table(kept: dict[str, dict]) -> str:
             scores = [_last(each)[0] for each in measured]
             each = ", ".join(f"{score:.2f}" for score in scores)
             spread = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %"
-            lines.append(f"| [`{name}`](../configs/{_config_of(name)}.py) | {seeds} | {kind.replace('_', '-')} | {each} | {spread} |")
+            link = f"[`{name}`](../configs/{_config_of(name)}.py)"
+            lines.append(f"| {link} | {seeds} | {kind.replace('_', '-')} | {each} | {spread} |")
     return "\n".join(lines)
 
 
@@ -211,8 +212,8 @@ def page() -> str:
     others = [name for name in records() if not name.startswith(FAMILY)]
     return f"""# Results
 
-`python -m benchmarks.record --pages` writes this page from the records of runs in `benchmarks/results/`. No number on it
-is typed by hand.
+`python -m benchmarks.record --pages` writes this page from the records of runs in `benchmarks/results/`. No number on
+this page is typed by hand.
 
 - **Score**: the mean over test tasks after the last inner step, with a 95 % interval (1.96·σ/√n over the test tasks of
   one trained model). The spread over seeds is separate; see "Over seeds".

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
+import metajax as mj
 from metajax.cli import configs
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,12 @@ def test_the_commands_of_a_page_name_configs_that_exist(page):
 def test_the_links_of_a_page_lead_to_files(page):
     for link in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_the_reference_has_every_public_name():
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
+    modules = {"learners", "models", "tasks"}
+    assert {name for name in mj.__all__ if not re.search(rf"metajax\.(\w+\.)?{name}\b", reference)} <= modules
 
 
 def test_the_site_has_a_page_for_every_public_learner():
