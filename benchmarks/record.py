@@ -1,7 +1,7 @@
 """Keep the record of a run, without the weights, and write the pages of results from all records.
 
     python -m benchmarks.record runs/omniglot_maml_5w1s    # benchmarks/results/omniglot_maml_5w1s.json
-    python -m benchmarks.record --pages                    # docs/, its figures, and the README's tables
+    python -m benchmarks.record --pages                    # tables and figures of docs/, and the README's tables
 
 A work directory is named after its config, and may say more: `omniglot_maml_5w1s_seed_1`.
 """
@@ -22,9 +22,25 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text())
 TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<!-- /\2 -->)", re.DOTALL)
-"""Places of a page for a table: `results`, one of `SPEED`, or a file below `benchmarks/results`."""
-SPEED = {"speed": "throughput-cpu-amx.json", "speed-gpu": "throughput-gpu.json"}
-"""What the README's tables of speed are made of."""
+"""Places of a page for a table: `results`, `speed`, one of `SPEED`, or a file below `benchmarks/results`."""
+SPEED = {"speed-cpu": "throughput-cpu-amx.json", "speed-gpu": "throughput-gpu.json"}
+"""The records behind each summary of speed."""
+README_WORKLOADS = (
+    "sinusoid, 1 step",
+    "Omniglot 5w1s, 15 queries, 5 steps",
+    "Omniglot 20w1s, 1 query, 5 steps",
+    "Omniglot 5w1s, 15 queries, 5 steps, Reptile",
+    "mini-ImageNet 5w1s",
+)
+"""Rows of the README's table of speed."""
+README_RUNS = (
+    "omniglot_maml_5w1s_long",
+    "omniglot_maml_20w1s_long",
+    "omniglot_fomaml_5w1s_long",
+    "omniglot_reptile_5w1s_long",
+    "sinusoid_maml",
+)
+"""Rows of the README's table of results."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 FAMILY = "omniglot_family_"
 _SEED = "_seed_"
@@ -82,7 +98,7 @@ def table(names: Iterable[str], folder: str) -> str:
         folder: From the page to the configs.
     """
     lines = [
-        "| config | after | transductive | each query alone | published | difference | test tasks | meta-steps × tasks "
+        "| config | after | transductive | non-transductive | published | difference | test tasks | meta-steps × tasks "
         "| training alone |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -124,7 +140,7 @@ def family_table() -> str:
     kept = {name: content for name, content in records().items() if name.startswith(FAMILY)}
     base = kept[f"{FAMILY}maml_5w1s"]["evaluation"]["transductive"]["accuracy"]
     lines = [
-        "| learner | transductive | against MAML | each query alone | inner steps at test | training alone |",
+        "| learner | transductive | against MAML | non-transductive | inner steps at test | training alone |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in sorted(kept, key=lambda name: -_last(kept[name]["evaluation"]["transductive"])[0]):
@@ -171,14 +187,15 @@ def seeds_table(kept: dict[str, dict]) -> str:
             continue
         several.sort(key=lambda content: content["config"]["seed"])
         seeds = ", ".join(str(content["config"]["seed"]) for content in several)
-        for kind, said in (("transductive", "transductive"), ("non_transductive", "each alone")):
+        for kind in ("transductive", "non_transductive"):
             measured = [content["evaluation"].get(kind, {}) for content in several]
             if not all("accuracy" in each for each in measured):
                 continue
             scores = [_last(each)[0] for each in measured]
             each = ", ".join(f"{score:.2f}" for score in scores)
             spread = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %"
-            lines.append(f"| [`{name}`](../configs/{_config_of(name)}.py) | {seeds} | {said} | {each} | {spread} |")
+            link = f"[`{name}`](../configs/{_config_of(name)}.py)"
+            lines.append(f"| {link} | {seeds} | {kind.replace('_', '-')} | {each} | {spread} |")
     return "\n".join(lines)
 
 
@@ -186,7 +203,7 @@ def _over_seeds() -> str:
     table = seeds_table(records())
     if len(table.splitlines()) == 2:  # nothing was run twice
         return ""
-    about = "The same runs from other initial values, with other tasks in training and in test."
+    about = "These runs differ in their seed, which sets the initial values, the training tasks and the test tasks."
     return f"## Over seeds\n\n{about}\n\n{table}\n\n"
 
 
@@ -195,12 +212,21 @@ def page() -> str:
     others = [name for name in records() if not name.startswith(FAMILY)]
     return f"""# Results
 
-Written by `python -m benchmarks.record --pages` from the [records](../benchmarks/results) of runs; no number here is
-typed by hand. A name longer than its config's says what was set otherwise. Scores are means over test tasks ± 95 %
-intervals (1.96·σ/√n over tasks of one trained model; the spread over seeds is another thing). *Transductive* means that
-the queries of a task are normalised together, as in most published numbers; *each query alone* means with the support
-set only. The difference is to the published transductive score. Times are those of training alone,
-beside other work on a shared two-core machine unless an accelerator is named.
+`python -m benchmarks.record --pages` writes this page from the records of runs in `benchmarks/results/`. No number on
+this page is typed by hand.
+
+- **Score**: the mean over test tasks after the last inner step, with a 95 % interval (1.96·σ/√n over the test tasks of
+  one trained model). The spread over seeds is separate; see "Over seeds".
+- **Transductive**: the queries of a task are normalised together. Most papers report this value, and the column
+  *difference* compares with it. **Non-transductive**: each query is normalised with the support set only.
+- **Training alone**: the time of training without start-up, validation and evaluation, on a shared two-core machine
+  beside other work, unless the column names an accelerator.
+- **bfloat16**: the operands of convolutions were rounded to bfloat16.
+- A name that is longer than its config's name says which setting differs: `_64_pixels` is `--task.size 64` on images of
+  Tiny ImageNet, `_by_example` is `--task.split by_example`, and `_seed_1` is `--seed 1`.
+
+Most runs are short: minutes on two cores instead of the 60,000 meta-steps of the papers. Runs named `_long` have 18,000
+to 100,000 meta-steps. The docstring of each config says how its settings differ from the paper's.
 
 ## Every run
 
@@ -208,9 +234,9 @@ beside other work on a shared two-core machine unless an accelerator is named.
 
 {_over_seeds()}## The family in one shared setting
 
-Real Omniglot, 5-way 1-shot, random-character split, the same model, outer optimiser, number of meta-steps and tasks for
-all; inner rates, inner steps and what adapts are each learner's own, said in its config. An interval on a difference
-that holds 0 says that the two cannot be told apart.
+These runs use real Omniglot, 5-way 1-shot, with characters split at random. All learners have the same model, outer
+optimiser, number of meta-steps and number of tasks. Each config sets its own inner learning rate, inner steps and mask
+of adapting parameters. Where the interval of a difference contains 0, the test does not distinguish the two learners.
 
 {family_table()}
 
@@ -218,7 +244,8 @@ that holds 0 says that the two cannot be told apart.
 
 ## Sinusoids
 
-Mean squared error on 5-shot sinusoids. The oracle knows amplitude and phase and does not adapt.
+The table shows the mean squared error on 5-shot sinusoids. The oracle gets amplitude and phase as inputs and does not
+adapt.
 
 {sinusoid_table()}
 
@@ -248,6 +275,23 @@ def speed_table(measured: str) -> str:
     return "\n".join(lines)
 
 
+def readme_speed_table() -> str:
+    """Return the README's table: for some workloads the speed on two CPU cores and on a GPU."""
+    lines = [
+        "| workload | two CPU cores, tasks/s | × fastest PyTorch peer | in bfloat16, tasks/s | × fastest PyTorch peer "
+        "| GPU, tasks/s | × fastest PyTorch peer |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    on_cpu, on_gpu = (
+        {row.split(" | ")[0]: row.strip("| ").split(" | ") for row in speed_table(SPEED[name]).splitlines()}
+        for name in ("speed-cpu", "speed-gpu")
+    )
+    for workload in README_WORKLOADS:
+        cpu, gpu = on_cpu[f"| {workload}"], on_gpu[f"| {workload}"]
+        lines.append(f"| {' | '.join([*cpu[:3], *cpu[5:], *gpu[1:3]])} |")
+    return "\n".join(lines)
+
+
 def _lead(seconds: float, others: dict[str, float]) -> str:
     fastest = min(others, key=lambda who: others[who])
     return f"{others[fastest] / seconds:.1f}× ({fastest})"
@@ -258,8 +302,9 @@ def with_tables(text: str) -> str:
 
     def written(place: re.Match) -> str:
         if place[2] == "results":
-            names = [name for name in records() if not name.startswith(FAMILY)]
-            content = table(names, "configs")
+            content = table(README_RUNS, "configs")
+        elif place[2] == "speed":
+            content = readme_speed_table()
         else:
             content = speed_table(SPEED[place[2]]) if place[2] in SPEED else _measured(place[2])
         return place[1] + content + place[3]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 import metajax as mj
 from metajax.cli import configs
@@ -45,14 +44,23 @@ def test_every_config_builds_its_model_and_says_what_to_expect():
         configs.load(name)
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
-def test_what_a_page_links_is_there(page):
-    links = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
+def test_the_links_lead_to_files():
+    links = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", README)
     assert links
     for link in links:
-        assert (page.parent / link).exists(), link
+        assert (ROOT / link).exists(), link
+
+
+def test_it_fits_on_a_screen():
+    assert len(README.splitlines()) <= 130
+
+
+def test_the_commands_stand_alone():
+    """CI and newcomers copy them: one line each, into a new environment."""
+    new = "python3 -m venv .venv && .venv/bin/pip install -q "
+    run = ".venv/bin/metajax train sinusoid_maml && .venv/bin/metajax plot runs/sinusoid_maml"
+    assert f"\n{new}. && {run}\n" in README
+    assert f"\n{new}-e '.[test]' && .venv/bin/python -m pytest -n 2\n" in README
 
 
 def test_the_public_names_are_documented():

@@ -1,0 +1,61 @@
+"""The code and the commands in the documentation work."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+import metajax as mj
+from metajax.cli import configs
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_the_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page are one program. The build of the site runs the notebooks."""
+    monkeypatch.chdir(tmp_path)
+    mpl.use("agg")
+    names: dict = {"__name__": "docs"}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, name(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_commands_of_a_page_name_configs_that_exist(page):
+    commands = set(re.findall(r"metajax (?:train|tune|bench) ([a-z]\w+)(?![\w./])", page.read_text()))
+    assert commands <= set(configs.names())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_reference_has_every_public_name():
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
+    modules = {"learners", "models", "tasks"}
+    assert {name for name in mj.__all__ if not re.search(rf"metajax\.(\w+\.)?{name}\b", reference)} <= modules
+
+
+def test_the_site_has_a_page_for_every_public_learner():
+    """The table of algorithms names each learner of the package."""
+    listed = (ROOT / "docs" / "algorithms" / "index.md").read_text()
+    files = {path.stem for path in (ROOT / "metajax" / "learners").glob("[a-z]*.py")}
+    assert {learner for learner in files if f"metajax/learners/{learner}.py" not in listed} == set()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "algorithms").glob("*.md")), ids=name)
+def test_the_scores_of_an_algorithm_are_recorded_or_published(page):
+    known = (ROOT / "docs" / "results.md").read_text() + (ROOT / "benchmarks" / "published.json").read_text()
+    scores = re.findall(r"\d+\.\d+ ± \d+\.\d+", page.read_text())
+    assert {score for score in scores if score not in known} == set()
