@@ -212,7 +212,7 @@ def test_values_for_another_number_of_inner_steps_are_refused(made):
     for steps in (2, 5):
         with pytest.raises(ValueError, match=rf"{steps}.*inner step|inner step.*{steps}"):
             made(steps)
-    with pytest.raises(ValueError, match=r"at least one inner step|needs an inner step"):
+    with pytest.raises(ValueError, match="an inner step"):
         made(0)
 
 

@@ -54,7 +54,7 @@ def rates_per_layer_and_step(steps: int) -> Part:
 
 def _check_steps(name: str, steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"{name} per step need at least one inner step, got {steps}")
+        raise ValueError(f"{name} per step need an inner step at least, got {steps}")
 
 
 def values_per_step(chooses: Chooses, steps: int) -> Part:
