@@ -1,7 +1,10 @@
 """The code and the commands in the documentation work."""
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -33,6 +36,23 @@ def test_the_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
 def test_the_commands_of_a_page_name_configs_that_exist(page):
     commands = set(re.findall(r"metajax (?:train|tune|bench) ([a-z]\w+)(?![\w./])", page.read_text()))
     assert commands <= set(configs.names())
+
+
+def options(settings: Any, prefix: str = "--") -> Iterator[str]:
+    """Yield the options of settings, such as `--inner.first-order`."""
+    for field in dataclasses.fields(settings):
+        option = prefix + field.name.replace("_", "-")
+        value = getattr(settings, field.name)
+        yield option
+        if dataclasses.is_dataclass(value):
+            yield from options(value, f"{option}.")
+
+
+def test_the_options_of_a_page_are_fields_of_configs():
+    known = {option for config in configs.names() for option in options(configs.load(config))}
+    for page in [ROOT / "README.md", *PAGES]:
+        for option in re.findall(r"--[a-z]+\.[a-z0-9.-]*[a-z0-9]", page.read_text()):
+            assert option.replace(".no-", ".") in known, f"{page}: {option}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
