@@ -23,6 +23,8 @@ def __getattr__(name: str) -> Any:
     api = importlib.import_module("metajax._api")
     if name == "__all__":
         return api.__all__
+    if name in globals():  # a module that the import above brought
+        return globals()[name]
     try:
         return getattr(api, name)
     except AttributeError:

@@ -3,7 +3,7 @@
 The checks look at types, structures and shapes alone, so they also work while JAX traces a function.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,9 @@ from jax.core import Tracer
 
 from metajax.tracing import is_key
 from metajax.types import LossFn, MetaParams, Metrics, Params, PyTree
+
+_SHOWN_KEYS = 8
+"""Keys of a dict in an error message, which has three lines at most."""
 
 
 def as_key(seed: Any) -> jax.Array:
@@ -34,7 +37,7 @@ def as_key(seed: Any) -> jax.Array:
                 f"one key is expected, got an array of keys of shape {seed.shape}: choose one, or use vmap"
             )
         return seed
-    dtype, shape = getattr(seed, "dtype", None), np.shape(seed) if np.ndim(seed) == 0 else seed.shape
+    dtype, shape = getattr(seed, "dtype", None), np.shape(seed)
     if dtype == jnp.uint32 and len(shape) == 1:  # a raw key of jax.random.PRNGKey
         return seed
     is_integer = isinstance(seed, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
@@ -52,7 +55,8 @@ def describe(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, dict):
-        return f"a dict with the keys {', '.join(map(str, value))}" if value else "an empty dict"
+        keys = [*map(str, value)][:_SHOWN_KEYS] + (["..."] if len(value) > _SHOWN_KEYS else [])
+        return f"a dict with the keys {', '.join(keys)}" if value else "an empty dict"
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return f"a {type(value).__name__} of {len(value)}"
     if callable(value) and hasattr(value, "__name__"):
@@ -77,7 +81,7 @@ def evaluate_loss(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array)
     if not (isinstance(outputs, tuple) and len(outputs) == 2):
         raise TypeError(f"{form}; {_name(loss_fn)} returned {describe(outputs)}")
     loss, metrics = outputs
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, Mapping):
         raise TypeError(f"{form}; the metrics of {_name(loss_fn)} are {describe(metrics)}")
     if np.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise TypeError(f"{form}; the loss of {_name(loss_fn)} is {describe(loss)}, and not one real number")
@@ -131,6 +135,15 @@ def check_loss(loss_fn: Any) -> None:
         )
 
 
+def check_model(apply: Any) -> None:
+    """Raise a `TypeError` unless a model is a function."""
+    if not callable(apply):
+        raise TypeError(
+            f"a model is a function (params, x, rng) -> outputs, got {describe(apply)}; metajax.functional(module) "
+            "returns the pair (apply, params)"
+        )
+
+
 def check_task(task: Any) -> None:
     """Raise a `TypeError` unless a task has a support set and a query set."""
     if not (hasattr(task, "support") and hasattr(task, "query")):
@@ -146,7 +159,7 @@ def check_params(params: Any, what: str = "parameters") -> None:
     """
     if hasattr(params, "meta_params"):
         raise TypeError(f"{what} are expected, got a {type(params).__name__}: use its field meta_params")
-    if callable(params):
+    if callable(params) and jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):  # not a model that is a pytree
         raise TypeError(
             f"{what} are a pytree of arrays, got {describe(params)}; metajax.functional(module) returns them"
         )

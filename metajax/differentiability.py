@@ -33,18 +33,18 @@ def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTr
     Returns:
         `grads`, unchanged.
     """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), grads)
 
     @jax.custom_jvp
-    def identity(leaf):
-        return leaf
+    def identity(grads):
+        return grads
 
     @identity.defjvp
     def rule(primals, tangents):
-        check_derivative(optimizer, grads, steps)
+        check_derivative(optimizer, shapes, steps)
         return primals[0], tangents[0]
 
-    leaves, structure = jax.tree.flatten(grads)
-    return structure.unflatten([*map(identity, leaves[:1]), *leaves[1:]])
+    return identity(grads)
 
 
 def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, steps: int) -> None:
@@ -52,7 +52,7 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
 
     Args:
         optimizer: An optax optimiser.
-        like: A pytree of arrays of the structure of the parameters.
+        like: A pytree of arrays, or of their shapes, of the structure of the parameters.
         steps: Steps of the inner loop.
 
     Raises:
@@ -68,12 +68,19 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
     ValueError: the derivative of the inner optimiser's update is NaN or infinite, ...
     """
     leaves, structure = jax.tree.flatten(like)
-    shapes = tuple(
-        jax.ShapeDtypeStruct([min(size, _PROBED_SIZE) for size in leaf.shape], leaf.dtype) for leaf in leaves
+    small = tuple(
+        jax.ShapeDtypeStruct(tuple(min(size, _PROBED_SIZE) for size in leaf.shape), leaf.dtype) for leaf in leaves
     )
-    try:
-        generic, at_zero = _is_finite(optimizer, structure, shapes, min(steps, _PROBED_STEPS))
-    except jax.errors.UnexpectedTracerError:  # the optimiser uses a traced value, such as a learned rate
+    real = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    for shapes in (small, real):
+        try:
+            generic, at_zero = _is_finite(optimizer, structure, shapes, min(steps, _PROBED_STEPS))
+            break
+        except jax.errors.UnexpectedTracerError:  # the optimiser uses a traced value, such as a learned rate
+            return
+        except (TypeError, ValueError):  # it holds arrays of the real shapes, such as a rate for each parameter
+            continue
+    else:  # its own errors appear where the inner loop calls it
         return
     if not generic:
         raise ValueError(
@@ -89,8 +96,18 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
         )
 
 
-@functools.lru_cache
 def _is_finite(
+    optimizer: optax.GradientTransformation, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], steps: int
+) -> tuple[bool, bool]:
+    """Probe an optimiser, once for each optimiser that can be hashed."""
+    try:
+        hash(optimizer)
+    except TypeError:
+        return _probe(optimizer, structure, shapes, steps)
+    return _probe_once(optimizer, structure, shapes, steps)
+
+
+def _probe(
     optimizer: optax.GradientTransformation,
     structure: Any,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
@@ -128,3 +145,6 @@ def _is_finite(
     with jax.disable_jit(False), eval_context():
         generic, at_zero = np.asarray(jax.jit(jax.vmap(is_finite))(factors)).tolist()
     return generic, at_zero
+
+
+_probe_once = functools.lru_cache(maxsize=16)(_probe)

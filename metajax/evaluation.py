@@ -135,7 +135,7 @@ def make_evaluation(
     everywhere = replicated(mesh)
     compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
-    checked: list[bool] = []
+    default, checked = sampler, list[Any]()  # the last samplers that were checked
 
     def evaluate(
         meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
@@ -144,9 +144,10 @@ def make_evaluation(
         check_not_donated((meta_params, learner_state), "state")
         shared = replicate((meta_params, learner_state, as_key(rng)), mesh)
         drawn_by = held if sampler is None else replicate(as_partial(sampler), mesh)
-        if sampler is not None or not checked:
-            check_sampler(drawn_by)
-            checked.append(True)
+        given = default if sampler is None else sampler
+        if not any(each is given for each in checked):
+            check_sampler(drawn_by, rng=jax.eval_shape(lambda key: key, shared[2]))
+            checked[:] = [*checked[-7:], given]
         parts = []
         for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # what the last goes beyond is dropped
             parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from metajax.errors import UserError
 from metajax.parallel import map_tasks, split_over_tasks, step_keys
 from metajax.tasks.episodes import Transform, check, draw_episode
-from metajax.training import TrainState
+from metajax.training import TrainState, check_state
 from metajax.types import ClassBank, Task
 
 
@@ -143,6 +143,7 @@ def feed(
         raise ValueError(f"steps_per_call must add up to steps = {steps}, got {of_each.sum()}")
     import grain  # takes a second, and most runs do without
 
+    check_state(state)
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
     implementation, host = jax.random.key_impl(state.key), _host()
     sharding = split_over_tasks(mesh, tasks_per_step)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.checks import describe
+from metajax.checks import check_model, describe
 from metajax.types import ApplyFn, Batch, LossFn
 
 
@@ -30,6 +30,7 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
     >>> float(metrics["accuracy"])
     0.5
     """
+    check_model(apply)
 
     def loss_fn(params, data: Batch, rng):
         _check_batch(data)
@@ -75,6 +76,7 @@ def regression_loss(apply: ApplyFn) -> LossFn:
     >>> float(loss(1.0, data, None)[0])
     2.5
     """
+    check_model(apply)
 
     def loss_fn(params, data: Batch, rng):
         _check_batch(data)
@@ -114,17 +116,22 @@ def _outputs(outputs: Any) -> jax.Array:
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return the mean over examples, weighted by a mask; 0 if all weights are 0.
 
-    Sums are in float32 at least; the mean has the dtype of `values`.
+    Sums are in float32 at least. The mean has the dtype of `values`, or float32 if these are integers or truth values.
 
     Args:
-        values: `float[examples, ...]`.
+        values: `[examples, ...]`.
         mask: Weights `[examples]`, or `None` to count every example once.
     """
     wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
-        return wide.mean().astype(values.dtype)
+        return _like(values, wide.mean())
     wide = wide.reshape(wide.shape[0], -1).mean(-1)
     mask = jnp.asarray(mask, wide.dtype)
     total = mask.sum()
     weighted = jnp.where(mask > 0, wide, 0) * mask  # what does not count may be NaN
-    return (weighted.sum() / jnp.where(total > 0, total, 1)).astype(values.dtype)
+    return _like(values, weighted.sum() / jnp.where(total > 0, total, 1))
+
+
+def _like(values: jax.Array, mean: jax.Array) -> jax.Array:
+    """Return a mean in the dtype of its values; the mean of integers or truth values stays a float."""
+    return mean.astype(values.dtype) if jnp.issubdtype(values.dtype, jnp.inexact) else mean

@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from metajax.checks import check_count
 from metajax.types import PyTree
 
 AXIS = "tasks"
@@ -50,7 +51,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         values = np.asarray(leaf)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
@@ -117,7 +118,7 @@ def average_tasks(
     num_tasks = _checked_num_tasks(per_task)
     chunk_size = _chunk_size(chunk_size, num_tasks, mesh)
 
-    def total(shared, per_task, valid):
+    def average(shared, per_task, valid):
         def add_chunk(total, chunk):
             tasks, valid = chunk
             values = _run_chunk(fn, shared, tasks)
@@ -125,16 +126,16 @@ def average_tasks(
                 values = jax.tree.map(lambda v: jnp.where(_along(valid, v), v, jnp.zeros_like(v)), values)
             return jax.tree.map(lambda t, v: t + v.sum(0, dtype=t.dtype), total, values), None
 
+        one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _sum_type(leaf.dtype)), one)
         total, _ = jax.lax.scan(add_chunk, zeros, _in_chunks((per_task, valid), chunk_size))
-        return total if mesh is None else _sum_over_devices(total)
+        total = total if mesh is None else _sum_over_devices(total)
+        return jax.tree.map(
+            lambda t, leaf: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(leaf.dtype), total, one
+        )
 
-    one = jax.eval_shape(fn, shared, jax.tree.map(lambda leaf: leaf[0], per_task))
     padded, valid = _pad(per_task, num_tasks, chunk_size * num_devices(mesh))
-    total = _on_mesh(total, mesh, PartitionSpec())(shared, padded, valid)
-    return jax.tree.map(
-        lambda t, leaf: (t // num_tasks if _is_integer(t) else t / num_tasks).astype(leaf.dtype), total, one
-    )
+    return _on_mesh(average, mesh, PartitionSpec())(shared, padded, valid)
 
 
 def map_tasks(
@@ -183,8 +184,8 @@ def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None)
 
 def check_chunk_size(chunk_size: int | None) -> None:
     """Raise a `ValueError` if a chunk would hold no task."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
 
 
 def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> int:
@@ -264,6 +265,8 @@ def _sum_type(dtype: Any) -> Any:
     """Return the type in which values are summed: of at least 32 bits, so that the sum is rounded once, at its end."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.promote_types(dtype, jnp.float32)
+    if jnp.issubdtype(dtype, jnp.unsignedinteger):
+        return jnp.promote_types(dtype, jnp.uint32)
     return jnp.promote_types(dtype, jnp.int32) if jnp.issubdtype(dtype, jnp.integer) else dtype
 
 

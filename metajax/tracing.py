@@ -35,9 +35,15 @@ def is_repeatable(fn: Callable[..., Any], *args: Any) -> bool:
     >>> is_repeatable(lambda x: x + 1.0, 1.0), is_repeatable(lambda x: x + np.random.rand(3), 1.0)
     (True, False)
     """
-    # A new function each time: JAX keeps the trace of one that it has seen.
-    first, second = (list(_constants(jax.make_jaxpr(lambda *args: fn(*args))(*args))) for _ in range(2))
+    # JAX keeps the traces of functions that it has seen, compiled parts of `fn` among them, for each precision.
+    precisions = ("float32", "tensorfloat32")
+    first, second = (list(_constants(_traced(fn, args, precision))) for precision in precisions)
     return len(first) == len(second) and all(map(_same, first, second))
+
+
+def _traced(fn: Callable[..., Any], args: tuple, precision: str) -> core.ClosedJaxpr:
+    with jax.default_matmul_precision(precision):
+        return jax.make_jaxpr(lambda *args: fn(*args))(*args)
 
 
 def _constants(closed: core.ClosedJaxpr) -> Iterator[Any]:

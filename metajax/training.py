@@ -101,11 +101,12 @@ def make_train_step(
     A meta-step *fails* if its loss, another metric, its meta-gradient or its update is NaN or infinite. A failed step
     does not change the state, and neither do the later steps of the call: the state stays good, `state.step` is the
     step that failed, and `first_non_finite(metrics)` names the metric. The next call with that state raises a
-    `FloatingPointError`, so a training loop cannot continue without progress. With `skip_non_finite=True` a failed
+    `FloatingPointError`, so a training loop cannot continue without progress; for this a call waits for the result of
+    the previous one, so give a call of a small model many steps. With `skip_non_finite=True` a failed
     step changes only `state.step`, and training goes on with the next tasks.
 
     An optimiser may handle a meta-gradient that is not finite, as `optax.apply_if_finite` and `optax.zero_nans` do: if
-    its update is finite, and it leaves no NaN in its state, the step is applied and does not fail.
+    its update is finite, and no number in its state becomes NaN or infinite, the step is applied and does not fail.
 
     Args:
         learner: A meta-learner.
@@ -163,7 +164,8 @@ def make_train_step(
         updates, opt_state = update(optimizer, mean.gradient, state.opt_state, state.meta_params, loss)
         norms = {"gradient_norm": _norm(mean.gradient), "update_norm": _norm(updates)}
         metrics = {**mean.metrics, **norms}
-        handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~_has_nan(opt_state)
+        spoiled = _is_spoiled(state.opt_state, opt_state)
+        handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~spoiled
         good = handled | jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
         # The learner's state comes from the tasks, which no optimiser handles.
         learner_state = _where(good & ~handled, mean.state, state.learner_state)
@@ -172,7 +174,7 @@ def make_train_step(
         step = state.step + (1 if skip_non_finite else good.astype(jnp.int32))
         return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
 
-    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, jax.Array]:
+    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # All keys at once, and all tasks if they are small: a tiny model would notice the time of one after the other.
@@ -187,38 +189,42 @@ def make_train_step(
             return meta_step(state, draw, given, chunk)
 
         state, metrics = jax.lax.scan(step, state, length=steps_per_call)
-        return state, metrics, state.step - first < steps_per_call
+        failed_at = jnp.where(state.step - first < steps_per_call, state.step, -1)
+        return state, metrics, (failed_at, jax.random.key_data(state.key))
 
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
     compiled = jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
     checked: list[bool] = []
-    last: list[Any] = []  # the step, metrics and failure of the last call
+    last: list[Any] = []  # the metrics of the last call, the meta-step that failed in it or -1, and the key
 
     def train(state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
         check_state(state)
         if not checked:
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
-            check_sampler(held, *() if fed is None else (one,))
+            check_sampler(held, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
             checked.append(True)
-        if last and state.step is last[0]:
-            _raise_if_failed(*last)
+        if last and not isinstance(state.step, Tracer):
+            _raise_if_failed(state, *last)
         # A state that is not yet where the compiled step keeps it would make a second program.
-        state, metrics, failed = compiled(replicate(state, mesh), held, fed)
-        last[:] = [] if isinstance(state.step, Tracer) else [state.step, metrics, failed]
+        state, metrics, failure = compiled(replicate(state, mesh), held, fed)
+        if not (skip_non_finite or isinstance(state.step, Tracer)):
+            last[:] = [metrics, *failure]
         return state, metrics
 
     return train
 
 
-def _raise_if_failed(step: jax.Array, metrics: Metrics, failed: jax.Array) -> None:
-    if not failed:
+def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, key: jax.Array) -> None:
+    """Raise a `FloatingPointError` if the last call failed in this run, at the meta-step that the state is at."""
+    step = int(failed_at)
+    if step < 0 or int(state.step) != step or (jax.random.key_data(state.key) != key).any():
         return
     row = {name: values[-1:] for name, values in metrics.items()}  # the failed step was repeated up to the call's end
     _, name = first_non_finite(row) or (0, "loss")
     raise FloatingPointError(
-        f"meta-step {int(step)} failed: {name} is {float(row[name][0])}. The state is the one before that "
+        f"meta-step {step} failed: {name} is {float(row[name][0])}. The state is the one before that "
         "step. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, infinity "
         "or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
     )
@@ -240,9 +246,15 @@ def _norm(tree: PyTree) -> jax.Array:
     return optax.tree.norm(jax.tree.map(_as_float, tree))
 
 
-def _has_nan(tree: PyTree) -> jax.Array:
-    real = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.any(jnp.array([False, *(jnp.isnan(leaf).any() for leaf in real)]))
+def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
+    """Return whether a number in an optimiser's state was finite and is no longer."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    spoiled = [
+        (jnp.isfinite(old) & ~jnp.isfinite(new)).any()
+        for old, new in pairs
+        if jnp.issubdtype(jnp.result_type(new), jnp.inexact)
+    ]
+    return jnp.any(jnp.array([False, *spoiled]))
 
 
 def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:

@@ -81,7 +81,7 @@ def test_other_arguments_of_a_learner_are_named(learner):
     for task in [(DATA, DATA), DATA, None, {"support": DATA, "query": DATA}]:
         with pytest.raises(TypeError, match=r"a task is metajax.Task\(support, query\), got "):
             made.gradient(meta_params, task, key, state)
-    for rng in [None, 0.5, "0", jnp.ones(3), True]:
+    for rng in [None, 0.5, "0", jnp.ones(3), True, [0, 1]]:
         with pytest.raises(TypeError, match=r"a key from .* or an integer seed is expected"):
             made.adapt(meta_params, DATA, rng)
     with pytest.raises(ValueError, match="one key is expected"):
@@ -164,8 +164,9 @@ def test_a_training_state_is_told_from_others_and_is_used_once():
     with pytest.raises(ValueError, match="this state was donated to an earlier training step"):
         train(first)
     evaluate = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
-    with pytest.raises(ValueError, match="donated"):
-        evaluate(first.meta_params, 0)
+    for use in (lambda: evaluate(first.meta_params, 0), lambda: learner.adapt(first.meta_params, DATA, 0)):
+        with pytest.raises(ValueError, match="donated"):
+            use()
     with pytest.raises(TypeError, match="use its field meta_params"):
         evaluate(second, 0)
     assert int(train(second)[0].step) == 2
@@ -207,7 +208,8 @@ def by_seeded_numpy(rng):
         (by_numpy, "draws numbers with NumPy"),
         (by_random, "draws numbers with NumPy or Python's random"),
         (by_seeded_numpy, "ignores its key"),
-        (jax.jit(by_numpy), "ignores its key"),
+        (jax.jit(by_numpy), "draws numbers with NumPy"),
+        (jax.jit(by_random), "draws numbers with NumPy or Python's random"),
         (lambda rng: TASK, r"ignores its key.*metajax.constant_task\(task\)"),
     ],
 )
@@ -250,3 +252,60 @@ def test_a_sampler_of_another_form_is_named():
         mj.make_train_step(learner, optax.sgd(0.1), TASK, tasks_per_step=1)
     with pytest.raises(TypeError, match="a sampler is a function"):
         mj.make_evaluation(learner, good, [TASK], steps=1)
+
+
+def test_a_sampler_for_keys_of_another_kind_is_taken():
+    def sampler(rng):
+        x = jax.random.normal(jax.random.wrap_key_data(rng), (10, 1))
+        return mj.Task(mj.Batch(x[:5], x[:5]), mj.Batch(x[5:], x[5:]))
+
+    learner, raw = mj.maml(good, INNER), jax.random.PRNGKey(0)
+    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2)
+    state, _ = train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS, raw))
+    assert int(state.step) == 1
+
+
+def test_an_evaluations_own_sampler_is_checked_after_another_one():
+    learner = mj.maml(good, INNER)
+    evaluate = mj.make_evaluation(learner, good, by_seeded_numpy, steps=1, num_tasks=2, non_transductive=False)
+    evaluate(PARAMS, 0, sampler=mj.sinusoid())
+    with pytest.raises(ValueError, match="ignores its key"):
+        evaluate(PARAMS, 0)
+
+
+@jax.tree_util.register_pytree_node_class
+class Callable:
+    """A model that is a pytree and a function, as Equinox makes them."""
+
+    def __init__(self, w):
+        self.w = w
+
+    def __call__(self, x):
+        return x @ self.w
+
+    def tree_flatten(self):
+        return (self.w,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_parameters_may_be_any_pytree_of_arrays():
+    def loss(model, data, rng):
+        return ((model(data.x) - data.y) ** 2).mean(), {}
+
+    learner = mj.maml(loss, INNER)
+    model, state = learner.init(Callable(jnp.ones((1, 1))))
+    assert learner.gradient(model, TASK, 0, state).gradient.w.shape == (1, 1)
+
+
+def test_counts_of_tasks_are_whole_numbers():
+    for make in (lambda n: mj.sinusoid(shots=n), lambda n: mj.glyphs(ways=n, shots=1, queries=1)):
+        with pytest.raises(TypeError, match="must be a whole number"):
+            make("5")
+        with pytest.raises(TypeError, match="must be a whole number"):
+            make(2.5)
+    for make in (mj.maml_plus_plus, lambda loss, inner: mj.prototypical_network(loss, embed=good, inner=inner)):
+        with pytest.raises(TypeError, match="inner must be made by inner_loop"):
+            make(good, optax.sgd(0.1))

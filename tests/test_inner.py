@@ -1,5 +1,7 @@
 """The inner loop against closed forms and explicit loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -417,3 +419,50 @@ def test_an_inner_optimizer_without_a_derivative_is_named(key):
     for optimizer in (optax.sgd(0.1, momentum=0.9, nesterov=True), optax.rmsprop(0.1), optax.adagrad(0.1)):
         gradient(optimizer)
     mj.inner_loop(optax.radam(0.1), 4).run(tree_loss, TREE, None, key)  # not differentiated
+
+
+def two_leaves(params, target, rng):
+    """The gradient with respect to `a` is constant, so its derivative is 0."""
+    return params["a"].sum() + ((params["b"] - target) ** 2).sum(), {}
+
+
+def test_a_missing_derivative_is_found_in_any_leaf(key):
+    learner = mj.maml(two_leaves, mj.inner_loop(optax.radam(0.1), 8))
+    with pytest.raises(ValueError, match="derivative of the inner optimiser's update is NaN or infinite"):
+        learner.gradient({"a": jnp.ones(2), "b": jnp.ones(2)}, mj.Task(0.5, 0.5), key, ())
+
+
+@pytest.mark.parametrize("mixed_mode", [False, True])
+def test_an_inner_optimizer_may_hold_arrays_be_traced_and_be_a_class(key, mixed_mode):
+    task, params = mj.Task(0.0, 0.0), {"w": jnp.ones(5)}
+
+    def loss(params, target, rng):
+        return ((params["w"] - target) ** 2).sum() / 2, {}
+
+    def gradient(optimizer):
+        learner = mj.maml(loss, mj.inner_loop(optimizer, 1, mixed_mode=mixed_mode))
+        return learner.gradient(params, task, key, ()).gradient["w"]
+
+    rates = jnp.linspace(0.1, 0.5, 5)
+    each = optax.stateless(lambda updates, params: {"w": -rates * updates["w"]})
+    np.testing.assert_allclose(gradient(each), (1 - rates) ** 2, rtol=1e-6)
+    traced = jax.jit(lambda rate: gradient(optax.sgd(rate)))(0.5)
+    np.testing.assert_allclose(traced, 0.25, rtol=1e-6)
+
+    @dataclasses.dataclass
+    class Own:
+        rate: float
+
+        def init(self, params):
+            return ()
+
+        def update(self, updates, state, params=None):
+            return jax.tree.map(lambda u: -self.rate * u, updates), state
+
+    np.testing.assert_allclose(gradient(Own(0.5)), 0.25, rtol=1e-6)
+
+
+def test_no_trace_leaks(key):
+    learner = mj.maml(two_leaves, mj.inner_loop(optax.sgd(0.1), 3))
+    with jax.checking_leaks():
+        learner.gradient({"a": jnp.ones(2), "b": jnp.ones(2)}, mj.Task(0.5, 0.5), key, ())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import metajax as mj
+from metajax.losses import weighted_mean
 
 
 def test_cross_entropy_and_accuracy_are_means_over_weighted_examples():
@@ -115,3 +116,15 @@ def test_labels_are_integers():
     loss = mj.classification_loss(lambda params, x, rng: x)
     with pytest.raises(TypeError, match=r"labels are integers in \[0, ways\), got float32\[4\]"):
         loss({}, mj.Batch(jnp.ones((4, 2)), jnp.ones(4)), None)
+
+
+def test_the_mean_of_integers_and_truth_values_is_not_rounded():
+    for values in (jnp.array([1, 0, 1, 1]), jnp.array([True, False, True, True]), jnp.array([1, 0, 1, 1], jnp.uint8)):
+        assert float(weighted_mean(values, None)) == 0.75
+        assert float(weighted_mean(values, jnp.array([1, 1, 0, 0]))) == 0.5
+
+
+@pytest.mark.parametrize("make", [mj.regression_loss, mj.classification_loss])
+def test_a_pair_is_no_model(make):
+    with pytest.raises(TypeError, match=r"a model is a function .*got a tuple of 2; metajax.functional"):
+        make((lambda params, x, rng: x, {}))

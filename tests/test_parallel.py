@@ -128,6 +128,7 @@ def test_a_chunk_below_one_is_refused(key):
         (jnp.int8, -100),
         (jnp.int16, 30_000),
         (jnp.uint16, 60_000),
+        (jnp.uint32, 4_000_000),
     ],
 )
 def test_the_average_of_equal_values_is_the_value_in_every_type(dtype, value, mesh):

@@ -321,3 +321,32 @@ def test_norms_of_half_precision_do_not_overflow():
 
 def test_first_non_finite_looks_at_every_entry_of_a_step():
     assert mj.first_non_finite({"each": jnp.array([[1.0, 2.0], [3.0, jnp.nan]])}) == (1, "each")
+
+
+def test_a_failure_is_noticed_through_a_copy_and_by_another_call_length():
+    learner, sampler, root = diverging_at(0)
+    trains = [
+        mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=steps) for steps in (1, 2)
+    ]
+    state, _ = trains[0](mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root))
+    with pytest.raises(FloatingPointError):
+        trains[0](jax.tree.map(jnp.copy, state))
+    state, _ = trains[1](state)
+    with pytest.raises(FloatingPointError):
+        trains[0](state)
+    other = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), seed=5)
+    state, _ = trains[0](other)
+    assert int(state.step) == 1, "another run may begin"
+
+
+def test_an_infinite_gradient_does_not_spoil_the_state():
+    """Lion's update is a sign, finite for an infinite gradient; its momentum is not."""
+    learner, sampler, root = diverging_at(1)
+    infinite = learner._replace(
+        gradient=lambda *args: jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), learner.gradient(*args))
+    )
+    optimizer = optax.lion(0.1)
+    train = mj.make_train_step(infinite, optimizer, sampler, tasks_per_step=1, steps_per_call=3)
+    state, _ = train(mj.init_train_state(infinite, optimizer, jnp.float32(0.0), root))
+    assert int(state.step) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))

@@ -1,12 +1,12 @@
 """What a meta-learner is: an estimator of a meta-gradient on one task."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import as_key, check_entries, check_params, check_task, describe
+from metajax.checks import as_key, check_entries, check_not_donated, check_params, check_task, describe
 from metajax.inner import Adapted, InnerLoop
 from metajax.partition import names
 from metajax.types import ApplyFn, LossFn, MetaParams, Metrics, Params, PyTree, Task
@@ -80,6 +80,7 @@ def checked_learner(
 
     def check(meta_params: MetaParams) -> None:
         check_params(meta_params, "meta-parameters")
+        check_not_donated(meta_params, "state")
         if entries:
             check_entries(meta_params, entries)
 
@@ -113,6 +114,8 @@ def check_estimate(estimate: Any, meta_params: MetaParams) -> None:
         raise TypeError(
             f"a learner's gradient returns metajax.Estimate(gradient, metrics, state), got {describe(estimate)}"
         )
+    if not isinstance(estimate.metrics, Mapping):
+        raise TypeError(f"the metrics of an estimate are a dict of scalars, got {describe(estimate.metrics)}")
     for name, value in estimate.metrics.items():
         if jnp.shape(value) != ():
             raise TypeError(f"metrics are scalars: {name!r} is {describe(value)}; return its mean")

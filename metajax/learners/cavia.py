@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_count
 from metajax.errors import UserError
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
@@ -35,8 +36,7 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
     {'bias': (4, 3), 'kernel': None}
     """
-    if size < 1:
-        raise ValueError(f"the size of a context must be at least 1, got {size}")
+    check_count("size", size)
 
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, shifts, "shifts")[0])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_count
 from metajax.errors import UserError
 from metajax.inner import InnerLoop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
@@ -35,8 +36,7 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
     {'bias': None, 'kernel': ((5, 2), (2, 3))}
     """
-    if rank < 1:
-        raise ValueError(f"the rank must be at least 1, got {rank}")
+    check_count("rank", rank)
 
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, adapts, "adapts")[0])

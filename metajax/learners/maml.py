@@ -101,7 +101,7 @@ def maml(
         def estimate(**options):
             return jax.grad(lambda meta_params: query_loss(meta_params, **options), has_aux=True)(meta_params)
 
-        if counts and not (hasattr(state, "shape") and state.shape == ()):
+        if counts and (isinstance(state, tuple | list | dict) or jnp.shape(state) != ()):
             raise TypeError(
                 "this learner counts meta-steps: pass the state from learner.init(params)[1], or the last estimate's; "
                 f"got {describe(state)}"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.errors import UserError
-from metajax.inner import InnerLoop
+from metajax.inner import InnerLoop, check_inner_loop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
 from metajax.partition import Chooses, merge, named, opposite, scaled, split
@@ -164,6 +164,7 @@ def maml_plus_plus(
     >>> {name: jax.tree.map(jax.numpy.shape, value) for name, value in sorted(meta_params.items()) if name != "init"}
     {'per_step': {'norms': (3,), 'w': None}, 'step_rates': {'norms': (2,), 'w': (2,)}}
     """
+    check_inner_loop(inner)
     steps = inner.steps
     return maml(
         loss_fn,

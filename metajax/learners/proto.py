@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner import InnerLoop, inner_loop
+from metajax.inner import InnerLoop, check_inner_loop, inner_loop
 from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
 from metajax.models.functional import features
@@ -125,6 +125,7 @@ def prototypical_network(
     >>> learner = mj.prototypical_network(mj.classification_loss(apply), embed=mj.models.features(apply))
     """
     inner = inner_loop(optax.sgd(0.01), 0) if inner is None else inner
+    check_inner_loop(inner)
     if inner.steps:
         raise ValueError(f"prototypical networks train without inner steps: set inner.steps to 0, not {inner.steps}")
     return maml(loss_fn, inner, prototypes(embed, head))

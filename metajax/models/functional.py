@@ -13,6 +13,7 @@ from flax import linen, nnx
 from jax import core
 from jax.interpreters import partial_eval
 
+from metajax.checks import as_key
 from metajax.partition import map_with_names, names
 from metajax.types import ApplyFn, Params, PyTree
 
@@ -151,12 +152,7 @@ def _replaced(state: nnx.State, values: PyTree) -> nnx.State:
 
 def _from_linen(module: linen.Module, init_args: tuple, options: dict[str, Any]) -> tuple[ApplyFn, Params]:
     init_rngs, example, *others = init_args
-    for key in init_rngs.values() if isinstance(init_rngs, dict) else [init_rngs]:
-        if not (hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)):
-            raise TypeError(
-                "the first argument after a Linen module is a key, jax.random.key(0) for example, or a dict of keys; "
-                f"got {type(key).__name__}"
-            )
+    init_rngs = jax.tree.map(as_key, init_rngs)  # one, or a dict of them
     variables = dict(module.init(init_rngs, example, *others, **options))
     params, statistics = variables.pop("params", {}), variables.get("batch_stats", {})
     streams = sorted({"dropout", *(init_rngs if isinstance(init_rngs, dict) else ())} - {"params"})
@@ -199,11 +195,11 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
     _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
     moments = [
         (
-            path.rpartition("/")[0],
-            isinstance(leaf, core.Tracer) or bool((np.asarray(leaf) != path.endswith("/var")).any()),
+            path.rpartition("/")[0] or "the module itself",
+            isinstance(leaf, core.Tracer) or bool((np.asarray(leaf) != path.endswith("var")).any()),
         )
         for path, leaf, yes in zip(names(statistics), jax.tree.leaves(statistics), used, strict=False)
-        if yes and path.endswith(("/mean", "/var"))
+        if yes and path.rpartition("/")[2] in ("mean", "var")
     ]
     if not moments:
         return

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from metajax.checks import check_count
 from metajax.types import Batch, ClassBank, Task, TaskSampler
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
@@ -239,8 +240,7 @@ def _check_values(images: Any, name: str) -> None:
 def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
     """Raise a `ValueError` unless a bank has enough classes and examples for such episodes."""
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
     check_bank(bank)
     images, counts = np.shape(bank.images), np.asarray(bank.counts)
     classes = len(counts) * (4 if rotations else 1)

@@ -7,6 +7,7 @@ unsteady hand, slanted, stretched, shifted, with a pen of another width. So imag
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_count
 from metajax.types import Batch, Task, TaskSampler
 
 MAX_STROKES = 4
@@ -36,8 +37,7 @@ def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float
     ((5, 28, 28, 1), [0, 1, 2, 3, 4])
     """
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries), ("size", size)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
 
     def sample(rng: jax.Array) -> Task:
         class_key, support_key, query_key = jax.random.split(rng, 3)

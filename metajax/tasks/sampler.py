@@ -25,19 +25,20 @@ def _constant(task: Task, rng: jax.Array) -> Task:
     return task
 
 
-def check_sampler(sampler: TaskSampler, *fed: PyTree) -> None:
+def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = None) -> None:
     """Check that a sampler returns a task, and draws it with the key that it is given.
 
     Args:
         sampler: `rng -> Task`, or `(rng, *fed) -> Task`.
         *fed: The host's data for one task, or its shapes, if the sampler takes any.
+        rng: A key of the kind that the sampler gets, or its shape. Default: a key of JAX's default implementation.
 
     Raises:
         TypeError: If the sampler does not return a `Task`.
         ValueError: If the sampler draws numbers outside JAX, so that its compiled form repeats them, or if its task
             does not depend on the key. Samplers made by `constant_task` are exempt.
     """
-    key = jax.random.key(0)
+    key = jax.random.key(0) if rng is None else rng
     traced, task = jax.make_jaxpr(sampler, return_shape=True)(key, *fed)
     check_task(task)
     if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback draws on the host at each call

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from metajax.checks import check_count
 from metajax.types import Batch, Task, TaskSampler
 
 
@@ -43,8 +44,7 @@ def sinusoid(
     ((5, 1), (7, 1))
     """
     for name, value in [("shots", shots), ("queries", queries)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
 
     def sample(rng: jax.Array) -> Task:
         amplitude_key, phase_key, x_key = jax.random.split(rng, 3)

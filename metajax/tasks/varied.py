@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.checks import check_count
 from metajax.tasks.episodes import Transform, check_bank, draw_without_replacement, shuffle_first, to_float, turn
 from metajax.types import Batch, ClassBank, Task, TaskSampler
 
@@ -236,8 +237,7 @@ def _check(
 ) -> None:
     positive = {"min_ways": min_ways, "max_support_per_class": max_support_per_class, "max_queries": max_queries}
     for name, value in positive.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
     if not min_ways <= max_ways <= max_support:
         raise ValueError(
             "min_ways must be at most max_ways, and max_ways at most max_support, so that each class has an example; "
