@@ -183,7 +183,7 @@ def test_a_damaged_last_checkpoint_falls_back_and_goes_on_exactly(undisturbed, c
         (line,) = result.err.splitlines()
         assert result.code == 0
         assert line.startswith(f"metajax: warning: checkpoint {copy / 'checkpoints' / '40'} cannot be read (")
-        assert line.endswith("; falling back to the one before")
+        assert line.endswith("; falling back to the previous one")
     assert json.loads((copy / "other.json").read_text())["checkpoint"] == 30
     (copy / "other.json").unlink()
     assert f"resuming {copy} from step 30" in result.out
