@@ -1,4 +1,4 @@
-"""Several data sets as the domains of one experiment, as settings."""
+"""Settings for tasks from several data sets, the domains of one experiment."""
 
 import dataclasses
 from functools import partial
@@ -16,29 +16,29 @@ class Source:
     """One domain of `Domains`."""
 
     name: str
-    """What reports call it."""
+    """Name of the domain in reports."""
     task: TaskSpec
-    """Its data set; ways and shots are those of `Domains`."""
+    """Data set of the domain. Its ways and shots are ignored; `Domains` sets the sizes of tasks."""
     train: bool = True
-    """Whether it is trained on, and validated, or kept for the test."""
+    """Use the domain for training and validation; otherwise only for the test."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domains:
-    """Classes of several data sets, in episodes of random ways and random, unequal shots: Meta-Dataset's protocol."""
+    """Episodes with random ways and unequal random shots from several data sets: Meta-Dataset's protocol."""
 
     sources: tuple[Source, ...]
-    """The data sets; their images must be of one size, with as many channels."""
+    """The data sets. All images must have the same size and number of channels."""
     min_ways: int = 5
-    """Fewest classes in a task."""
+    """Smallest number of classes in a task."""
     max_ways: int = 50
-    """Most classes in a task, and outputs of the model."""
+    """Largest number of classes in a task; also the number of the model's outputs."""
     max_support: int = 500
-    """Most support examples of a task."""
+    """Largest number of support examples in a task."""
     max_support_per_class: int = 100
-    """What a class adds to the size of the support set, at most."""
+    """Largest contribution of a class to the size of the support set."""
     max_queries: int = 10
-    """Most query examples of each class."""
+    """Largest number of query examples of each class."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, min_ways=self.min_ways, max_ways=self.max_ways)
@@ -49,7 +49,7 @@ class Domains:
             raise UserError(f"task.sources must have names of their own, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers; a split has the domains whose data set has it."""
+        """Make the samplers. A split contains the domains whose data set has this split."""
         made = {source.name: _of_source(source, data_dir) for source in self.sources}
         banks = {name: each.banks for name, each in made.items()}
         holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}
@@ -78,7 +78,7 @@ class Domains:
 
 
 def _of_source(source: Source, data_dir: Path | None) -> Tasks:
-    """The tasks of a source, for their banks: its own ways and shots do not count."""
+    """Return the tasks of a source, of which only the class banks are used; its ways and shots are ignored."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
     counted = {name: value for name, value in fewest.items() if name in fields}
