@@ -135,7 +135,7 @@ def restore(
     _check_encodable(directory)
     steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
     if not steps:
-        raise UserError(f"{directory} holds no checkpoint")
+        raise UserError(f"{directory} has no checkpoint")
     problems, other = [], None
     for candidate in steps:
         path = directory / str(candidate)
@@ -277,7 +277,7 @@ def _check_same_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
         nothing = "nothing"
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise OtherParametersError(
-            f"the model's parameters are not those of the checkpoint: it holds {found.get(first, nothing)} where "
+            f"the model's parameters differ from the checkpoint: it has {found.get(first, nothing)} where "
             f"{wanted.get(first, nothing)} is expected, at {first}{more}"
         )
 

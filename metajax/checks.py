@@ -114,7 +114,7 @@ def check_not_donated(tree: PyTree, what: str) -> None:
     """Raise a `ValueError` if an array of a pytree was donated to a training step."""
     if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
-            f"this {what} was donated to an earlier training step, which used its memory again: continue with the "
+            f"this {what} was donated to an earlier training step, which reused its memory: continue with the "
             "state that the step returned, or copy a state before the step with jax.tree.map(jax.numpy.copy, state)"
         )
 

@@ -197,8 +197,8 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         raise ValueError("non-transductive evaluation needs tasks made of Batch; pass non_transductive=False")
     if not weighs_examples(loss_fn, params, support, rng):
         raise ValueError(
-            "the loss does not look at data.mask, so it cannot leave out the support set that each query is predicted "
-            "with: weigh examples by data.mask, or pass non_transductive=False"
+            "the loss does not use data.mask, so it cannot ignore the support set in the batch of each query: weight "
+            "examples by data.mask, or pass non_transductive=False"
         )
     only_last = jnp.zeros(_size(support) + 1).at[-1].set(1)
 

@@ -181,7 +181,7 @@ def inner_loop(
         fast, slow = split_adapting(params)
         check_params(fast, "parameters that adapt")
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
-            raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(all_names(params)) or 'none'}")
+            raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
         wants_loss = steps > 0 and uses_loss(optimizer, fast)
         gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient

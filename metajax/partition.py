@@ -39,7 +39,7 @@ def _holds(path: str, name: str) -> bool:
 
 def _refuse_string(chooses: Any) -> None:
     if isinstance(chooses, str):
-        raise ValueError(f"a choice of parameters is a function or a pytree of bools: say metajax.named({chooses!r})")
+        raise ValueError(f"a mask of parameters is a function or a pytree of bools: use metajax.named({chooses!r})")
 
 
 def named(*names: str) -> Named:
@@ -55,7 +55,7 @@ def named(*names: str) -> Named:
     [True, False, True]
     """
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"named takes names, one after the other, got {', '.join(map(repr, names))}")
+        raise TypeError(f"named takes strings as separate arguments, got {', '.join(map(repr, names))}")
     return Named(names)
 
 
@@ -125,8 +125,8 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
     if not callable(chooses) and (lacking := set(all_names(params)) ^ set(all_names(mask))):
         raise ValueError(
-            f"{setting}: a pytree of bools has one for each parameter, but the two differ in "
-            f"{', '.join(sorted(lacking))}; or choose by metajax.named"
+            f"{setting}: a pytree of bools needs one bool for each parameter, but the two trees differ in "
+            f"{', '.join(sorted(lacking))}; or use metajax.named"
         )
     chosen = map_present(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = map_present(lambda leaf, yes: None if yes else leaf, params, mask)
@@ -154,8 +154,8 @@ def scaled(updates: PyTree, factors: PyTree) -> PyTree:
     structure = lambda tree: jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)  # noqa: E731
     if structure(updates) != structure(factors):
         raise ValueError(
-            "learned rates are those of the model's parameters, but something else adapts: they do not combine with a "
-            "context or low-rank factors"
+            "learned rates belong to the model's parameters, but other arrays adapt: learned rates cannot be combined "
+            "with a context or low-rank factors"
         )
     return map_present(lambda update, factor: None if update is None else update * factor, updates, factors)
 
@@ -180,7 +180,7 @@ def map_changed(fn: Callable, params: PyTree, changes: PyTree) -> PyTree:
             return leaf
         if leaf is None:
             raise ValueError(
-                "a part changes parameters that an earlier one does not let adapt: choose among those that it lets"
+                "a part changes parameters that an earlier part does not let adapt: select only adapting parameters"
             )
         return fn(leaf, change)
 

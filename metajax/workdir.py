@@ -309,7 +309,7 @@ def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[s
     stored = _with_defaults(_read_config(workdir), {}).get("execution")
     changes = [] if unknown else _changes(_began(workdir), environment(devices))
     changes += _differing({"execution": stored}, {"execution": to_json(experiment.execution)})
-    return [*filter(None, [unknown]), *(f"{change}: the same up to rounding" for change in changes)]
+    return [*filter(None, [unknown]), *(f"{change}: results are the same up to rounding" for change in changes)]
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -321,10 +321,10 @@ def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
     if began["devices"] != now["devices"]:
-        changes.append(f"the run began on {began['devices']} devices and goes on on {now['devices']}")
+        changes.append(f"the run began on {began['devices']} devices and continues on {now['devices']}")
     precision = began.get("precision", "default")
     if precision != now["precision"]:
-        changes.append(f"the run began with products in {precision} and goes on in {now['precision']}")
+        changes.append(f"the run began with matrix products in {precision} and continues in {now['precision']}")
     return changes
 
 

@@ -146,7 +146,7 @@ def test_imported_code_of_another_shape_names_the_parameter(mine):
     result = run("evaluate", directory)
     assert result.code == 2
     (_, error) = result.err.splitlines()
-    assert "the model's parameters are not those of the checkpoint: it holds float32[8] where float32[9]" in error
+    assert "the model's parameters differ from the checkpoint: it has float32[8] where float32[9]" in error
     assert "at meta_params/a/bias (and 8 more)" in error
     assert error.count("checkpoint") <= 3
     text = (mine / "my_model.py").read_text()

@@ -106,11 +106,11 @@ def table(result: dict[str, Any]) -> None:
             console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
             console.print(_grid("domain", columns, domains))
         if "non_transductive" in result:
-            console.print("alone: each query with the support set only; else all queries of a task together")
+            console.print("alone: non-transductive (each query with only the support set); other columns: transductive")
     put_line(captured.get().rstrip("\n"), sys.stdout)  # rich would end the process if the output has no reader
     diverged = result["transductive"]["diverged"]
     if diverged:
-        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")
+        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; the means include them")
 
 
 def _grid(head: str, columns: list[tuple[str, str, str]], rows: dict[str, tuple[dict[str, Any], int]]) -> Table:

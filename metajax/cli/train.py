@@ -146,8 +146,8 @@ def _check_same(differing: Sequence[str], experiment: Experiment, directory: Pat
     advice = "Choose another --workdir, or the same settings"
     if longer:
         advice = (
-            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {schedule} schedule ends with "
-            "the run, and all its rates would have been others. Choose another --workdir"
+            f"A run can continue to more meta-steps only if its outer.schedule is constant: the rates of a {schedule} "
+            "schedule depend on the number of meta-steps. Choose another --workdir"
         )
     raise UserError(f"{directory} holds another experiment: {'; '.join(differing)}. {advice}")
 
@@ -214,7 +214,7 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     if step < experiment.training.steps:
         report.say(f"resuming {directory} from step {step:,}")
     else:
-        more = "; a larger --training.steps goes on" if experiment.outer.schedule == "constant" else ""
+        more = "; a larger --training.steps continues training" if experiment.outer.schedule == "constant" else ""
         report.say(f"{directory} is trained, to step {step:,}: only evaluating it{more}")
     return state
 

@@ -68,8 +68,8 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
         raise UserError(f"learner: {error}") from error
     if experiment.evaluation.non_transductive and not weighs:
         raise UserError(
-            "evaluation.non_transductive: the loss of these tasks does not look at data.mask, so it cannot leave out "
-            "the support set that each query is predicted with: weigh examples by data.mask, or set it to False"
+            "evaluation.non_transductive: the loss of these tasks does not use data.mask, so it cannot ignore the "
+            "support set in the batch of each query: weight examples by data.mask, or set it to False"
         )
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
 
@@ -133,7 +133,7 @@ def _check_whole_support(experiment: Experiment) -> None:
     if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
         raise UserError(
             "inner.batch_size and evaluation.batch_size must be None where ways differ, between training and test or "
-            "from task to task: a minibatch does not show how many its task has"
+            "from task to task: a minibatch does not show the number of ways of its task"
         )
 
 

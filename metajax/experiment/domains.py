@@ -46,7 +46,7 @@ class Domains:
         whole("task", 1, MOST_EXAMPLES, max_support_per_class=self.max_support_per_class)
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"task.sources must have names of their own, got {', '.join(names) or 'no source'}")
+            raise UserError(f"task.sources must have different names, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers. A split contains the domains whose data set has this split."""

@@ -41,7 +41,7 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, shifts, "shifts")[0])
         if not leaves:
-            raise ValueError("a context needs leaves to shift, but none is chosen")
+            raise ValueError("a context needs leaves to shift, but the mask selects none")
         keys = jax.random.split(rng, len(leaves))
         return structure.unflatten(
             [

@@ -43,7 +43,7 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, adapts, "adapts")[0])
         if not leaves or any(jnp.ndim(leaf) < 2 for leaf in leaves):
-            raise ValueError("low-rank adaptation needs weights of two axes or more, and at least one")
+            raise ValueError("low-rank adaptation needs at least one weight, and only weights of two axes or more")
         pairs = []
         for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True):
             inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]

@@ -63,7 +63,7 @@ def maml(
             raise TypeError(f"a modification of MAML is a metajax.Part, got {describe(part)}")
     names = [part.name for part in parts]
     if len({"init", *names}) <= len(names):
-        raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")
+        raise ValueError(f"parts need different names, other than init, got {', '.join(names)}")
     _check_steps(inner.steps, parts, step_weights)
     counts = step_weights is not None or second_order_from > 0
     more = {part.name: part.init for part in parts if part.init is not None}
@@ -123,8 +123,8 @@ def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[ja
     for part in parts:
         if part.steps not in (None, steps):
             raise ValueError(
-                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: give "
-                "both the same number"
+                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: use "
+                "the same number for both"
             )
     if step_weights is None:
         return

@@ -54,7 +54,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         centres = (members.T @ x) / jnp.maximum(members.sum(0), 1)[:, None]
         kernel = leaves[f"{head}/kernel"]
         if centres.T.shape != kernel.shape:
-            raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is of another layer")
+            raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is for another layer")
         start = {f"{head}/kernel": 2 * centres.T, f"{head}/bias": -jnp.square(centres).sum(-1)}
 
         def started(path, leaf):
