@@ -273,7 +273,7 @@ def test_a_config_that_holds_no_experiment_is_refused_by_name(tmp_path, text):
         ({"class": "metajax.experiment.models:MLP", "hidden": [0]}, "model.hidden must be at least 1"),
         ({"class": "metajax.experiment.models:MLP", "hidden": ["a"]}, "model.hidden must be a number, got 'a'"),
         ({"class": "metajax.experiment.models:MLP", "hidden": [1.5]}, "model.hidden must be tuple"),
-        ("x", "model must be a model as settings, got 'x'"),
+        ("x", "model must be settings of a model, got 'x'"),
         (None, "model must be"),
         ([], "model must be"),
     ],

@@ -13,7 +13,7 @@ from metajax.experiment.checks import LARGEST_IMAGE, MOST_CHANNELS, MOST_FEATURE
 
 @runtime_checkable
 class ModelSpec(Protocol):
-    """Settings of a model. A config file may define its own class."""
+    """Settings of a model; a config file may define its own class."""
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module for examples of `shape` and for `outputs` outputs."""

@@ -25,7 +25,7 @@ _MOST_MEASURED = 100_000_000
 
 @runtime_checkable
 class LearnerSpec(Protocol):
-    """Settings of a meta-learner. The module of each learner defines its own class."""
+    """Settings of a meta-learner; the module of each learner defines its own class."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

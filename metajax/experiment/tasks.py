@@ -48,7 +48,7 @@ class Tasks(NamedTuple):
 
 @runtime_checkable
 class TaskSpec(Protocol):
-    """Settings of a family of tasks. A config file may define its own class."""
+    """Settings of a family of tasks; a config file may define its own class."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the samplers; `data_dir` is the folder of prepared data sets."""
