@@ -188,4 +188,4 @@ def _host() -> Any:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
-        raise UserError("images on the host need JAX's CPU beside the accelerator: add cpu to JAX_PLATFORMS") from error
+        raise UserError("images on the host need JAX's CPU backend: add cpu to JAX_PLATFORMS") from error

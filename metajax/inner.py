@@ -151,7 +151,7 @@ def inner_loop(
 
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
         every = lambda path, leaf: True  # noqa: E731
-        return split(params, every if adapts is None else adapts, "what adapts in the inner loop")
+        return split(params, every if adapts is None else adapts, "mask of the inner loop")
 
     def is_mixed(fast: PyTree, first_order: bool) -> bool:
         large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE

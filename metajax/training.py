@@ -223,9 +223,9 @@ def _raise_if_failed(step: jax.Array, metrics: Metrics, failed: jax.Array) -> No
     row = {name: values[-1:] for name, values in metrics.items()}  # the failed step was repeated up to the call's end
     _, name = first_non_finite(row) or (0, "loss")
     raise FloatingPointError(
-        f"meta-step {int(step)} failed: {name} is {float(row[name][0])}. The state is the one before that "
-        "step. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, infinity "
-        "or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
+        f"meta-step {int(step)} failed: {name} is {float(row[name][0])}. The state is unchanged since that "
+        "step began. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, "
+        "infinity or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
     )
 
 

@@ -135,7 +135,7 @@ def test_imported_code_that_changed(mine, name, old, new, changed):
         assert (trained.code, trained.err, evaluated.err, drawn.err) == (0, "", "", "")
         return
     fails(trained, f"begun with other code of {changed}, which", "Choose another --workdir, or the same code")
-    warning = f"warning: code that {directory} was begun with has changed since: {changed}. "
+    warning = f"warning: code of {directory} has changed since the run began: {changed}. "
     for result in (evaluated, drawn):
         assert warning in result.err
 

@@ -171,5 +171,5 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
         Domains(sources=(source, source))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
         Domains(sources=(source,)).tasks(tmp_path)
-    with pytest.raises(UserError, match="none is trained on"):
+    with pytest.raises(UserError, match="no source is for training"):
         dataclasses.replace(experiment.task, sources=experiment.task.sources[1:]).tasks(tmp_path)

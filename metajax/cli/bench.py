@@ -110,7 +110,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
     report.check_output(options.output)
     report.check_seconds(options.seconds)
     if options.only:
-        raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
+        raise UserError(f"--only selects standard workloads: remove --only, or remove {args[0]}")
     tuned = tune.load(source)
     experiment = tuned.apply(experiment)
     check_devices()
@@ -149,7 +149,7 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
     try:
         timing = time_calls(call, seconds=seconds)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"it does not run on this device: {report.first_line(error)}") from error
+        raise UserError(f"the training does not run on this device: {report.first_line(error)}") from error
     devices, done = list(mesh.devices.flat), what.tasks * what.steps
     peak = peak_bytes(devices)  # read it before the benchmark of large matrix products
     return {

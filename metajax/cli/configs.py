@@ -145,7 +145,7 @@ def _check_domains(before: Experiment, after: Experiment) -> None:
         for name in ("ways", "train", "test"):
             if getattr(old.task, name, None) != getattr(new.task, name, None):
                 raise UserError(
-                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are those of --task.min-ways, "
+                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are set by --task.min-ways, "
                     "--task.max-ways, --task.max-support, --task.max-support-per-class and --task.max-queries"
                 )
 

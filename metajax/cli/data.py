@@ -82,7 +82,7 @@ def _list(options: List) -> None:
         else:
             state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
         report.say(f"{name:<17} {state:<22} {info.title}: {info.description}; licence: {info.licence}")
-    report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
+    report.say(f"prepared data sets are in {data.resolve_data_dir(options.data_dir)}")
 
 
 def _prepare(options: Prepare) -> None:
@@ -101,7 +101,7 @@ def _check_name(name: str) -> None:
     path = Path(name).expanduser()
     if name not in data.DATASETS and (path.exists() or path.name != name):
         raise UserError(
-            f"{name} is a path, no data set of `metajax data list`: for your own images write `folder --source {name}`"
+            f"{name} is a path, not a data set of `metajax data list`: for your own images use `folder --source {name}`"
         )
 
 
@@ -115,7 +115,7 @@ def _inspect(options: Inspect) -> None:
         if "source" not in chosen:
             raise UserError("data inspect folder needs --source FOLDER")
         if "split" in chosen:
-            raise UserError("a folder has no named ways of splitting: leave out --split")
+            raise UserError("a folder has no named splits: remove --split")
         chosen |= {"strict": options.strict, "split_lists": options.split_lists}
     elif "source" in chosen or options.split_lists is not None:
         raise UserError(f"--source and --split-lists are for folders: {options.name} is inspected as it was prepared")

@@ -241,8 +241,8 @@ def check_memory(params: Params) -> None:
     kept = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if memory and kept > memory:
         raise UserError(
-            f"the model has {sum(leaf.size for leaf in leaves):,} parameters: to train it takes {kept / 2**30:,.1f} "
-            f"GiB or more, and there are {memory / 2**30:,.1f}. Try a smaller model"
+            f"the model has {sum(leaf.size for leaf in leaves):,} parameters: training needs {kept / 2**30:,.1f} "
+            f"GiB or more, and the memory has {memory / 2**30:,.1f} GiB. Try a smaller model"
         )
 
 

@@ -125,8 +125,8 @@ def warn_of_changed_code(directory: Path, experiment: Experiment) -> None:
     changed = workdir.changed_modules(directory, experiment, directory / workdir.SOURCE)
     if changed:
         report.warn(
-            f"code that {directory} was begun with has changed since: {', '.join(changed)}. "
-            "The results are those of the new code"
+            f"code of {directory} has changed since the run began: {', '.join(changed)}. "
+            "The results are from the new code"
         )
 
 
@@ -137,7 +137,7 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
         report.warn(unknown)
     changed = workdir.data_differs(directory, tasks.holds)
     if changed:
-        report.warn(f"{directory} was trained on other data: {changed}. Classes that it trained on may be among these")
+        report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
 
 
 def describe_task(tasks: Tasks) -> dict[str, Any]:

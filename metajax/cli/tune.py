@@ -80,9 +80,9 @@ def run(args: Sequence[str]) -> None:
         if measured > rate:
             best, rate = way, measured
     if not rate:
-        raise UserError("no way to run it fits this device: try a smaller training.tasks_per_step, or execution.remat")
+        raise UserError("no settings fit this device: try a smaller training.tasks_per_step, or execution.remat")
     path = store(source, best)
-    report.say(f"fastest: {_described(best)}; kept in {path} for {device_name()}")
+    report.say(f"fastest: {_described(best)}; saved in {path} for {device_name()}")
 
 
 def load(source: Path) -> Tuned:

@@ -129,7 +129,7 @@ def labelled(part: str, where: str, pixels: np.ndarray, labels: np.ndarray, clas
         UserError: If a label is out of range.
     """
     if labels.max() >= classes:
-        raise UserError(f"{where}: holds the label {labels.max()}, the classes are 0 to {classes - 1}")
+        raise UserError(f"{where}: has the label {labels.max()}, but the classes are 0 to {classes - 1}")
     for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         yield f"{part}-{index:05d}", {"image": encode_png(image), "label": int(label), "index": index}
 

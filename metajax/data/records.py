@@ -179,7 +179,7 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         command = f"metajax data prepare {store.name}{_option(data_dir)}"
         raise UserError(
             f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}`, "
-            "with --source DIR to take local files"
+            "with --source DIR to use local files"
         )
     files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]

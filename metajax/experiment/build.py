@@ -45,7 +45,7 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
     """
     tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
     if not tasks.samplers:
-        raise UserError("task has no split to draw tasks from")
+        raise UserError("task has no split from which tasks can be sampled")
     support = _support(next(iter(tasks.samplers.values())))
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)

@@ -72,7 +72,7 @@ class Domains:
                 raise UserError(f"task: {error} (split {split!r}; domain {names})") from error
             domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
         if "train" not in samplers:
-            raise UserError("task.sources: none is trained on: set train=True for one that has a training split")
+            raise UserError("task.sources: no source is for training: set train=True for one with a training split")
         loss = partial(classification_loss, varied_ways=True)
         return Tasks(samplers, self.max_ways, loss, domains=domains, holds=holds, varied_ways=True)
 
@@ -87,5 +87,5 @@ def _of_source(source: Source, data_dir: Path | None) -> Tasks:
     if getattr(spec, "images", None) == "host":
         raise UserError(f"task.sources: the images of {source.name} must be on the device: set images='device'")
     if not made.banks:
-        raise UserError(f"task.sources: {source.name} is no data set of classes, so it can be no domain")
+        raise UserError(f"task.sources: {source.name} has no classes, so it cannot be a domain")
     return made

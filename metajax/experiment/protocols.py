@@ -35,7 +35,7 @@ class Protocol:
         """
         test = getattr(experiment.task, "test", None)
         if not isinstance(test, Shots):
-            raise UserError("a protocol sets shots and queries, which the tasks of this experiment do not have")
+            raise UserError("a protocol sets shots and queries, but the tasks of this experiment have no such settings")
         queries = test.shots if self.queries is None else self.queries
         task = dataclasses.replace(experiment.task, test=dataclasses.replace(test, queries=queries))  # type: ignore[type-var]
         evaluation = dataclasses.replace(experiment.evaluation, num_tasks=self.num_tasks, steps=self.steps)

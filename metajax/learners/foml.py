@@ -42,7 +42,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
-        raise ValueError("the last inner gradient needs at least one inner step")
+        raise ValueError("FOML needs at least one inner step, because it uses the last inner gradient")
 
     def adapt(meta_params, support, rng, *, state=(), **options):
         return inner.run(loss_fn, meta_params, support, rng, **options)

@@ -47,7 +47,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
-        raise ValueError("Reptile moves towards what inner steps reach: it needs at least one")
+        raise ValueError("Reptile needs at least one inner step, because it moves towards the adapted parameters")
 
     def init(params):
         return params, inner.init(params) if carry_optimizer else ()
