@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from metajax import files
 
-_KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "each query alone")}
+_KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "non-transductive")}
 
 _BEYOND = 100
 """A loss above this multiple of the largest training loss counts as diverged."""
