@@ -1,4 +1,4 @@
-"""Gradient-based meta-learning in JAX: pure functions on one task, averaged over many."""
+"""Gradient-based meta-learning in JAX: pure functions on one task, averaged over many tasks."""
 
 import importlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The public names of `metajax`, which imports this module when the first of them is used."""
+"""The public names of `metajax`. The package imports this module when one of the names is first used."""
 
 from metajax import learners, models, tasks
 from metajax.errors import UserError

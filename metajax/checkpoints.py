@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: asynchronous, atomic, the last few and the best kept, exact on restore."""
+"""Checkpoints with Orbax: asynchronous, atomic and exact. The last few and the best checkpoint are kept."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from metajax import files
 from metajax.errors import UserError
 from metajax.training import TrainState
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and what it raises too
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and all exceptions
 
 _LOSS = "loss"
 _METRICS = "metrics"
@@ -31,19 +31,19 @@ _CHECKSUM = "checksum"
 
 @contextlib.contextmanager
 def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
-    """Open a folder of checkpoints; at the end, wait for what is being written.
+    """Open a folder of checkpoints. On exit, wait until all checkpoints are written.
 
-    In a run of several processes, only one of them opens it.
+    If a run has several processes, only one process may open the folder.
 
     Args:
         directory: The folder, created if it is missing.
-        keep: The last `keep` checkpoints are kept, and the one with the lowest validation loss.
+        keep: Number of most recent checkpoints to keep. The checkpoint with the lowest validation loss is always kept.
 
     Yields:
-        Orbax's manager, for `save`.
+        Orbax's `CheckpointManager`, for `save`.
 
     Raises:
-        UserError: If a checkpoint cannot be written; if the folder has a symbolic link in it.
+        UserError: If a checkpoint cannot be written, or if the folder contains a symbolic link.
     """
     directory = Path(directory)
     _check_encodable(directory)
@@ -53,7 +53,7 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
             raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
     for step in saved_steps(directory):
         metrics = directory / str(step) / _METRICS
-        if os.path.lexists(metrics) and _loss(directory / str(step)) is None:  # Orbax would stop at a damaged one
+        if os.path.lexists(metrics) and _loss(directory / str(step)) is None:  # Orbax would stop at damaged metrics
             _remove(metrics)
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
@@ -87,16 +87,16 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
 def save(
     manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None, *, wait: bool = False
 ) -> None:
-    """Save a state under its step, in the background; nothing if that step is saved already.
+    """Save a state under its step, in the background. Do nothing if that step is already saved.
 
     Args:
         manager: From `open_checkpoints`.
         state: The state.
-        validation_loss: The loss that chooses the best checkpoint; a number, or a JAX or NumPy scalar.
-        wait: Return only when it is written.
+        validation_loss: The loss that determines the best checkpoint: a number, or a JAX or NumPy scalar.
+        wait: Whether to wait until the checkpoint is written.
 
     Raises:
-        UserError: If it, or the checkpoint before it, cannot be written.
+        UserError: If this checkpoint or the previous one cannot be written.
     """
     step = int(state.step)
     metrics = None if validation_loss is None else {_LOSS: float(validation_loss)}
@@ -120,41 +120,42 @@ def restore(
 
     Args:
         directory: The folder of checkpoints.
-        like: A state of the same structure, shapes and dtypes.
-        step: The only step to restore; default: the latest.
+        like: A state with the structure, shapes and dtypes of the saved state.
+        step: The step to restore. Default: the latest step that can be read.
 
     Returns:
-        The state, its arrays in NumPy (the compiled step places them), and a line for each later checkpoint that
-        could not be read.
+        The state with NumPy arrays (the compiled step puts the arrays on devices), and one line of text for each later
+        checkpoint that could not be read.
 
     Raises:
-        UserError: If there is no checkpoint, none can be read, or one has other parameters than `like`.
+        UserError: If there is no checkpoint, if none can be read, or if the parameters of a checkpoint differ from
+            those of `like`.
     """
     directory = Path(directory)
     _check_encodable(directory)
     steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
     if not steps:
-        raise UserError(f"{directory} holds no checkpoint")
+        raise UserError(f"{directory} has no checkpoint")
     problems, other = [], None
     for candidate in steps:
         path = directory / str(candidate)
         try:
             with _quiet():
                 return _read(path, like), problems
-        except OtherParametersError as error:  # or a damaged description of the parameters: look at the one before
+        except OtherParametersError as error:  # or its description of the parameters is damaged: try the previous one
             problems.append(f"checkpoint {path} cannot be read ({error})")
             other = other or OtherParametersError(f"checkpoint {path}: {error}")
-        except Exception as error:  # whatever a damaged file makes Orbax raise
+        except Exception as error:  # a damaged file can make Orbax raise anything
             problems.append(f"checkpoint {path} cannot be read ({_damage(path, error)})")
     raise other or UserError("; ".join(problems))
 
 
 class OtherParametersError(UserError):
-    """A checkpoint is whole, and has parameters of another model or optimiser."""
+    """A checkpoint is readable, but has the parameters of another model or optimiser."""
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
-    """Return the steps of the checkpoints in a folder that were written to the end, ascending."""
+    """Return the steps of the complete checkpoints in a folder, in ascending order."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -163,23 +164,23 @@ def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
 
 
 def best_step(directory: str | os.PathLike[str]) -> int | None:
-    """Return the step of the checkpoint with the lowest validation loss; `None` if none was validated."""
+    """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has one."""
     losses = {step: _loss(Path(directory) / str(step)) for step in saved_steps(directory)}
     measured = {step: loss for step, loss in losses.items() if loss is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
 def discard_after(directory: str | os.PathLike[str], step: int) -> None:
-    """Remove the checkpoints later than `step`, which a resumed run is about to write again."""
+    """Remove the checkpoints after `step`, because a resumed run will write them again."""
     for later in saved_steps(directory):
         if later > step:
             _remove(Path(directory) / str(later))
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> None:
-    """Remove all but the last `keep` checkpoints and the best one.
+    """Remove all checkpoints except the last `keep` and the best one.
 
-    `save` does so too; a kill between a save and its removals leaves one checkpoint more.
+    `save` also removes them. But if the process is killed between a save and the removal, one old checkpoint remains.
     """
     best = best_step(directory)
     for step in saved_steps(directory)[:-keep]:
@@ -188,7 +189,7 @@ def prune(directory: str | os.PathLike[str], keep: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or whatever is in its place; the target of a symbolic link stays."""
+    """Remove a folder, a file or a symbolic link; the target of a symbolic link is not removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -196,7 +197,7 @@ def _remove(path: Path) -> None:
 
 
 def _loss(checkpoint: Path) -> float | None:
-    """Return the validation loss saved with a checkpoint, if there is one that can be read."""
+    """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
     try:
         return float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
@@ -204,16 +205,16 @@ def _loss(checkpoint: Path) -> float | None:
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
-    """The state as a dict of numpy arrays, a key as its data.
+    """Return the state as a dict of NumPy arrays; a key is converted to its data.
 
-    Copies: the next training step reuses the state's buffers while a save is still under way.
+    The arrays are copies, because the next training step reuses the state's buffers before the save is complete.
     """
     plain = state._replace(key=jax.random.key_data(state.key))._asdict()
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), plain)
 
 
 def _checksum(arrays: dict[str, Any]) -> np.ndarray:
-    """A number that changes with any bit of the arrays: the files below Orbax do not notice every one."""
+    """Return a checksum of the arrays, because Orbax's file formats do not detect every changed bit."""
     checksum = 0
     for leaf in jax.tree.leaves(arrays):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
@@ -224,14 +225,14 @@ def _read(path: Path, like: TrainState) -> TrainState:
     """Read a checkpoint.
 
     Raises:
-        OtherParametersError: If it has parameters of another model.
-        Exception: If it is damaged.
+        OtherParametersError: If the checkpoint has the parameters of another model or optimiser.
+        Exception: If the checkpoint is damaged.
     """
     _check_files(path)
     wanted = {**_to_arrays(like), _CHECKSUM: np.array(0, np.uint32)}
     with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
         place = path.resolve() / "default"
-        # Before any array is read: a folder that is not of this run may claim arrays of any size.
+        # Check before reading arrays: a checkpoint that this run did not write may declare arrays of any size.
         _check_same_leaves(_described(checkpointer.metadata(place).item_metadata.tree), _described(wanted))
         found = checkpointer.restore(place, wanted)
     _check_same_leaves(_described(found), _described(wanted))
@@ -242,11 +243,14 @@ def _read(path: Path, like: TrainState) -> TrainState:
 
 
 class _DamagedError(Exception):
-    """A check of this module found a checkpoint damaged."""
+    """A check of this module found that a checkpoint is damaged."""
 
 
 def _check_files(checkpoint: Path) -> None:
-    """Raise if a checkpoint has anything but regular files and folders: a FIFO would block for ever."""
+    """Raise a `_DamagedError` if a checkpoint has other entries than regular files and folders.
+
+    Reading a FIFO would block for ever.
+    """
     for path in [checkpoint, *checkpoint.rglob("*")]:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -273,13 +277,16 @@ def _check_same_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
         nothing = "nothing"
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise OtherParametersError(
-            f"the model's parameters are not those of the checkpoint: it holds {found.get(first, nothing)} where "
+            f"the model's parameters differ from the checkpoint: it has {found.get(first, nothing)} where "
             f"{wanted.get(first, nothing)} is expected, at {first}{more}"
         )
 
 
 def _by_myself() -> ocp.options.MultiprocessingOptions:
-    """Of the processes of a run one writes and each reads alone: none waits for one that may be gone."""
+    """Return options for a process that reads and writes without the other processes of its run.
+
+    Otherwise Orbax would wait for processes that may have ended.
+    """
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     index = jax.process_index()
@@ -289,7 +296,7 @@ def _by_myself() -> ocp.options.MultiprocessingOptions:
 
 
 def _check_encodable(directory: Path) -> None:
-    """Raise if a path is not UTF-8, which Orbax cannot open."""
+    """Raise a `UserError` if a path is not UTF-8, because Orbax cannot open it."""
     try:
         str(directory.resolve()).encode()
     except UnicodeEncodeError as error:
@@ -297,7 +304,7 @@ def _check_encodable(directory: Path) -> None:
 
 
 def _twice(action: Callable[[], None]) -> None:
-    """Do an action again if it timed out: a clock that jumps ahead makes Orbax give up too early."""
+    """Run an action, and run it again if it timed out: Orbax gives up too early if the system clock jumps ahead."""
     try:
         action()
     except Exception as error:
@@ -316,7 +323,7 @@ def _timed_out(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _writing(directory: Path) -> Iterator[None]:
-    """Turn whatever Orbax raises, now or for a save before, into one line."""
+    """Convert any exception of Orbax, from this save or an earlier one, into a `UserError` of one line."""
     try:
         yield
     except Exception as error:
@@ -324,7 +331,7 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a checkpoint cannot be written: the system's words if there are any."""
+    """Return why a checkpoint cannot be written: the operating system's message if there is one."""
     for cause in itertools.chain([error], _causes(error)):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
@@ -342,7 +349,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _damage(checkpoint: Path, error: Exception) -> str:
-    """Return what is wrong with a checkpoint that cannot be read; Orbax's words would name its own classes."""
+    """Describe why a checkpoint cannot be read, without Orbax's message, which names internal classes."""
     if isinstance(error, _DamagedError):
         return str(error)
     if not checkpoint.is_dir():
@@ -354,7 +361,10 @@ def _damage(checkpoint: Path, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Orbax's other reads and writes print when one of them fails; after a failure, go on with that."""
+    """Suppress the messages that Orbax's other reads and writes print after one of them fails.
+
+    After a failure the suppression continues, because the messages may come later.
+    """
     logger, previous = logging.getLogger("asyncio"), sys.unraisablehook
 
     def report(unraisable) -> None:

@@ -1,6 +1,7 @@
-"""Checks of the arguments of public functions: each error says what is expected, what came, and what to do.
+"""Checks of the arguments of public functions.
 
-The checks look at types, structures and shapes alone, so they also work while JAX traces a function.
+Each error message names the expected value, the received value, and what to do. The checks use only types, structures
+and shapes, so they also work while JAX traces a function.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +20,7 @@ _SHOWN_KEYS = 8
 
 
 def as_key(seed: Any) -> jax.Array:
-    """Return a JAX key: the argument if it is one, else the key that an integer seed gives.
+    """Return `seed` if it is a JAX key, and `jax.random.key(seed)` if it is an integer.
 
     Args:
         seed: A key from `jax.random.key`, a raw key `uint32[n]` from `jax.random.PRNGKey`, or an integer.
@@ -68,7 +69,7 @@ def evaluate_loss(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array)
     """Evaluate a loss, and check that it returns a real scalar and a dict of scalar metrics.
 
     Returns:
-        The loss, and its metrics with the loss under the name `loss`.
+        The loss, and the metrics with the loss added under the name `loss`.
 
     Raises:
         TypeError: If the loss returns something else.
@@ -101,7 +102,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise an error unless a value is a whole number that is large enough.
+    """Raise an error unless a value is a whole number of at least `least`.
 
     Raises:
         TypeError: If the value is not a whole number.
@@ -114,10 +115,10 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_not_donated(tree: PyTree, what: str) -> None:
-    """Raise a `ValueError` if a training step has taken over the memory of some array of a pytree."""
+    """Raise a `ValueError` if an array of a pytree was donated to a training step."""
     if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
-            f"this {what} was donated to an earlier training step, which used its memory again: continue with the "
+            f"this {what} was donated to an earlier training step, which reused its memory: continue with the "
             "state that the step returned, or copy a state before the step with jax.tree.map(jax.numpy.copy, state)"
         )
 
@@ -155,7 +156,7 @@ def check_params(params: Any, what: str = "parameters") -> None:
 
     Args:
         params: The value.
-        what: What an error calls it.
+        what: Name of the value in error messages.
     """
     if hasattr(params, "meta_params"):
         raise TypeError(f"{what} are expected, got a {type(params).__name__}: use its field meta_params")

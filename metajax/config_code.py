@@ -1,8 +1,8 @@
-"""The Python code of a config file: how it is executed, identified, and trusted.
+"""Execute, identify and trust the Python code of a config file.
 
-A run whose settings all have metajax's types needs no code. A run with types of the user's own keeps a copy of the
-config file. The copy is executed only if this user began the run, or asks for it: the user's data folder keeps a record
-of every config file that this user began a run with.
+A run whose settings all have metajax's types needs no code. A run with the user's own types needs the copy of the
+config file in its work directory. The copy is executed only if this user began the run, or passes `--trust`. The user's
+data folder has a record of every config file that this user began a run with.
 """
 
 import ast
@@ -29,7 +29,7 @@ from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 
 CONFIG_MODULE = "metajax_config"
-"""Name that a config file has as a module."""
+"""Module name of a config file."""
 
 _LOG = logging.getLogger("metajax")
 _BEGUN = "begun"
@@ -37,26 +37,27 @@ _BEGUN = "begun"
 
 
 def load_module(path: Path, folder: Path | None = None) -> ModuleType:
-    """Execute a config file as a module, with its folder first on Python's path.
+    """Execute a config file as a module, with its folder first on `sys.path`.
 
-    Modules beside the file are imported anew: two configs may each have a `my_model.py`. Afterwards the folder stays at
-    the end of the path, for imports inside functions.
+    Modules beside the file are imported again, because two configs may each have a `my_model.py`. Afterwards the folder
+    stays at the end of `sys.path`, for imports inside functions.
 
     Args:
         path: The file.
-        folder: The folder that its imports are searched in; default: the folder of the file.
+        folder: The folder in which the file's imports are searched. Default: the folder of the file.
 
     Returns:
-        The module, also in `sys.modules` under `CONFIG_MODULE`.
+        The module, which is also in `sys.modules` under `CONFIG_MODULE`.
 
     Raises:
-        UserError: If the file cannot be read, or raises anything but `KeyboardInterrupt`, with the line that does.
+        UserError: If the file cannot be read, or raises an exception other than `KeyboardInterrupt`. The message names
+            the line that raised it.
     """
     folder = (path.parent if folder is None else folder).absolute()
     source = files.read_bytes(path)
     module = ModuleType(CONFIG_MODULE)
     module.__file__ = os.path.abspath(path)
-    sys.modules[CONFIG_MODULE] = module  # dataclasses look their module up by name
+    sys.modules[CONFIG_MODULE] = module  # dataclasses look up their module by name
     try:
         code = compile(source, os.path.abspath(path), "exec", dont_inherit=True)
         with _first_on_path(folder):
@@ -66,7 +67,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
         raise UserError(f"{path}: {error}") from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: a config file must not end the program without a word
+    except BaseException as error:  # also SystemExit: a config file must not end the program without a message
         reason = f"{path}{_line_of(error, path)}: {type(error).__name__}{_message(error)}"
         if isinstance(error, ModuleNotFoundError) and not folder.is_dir():
             reason += f" (the folder of the config, {folder}, is gone: put its modules on PYTHONPATH)"
@@ -75,7 +76,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
 
 
 def _forget(modules: dict[str, Path], folder: Path) -> None:
-    """Let modules of a folder be imported anew, and modules of files that are gone."""
+    """Remove the modules of a folder, and modules whose files are gone, from `sys.modules`."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
         if file and Path(file).absolute().is_relative_to(folder) and not os.path.isfile(file):
@@ -88,7 +89,7 @@ def _forget(modules: dict[str, Path], folder: Path) -> None:
 @contextlib.contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     entry = str(folder)
-    importlib.invalidate_caches()  # files may be newer than the last look at their folder
+    importlib.invalidate_caches()  # files may be newer than the cached listing of their folder
     sys.path.insert(0, entry)
     try:
         yield
@@ -111,7 +112,7 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return what an exception says after a colon; an exception may fail to say anything."""
+    """Return a colon and the message of an exception; empty if the exception has none or its `__str__` fails."""
     try:
         text = str(error)
     except Exception:
@@ -123,7 +124,7 @@ def read_source(path: Path) -> str:
     """Read a Python file in the encoding that it declares.
 
     Raises:
-        UserError: If it cannot be read or decoded.
+        UserError: If the file cannot be read or decoded.
     """
     content = files.read_bytes(path)
     try:
@@ -157,7 +158,7 @@ def _sets(node: ast.stmt, name: str) -> bool:
 
 
 def _normalised(tree: ast.Module) -> str:
-    """Return code in one form, without comments and docstrings."""
+    """Return code in a normal form, without comments and docstrings."""
     tree = copy.deepcopy(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -175,11 +176,11 @@ def fingerprints(path: Path, folder: Path) -> dict[str, list[str]]:
 
     Args:
         path: The config file.
-        folder: The folder that its imports are searched in.
+        folder: The folder in which the file's imports are searched.
 
     Returns:
-        For each module by name the checksum of its file, and the checksum of its code without comments and docstrings.
-        The second one depends on the version of Python.
+        Two checksums by the name of the module: one of its file, and one of its code without comments and docstrings.
+        The second checksum depends on the version of Python.
     """
     try:
         with _first_on_path(folder.absolute()):
@@ -190,7 +191,7 @@ def fingerprints(path: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
-    """Return the names of modules whose code is not what it was; `began` and `now` come from `fingerprints`."""
+    """Return the names of modules whose code has changed; `began` and `now` come from `fingerprints`."""
     if not isinstance(began, dict):  # not recorded
         return []
     return sorted(name for name in {*began, *now} if not _checksums(began, name) & _checksums(now, name))
@@ -211,9 +212,9 @@ def _fingerprint(file: Path) -> list[str]:
 
 
 def _local_modules(tree: ast.Module) -> dict[str, Path]:
-    """Return the files of all modules outside installed packages that code imports, directly or not, by name.
+    """Return the files of all modules outside installed packages that code imports, directly or indirectly, by name.
 
-    Nothing is imported to find out.
+    The function inspects the source code and imports nothing.
     """
     found: dict[str, Path] = {}
     waiting = sorted(_imported(tree, ""))
@@ -231,7 +232,7 @@ def _local_modules(tree: ast.Module) -> dict[str, Path]:
 
 
 def _imported(tree: ast.Module, package: str) -> set[str]:
-    """Return the names of modules that code may import, and of the packages that these are in."""
+    """Return the names of the modules that code may import, and of the packages that contain these modules."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -260,9 +261,9 @@ def _local_file(name: str) -> Path | None:
 
 
 def _find(name: str) -> tuple[Path | None, list[Path]]:
-    """Return the file that a module would be loaded from, and the folders that its own modules are in.
+    """Return the file of a module, and the folders of its submodules.
 
-    Python's finders would execute the packages that the module is in.
+    The function does not use `importlib.util.find_spec`, which would execute the parent packages of the module.
     """
     parent, _, last = name.rpartition(".")
     folders = []
@@ -275,7 +276,7 @@ def _find(name: str) -> tuple[Path | None, list[Path]]:
                 return base.with_name(last + suffix), []
         if base.is_dir():
             folders.append(base)
-    loaded = vars(sys.modules[name]) if name in sys.modules else {}  # by the finder of an editable installation
+    loaded = vars(sys.modules[name]) if name in sys.modules else {}  # an editable installation has its own finder
     if not folders and os.path.isfile(loaded.get("__file__") or ""):
         return Path(loaded["__file__"]).absolute(), [Path(each) for each in loaded.get("__path__", [])]
     return None, folders
@@ -294,7 +295,7 @@ def remember(config: Path, folder: Path) -> None:
 
     Args:
         config: The copy of the config file in the work directory.
-        folder: The folder that its imports were searched in.
+        folder: The folder in which its imports were searched.
     """
     path = _record(config)
     try:
@@ -312,7 +313,7 @@ def trusted_folder(config: Path, folder: Path | None) -> Path | None:
 
     Args:
         config: The copy of the config file in the work directory.
-        folder: The folder that the work directory names, if it names one.
+        folder: The folder that the work directory records, or `None`.
     """
     folders = _remembered(_record(config))
     if folder is None:
@@ -333,7 +334,7 @@ def _remembered(path: Path) -> list[str]:
 
 
 def own_types(value: Any) -> dict[str, type]:
-    """Return the types of settings, and of settings in them, that are not metajax's, by `module:name`."""
+    """Return the types of settings and nested settings that metajax does not define, by `module:name`."""
     types: dict[str, type] = {}
     if isinstance(value, list | tuple):
         for each in value:
@@ -357,17 +358,17 @@ def type_name(kind: type) -> str:
 
 
 def find_type(name: str, module: ModuleType | None) -> type:
-    """Return the dataclass of a name in `config.json`, without importing any module but metajax's.
+    """Return the dataclass of a name in `config.json`. Only metajax's modules are imported.
 
     Args:
         name: From `type_name`.
-        module: The config file's module; types that are not metajax's are looked up in it, and in modules that it
-            has imported.
+        module: The config file's module. Types that metajax does not define are looked up in this module and in the
+            modules that it has imported.
 
     Raises:
         ImportError: If there is no such module.
         AttributeError: If the module has no such type.
-        TypeError: If it is not a dataclass that the module defines.
+        TypeError: If the type is not a dataclass that the module defines.
     """
     module_name, _, qualified = name.partition(":")
     if is_shipped(module_name):

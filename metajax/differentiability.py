@@ -14,20 +14,20 @@ from metajax.optimizers import update
 from metajax.types import PyTree
 
 _PROBED_STEPS = 8
-"""Optimiser steps that the probe takes. A rectified Adam with the usual rates changes its formula at step 6."""
+"""Optimiser steps in the probe. With the usual decay rates, rectified Adam changes its formula at step 6."""
 
 _PROBED_SIZE = 3
-"""Longest axis of the probe's arrays; they keep the structure and the number of axes of the real ones."""
+"""Largest axis length of the probe's arrays. Their structure and number of axes equal those of the parameters."""
 
 
 def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTree, steps: int) -> PyTree:
     """Return `grads`, and check the optimiser's derivative when JAX differentiates through them.
 
-    The check runs while JAX traces the derivative, once for each trace, and never in the compiled program.
+    The check runs while JAX traces the derivative, once for each trace. It is not part of the compiled program.
 
     Args:
         optimizer: The inner optimiser.
-        grads: The inner gradients, which the optimiser gets next.
+        grads: The inner gradients, the optimiser's next input.
         steps: Inner steps.
 
     Returns:
@@ -48,7 +48,7 @@ def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTr
 
 
 def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, steps: int) -> None:
-    """Check that some steps of an optimiser have a finite derivative with respect to the gradients.
+    """Check that the first steps of an optimiser have a finite derivative with respect to the gradients.
 
     Args:
         optimizer: An optax optimiser.
@@ -113,7 +113,7 @@ def _probe(
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     steps: int,
 ) -> tuple[bool, bool]:
-    """Return whether the derivative is finite for gradients that are not 0, and for some that are."""
+    """Return whether the derivative is finite for nonzero gradients, and for gradients with some entries equal to 0."""
     random = np.random.default_rng(0)
     params, grads = (
         structure.unflatten([random.uniform(0.5, 1.5, each.shape).astype(each.dtype) for each in shapes])
@@ -131,7 +131,7 @@ def _probe(
         (adapted, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), scales)
         return sum(leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(adapted))
 
-    def is_finite(first_factor):  # 0 makes the first entry of each gradient 0, but no gradient as a whole
+    def is_finite(first_factor):  # a factor of 0 sets the first entry of each gradient to 0
         def multiply(leaf):
             if leaf.size < 2:
                 return leaf
@@ -141,7 +141,7 @@ def _probe(
         return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(derivative)]))
 
     factors = np.array([1.0, 0.0], np.float32)
-    # `eval_context` keeps the call of the jitted function out of a trace around `_is_finite`.
+    # `eval_context` runs the jitted function now, and not as a part of an enclosing trace.
     with jax.disable_jit(False), eval_context():
         generic, at_zero = np.asarray(jax.jit(jax.vmap(is_finite))(factors)).tolist()
     return generic, at_zero

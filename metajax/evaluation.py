@@ -1,4 +1,4 @@
-"""Evaluation: adapt to unseen tasks, and measure at every inner step, with intervals."""
+"""Evaluation: adapt to unseen tasks, and measure metrics with confidence intervals at every inner step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,20 +27,21 @@ from metajax.training import as_partial
 from metajax.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _MOST_AT_ONCE = 8
-"""Tasks of a chunk, unless chosen: queries alone take a batch each, and memory with it."""
+"""Largest default chunk size. Non-transductive evaluation needs one batch for each query, which limits the memory."""
 
 _CHUNKS_IN_A_CALL = 2
-"""Chunks of a device's tasks in one call of the compiled program. XLA's runtime for CPUs keeps some memory of each turn
-of nested loops until the call ends: gigabytes for a minute of them."""
+"""Chunks of a device's tasks in one call of the compiled program. XLA's CPU runtime keeps some memory for each
+iteration of nested loops until the call ends: gigabytes after one minute."""
 
 _CACHED_EXAMPLES = 40
-"""Examples of a forward pass on a CPU, where queries are predicted alone: their activations stay in the cache."""
+"""Examples in a non-transductive forward pass on a CPU. Activations of this many examples stay in the cache."""
 
 _ACCELERATED_VALUES = 400_000
-"""Numbers in the inputs of that forward pass on an accelerator: what fills it, and leaves memory for activations."""
+"""Elements in the inputs of a non-transductive forward pass on an accelerator. This many elements keep the accelerator
+busy and leave memory for activations."""
 
 Evaluation = dict[str, Any]
-"""A report that goes into JSON as it is; `make_evaluation` says what is in it."""
+"""A report that `json.dumps` accepts; `make_evaluation` describes its entries."""
 
 
 def make_evaluation(
@@ -57,32 +58,34 @@ def make_evaluation(
 ) -> Callable[..., Evaluation]:
     """Compile an evaluation over `num_tasks` tasks, at every inner step `0..steps`.
 
-    Two ways to predict the queries are measured side by side. *Transductive*: all of a task's queries in one batch, as
-    the papers do, so that normalisation over the batch sees them all. *Non-transductive*: each query alone, in a
-    batch with the support set only; no query helps another.
+    The evaluation predicts the queries in two ways. *Transductive*: all queries of a task are in one batch, as in the
+    papers, so batch normalisation uses statistics of all queries. *Non-transductive*: each query is in a batch with
+    only the support set, so no query influences the prediction of another query.
 
     Args:
         learner: A meta-learner.
-        loss_fn: The loss that queries are measured with, its model without dropout. Non-transductive evaluation relies
-            on it to weigh examples by `Batch.mask`, as the library's losses do.
+        loss_fn: The loss on the query set; its model should not use dropout. For non-transductive evaluation the loss
+            must weight examples by `Batch.mask`, as metajax's losses do.
         sampler: `rng -> Task`.
         steps: Inner steps.
-        num_tasks: Tasks; task `i` is a function of the key and of `i` alone, whatever the devices.
-        batch_size: Examples in an inner minibatch; by default as in training.
-        non_transductive: Whether to measure that too. Costs a forward pass of the support set for each query.
+        num_tasks: Tasks. Task `i` is a function of the key and of `i`; it does not depend on the devices.
+        batch_size: Examples in an inner minibatch. Default: as in training.
+        non_transductive: Whether to evaluate non-transductively as well. This runs a forward pass of the support set
+            for each query.
         chunk_size: Tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
 
     Returns:
-        `(meta_params, rng, learner_state=(), *, sampler=None) -> report`, which takes another sampler of the same
-        program too, such as `one_domain` makes. The report has `num_tasks`, `inner_steps`, and for each of
-        `transductive` and `non_transductive` and each metric of the loss `mean`, `ci95` (1.96·σ/√n over
-        tasks) and `median`, each a list over steps `0..steps`; `diverged` counts the tasks whose values are not
-        finite at some step. Those are never dropped: a mean over them is `None`.
+        `(meta_params, rng, learner_state=(), *, sampler=None) -> report`. Its argument `sampler` replaces the sampler
+        by another one that compiles to the same program, for example from `one_domain`. The report has the entries
+        `num_tasks`, `inner_steps`, `transductive` and `non_transductive`. Each of the last two has, for every metric of
+        the loss, `mean`, `ci95` (1.96·σ/√n over tasks) and `median`, each a list over steps `0..steps`; and `diverged`,
+        the number of tasks with a non-finite value at any step. Diverged tasks are never dropped: a mean that includes
+        a non-finite value is `None`.
 
     Raises:
-        ValueError: If a count is out of range; from the call, if each query is to be predicted alone by a loss that
-            does not look at `Batch.mask`.
+        ValueError: If a count is out of range. The returned function raises a `ValueError` if `non_transductive` is set
+            and the loss does not use `Batch.mask`.
 
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2 / 2, {})
@@ -149,7 +152,7 @@ def make_evaluation(
             check_sampler(drawn_by, rng=jax.eval_shape(lambda key: key, shared[2]))
             checked[:] = [*checked[-7:], given]
         parts = []
-        for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # what the last goes beyond is dropped
+        for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # surplus tasks of the last call are dropped
             parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         return {
@@ -162,7 +165,9 @@ def make_evaluation(
 
 
 def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array) -> bool:
-    """Whether a loss looks at `Batch.mask`, on which each query's prediction alone relies; shapes do for arguments.
+    """Return whether a loss depends on `Batch.mask`, as non-transductive evaluation requires.
+
+    The arguments may be shapes instead of arrays.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> data, loss = mj.Batch(jnp.ones((2, 1)), jnp.ones((2, 1))), lambda p, data, rng: ((p * data.x).sum(), {})
@@ -187,14 +192,14 @@ def _metrics(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array) -> M
 
 
 def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.Array) -> Metrics:
-    """Metrics averaged over queries, each predicted in a batch of the support set and itself."""
+    """Return metrics averaged over queries. Each query is predicted in a batch of the support set and that query."""
     support, query = task.support, task.query
     if not (isinstance(support, Batch) and isinstance(query, Batch)):
         raise ValueError("non-transductive evaluation needs tasks made of Batch; pass non_transductive=False")
     if not weighs_examples(loss_fn, params, support, rng):
         raise ValueError(
-            "the loss does not look at data.mask, so it cannot leave out the support set that each query is predicted "
-            "with: weigh examples by data.mask, or pass non_transductive=False"
+            "the loss does not use data.mask, so it cannot ignore the support set in the batch of each query: weight "
+            "examples by data.mask, or pass non_transductive=False"
         )
     only_last = jnp.zeros(_size(support) + 1).at[-1].set(1)
 
@@ -217,7 +222,7 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
 
 
 def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Mean, interval and median over tasks of each metric `[tasks, steps + 1]`, in the order loss first."""
+    """Return mean, confidence interval and median over tasks of each metric `[tasks, steps + 1]`, `loss` first."""
     diverged = ~np.all([np.isfinite(v).all(1) for v in values.values()], axis=0)
     report: dict[str, Any] = {"diverged": int(diverged.sum())}
     for name in sorted(values, key=lambda name: (name != "loss", name)):
@@ -234,5 +239,5 @@ def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _or_none(value: np.floating) -> float | None:
-    """A float that JSON can hold."""
+    """Return a finite value as a `float`, and `None` for NaN and infinity, which JSON does not have."""
     return float(value) if np.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""Read and write the files of a folder that other users may have prepared.
+"""Read and write files safely in a folder that another user may have prepared.
 
-Nothing is written through a symbolic link, and nothing but a regular file is read: a FIFO would block for ever.
+Writes never follow a symbolic link. Reads accept only regular files, because a FIFO would block for ever.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 from metajax.errors import UserError
 
 _MOST_BYTES = 2**28
-"""Limit of a file that is read whole: far above the metrics of a million calls."""
+"""Largest size of a file that `read_bytes` reads: far above the metrics of a million calls."""
 
 _PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
-"""Age from which a partial file belongs to a process that was killed."""
+"""Age from which a temporary file is assumed to come from a killed process."""
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -31,10 +31,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file.
 
     Args:
-        path: The file; a symbolic link to it is followed.
+        path: The file, or a symbolic link to it.
 
     Returns:
-        Its content.
+        The content of the file.
 
     Raises:
         UserError: If the file is missing, cannot be read, is not a regular file, or has more than 256 MB.
@@ -66,14 +66,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace a file atomically: a reader sees the old content or the new content, and nothing in between.
+    """Replace a file atomically: a reader sees either the old content or the new content.
 
     The new content goes into a temporary file with a random name, which is then renamed. A symbolic link at `path` is
-    replaced; its target stays as it is.
+    replaced; its target does not change.
 
     Raises:
         UserError: If `path` is a folder, a device or another special file.
-        OSError: If it cannot be written; `filename` is `path`.
+        OSError: If the file cannot be written. The error's `filename` is `path`.
     """
     path = Path(path)
     try:
@@ -100,17 +100,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Replace a JSON file atomically; see `write_bytes`."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is not UTF-8 has surrogates, whose backslash escape is also JSON's.
+    # A file name that is not UTF-8 contains surrogates; their backslash escape is also valid JSON.
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that `write_bytes` could write a file, before the work whose result goes there.
+    """Check that `write_bytes` can write a file, before starting the work that produces its content.
 
-    Missing folders count as writable if the nearest folder that exists is.
+    A missing folder counts as writable if its nearest existing parent is writable.
 
     Raises:
-        UserError: If it could not.
+        UserError: If the file cannot be written.
     """
     path = Path(path)
     try:
@@ -127,11 +127,11 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def open_append(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file to append to it; create it if it is missing.
+    """Open a regular file for appending; create the file if it is missing.
 
     Raises:
-        UserError: If it is a symbolic link or a special file.
-        OSError: If it cannot be opened.
+        UserError: If the file is a symbolic link or a special file.
+        OSError: If the file cannot be opened.
     """
     path = Path(path)
     descriptor = _open_no_link(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -144,11 +144,11 @@ def open_append(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return a folder inside another one, after creating what is missing.
+    """Return the folder `folder / name`; create it and its parents if they are missing.
 
     Raises:
-        UserError: If it is a symbolic link that leads out of `folder`, or not a folder.
-        OSError: If it cannot be created.
+        UserError: If `folder / name` is a symbolic link out of `folder`, or not a folder.
+        OSError: If `folder / name` cannot be created.
     """
     path = check_inside(folder, name)
     path.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def check_inside(folder: str | os.PathLike[str], name: str) -> Path:
     """Return `folder / name`, which may be missing.
 
     Raises:
-        UserError: If it is a symbolic link that leads out of `folder`, or not a folder.
+        UserError: If `folder / name` is a symbolic link out of `folder`, or not a folder.
     """
     path = Path(folder) / name
     if path.is_symlink() and not path.resolve().is_relative_to(Path(folder).resolve()):
@@ -170,7 +170,7 @@ def check_inside(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def is_partial(name: str) -> bool:
-    """Return whether a file name is that of a temporary file of `write_bytes`."""
+    """Return whether a file name has the form of the temporary files of `write_bytes`."""
     return _PARTIAL.fullmatch(name) is not None
 
 
@@ -185,14 +185,14 @@ def remove_stale_partials(folder: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Hold an exclusive lock on a lock file; the system releases it when the process ends, whatever ends it.
+    """Hold an exclusive lock on a lock file. The system releases the lock when the process ends, even after a kill.
 
     Args:
-        path: The lock file, created if it is missing; its content stays.
+        path: The lock file, created if it is missing. Its content does not change.
 
     Yields:
-        Whether this process holds the lock. Where locks do not exist (Windows, some cluster file systems, a folder that
-        cannot be written) it is `True`.
+        Whether this process holds the lock; `True` if the system cannot lock the file (Windows, some cluster file
+        systems, a folder that is not writable).
 
     Raises:
         UserError: If `path` is a symbolic link.
@@ -230,15 +230,15 @@ def _open_no_link(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP or path.is_symlink():
             raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it") from error
-        if error.errno == errno.ENXIO:  # a FIFO that nobody reads
+        if error.errno == errno.ENXIO:  # a FIFO without a reader
             raise UserError(f"{path} is not a regular file") from error
         raise
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise if a file cannot be replaced: as root, a rename would replace `/dev/null`."""
+    """Raise a `UserError` if a path is not a regular file: a rename by root would replace even `/dev/null`."""
     with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # a name that is too long, or below a file
+        path.lstat()  # raises an OSError for a name that is too long, or below a file
         _check_regular(path, path.stat())
 
 

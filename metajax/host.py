@@ -1,4 +1,7 @@
-"""Tasks whose images stay on the host, in a memory-mapped file say: drawn as on the device, fetched ahead."""
+"""Tasks whose images stay on the host, for example in a memory-mapped file.
+
+Tasks are sampled as on the device; `feed` prefetches their images while the device computes.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +21,14 @@ from metajax.types import ClassBank, Task
 
 
 class HostTasks(NamedTuple):
-    """A task sampler in two parts, with a look at the host's images in between.
+    """A task sampler in two parts: the indices of a task's images, and the task from the images at these indices.
 
     Attributes:
         images: `[all examples, height, width, channels]`, `uint8` or floats in `[0, 1]`: an array or a memory map.
-        rows: `rng -> int32[examples]`, which of them a task needs.
-        sampler: `(rng, images=None) -> Task`, of the same `rng` and the images of those rows, `[examples, height,
-            width, channels]` in the type of `images`: for `make_train_step`. Without images the device fetches them
-            by a callback and waits for them: for `make_evaluation`, or in place of `feed`.
+        rows: `rng -> int32[examples]`, the indices in `images` of a task's examples.
+        sampler: `(rng, images=None) -> Task`. For `make_train_step`, pass the images of `rows(rng)`, `[examples,
+            height, width, channels]` in the dtype of `images`. Without images the device fetches them through a
+            callback and waits for them; use this form for `make_evaluation`, or instead of `feed`.
     """
 
     images: Any
@@ -42,23 +45,25 @@ def host_episodes(
     rotations: bool = False,
     transform: Transform | None = None,
 ) -> HostTasks:
-    """The episodes that `episodes` draws, each the same for the same key, from a bank too large for the device.
+    """Return the tasks of `episodes` for a class bank that is too large for the device.
+
+    For each key the task equals that of `episodes`.
 
     Args:
-        bank: The classes; its `images` are only ever indexed, so that a memory map stays on disk:
+        bank: The classes. Its `images` are only indexed, so a memory map stays on disk:
             `np.load(file, mmap_mode="r")`. Images of a float type are read once, to check their values.
-        ways: As for `episodes`, and so are the others.
+        ways: Classes in an episode.
         shots: Support examples of each class.
         queries: Query examples of each class.
-        rotations: Whether each class turned by 90°, 180° and 270° is a class too.
+        rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
         transform: Applied to each image, on the device.
 
     Returns:
-        Tasks for `feed` and, their `sampler`, for `make_train_step` and `make_evaluation`.
+        The tasks, for `feed`. Their field `sampler` is for `make_train_step` and `make_evaluation`.
 
     Raises:
-        ValueError: If the bank has too few classes, or a class too few examples; or if its arrays are not those that
-            `ClassBank` describes.
+        ValueError: If the bank has too few classes, if a class has too few examples, or if the bank's arrays do not
+            have the shapes and values that `ClassBank` describes.
 
     >>> import jax, numpy as np, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
@@ -77,7 +82,7 @@ def host_episodes(
         shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), dtype)
 
         def of_rows(rows: Any) -> np.ndarray:
-            # Rows may be a JAX array, which indexes a memory map only as numpy's.
+            # `rows` may be a JAX array; a memory map can be indexed only by NumPy arrays.
             return np.asarray(bank.images[np.asarray(rows)], dtype)
 
         return jax.pure_callback(of_rows, shape, rows, vmap_method="broadcast_all")
@@ -100,26 +105,29 @@ def feed(
     threads: int = 2,
     ahead: int = 2,
 ) -> Iterator[jax.Array]:
-    """Fetch what the next `steps` meta-steps need, while the device computes.
+    """Prefetch the images of the next `steps` meta-steps while the device computes.
 
-    The stream is a function of the state's key and step: a run that is resumed from a checkpoint goes on exactly.
+    The images are a function of the state's key and step, so a run resumed from a checkpoint continues exactly.
 
     Args:
         tasks: From `host_episodes`.
-        state: Where training is; only its key and step are looked at, now.
-        steps: Meta-steps to come.
-        tasks_per_step: As of `make_train_step`, and so are the next two.
-        steps_per_call: Meta-steps of one call, or of each.
-        mesh: Devices that tasks are split over; a process reads only the tasks of its own, if they divide evenly.
+        state: The current training state. `feed` reads its key and step at once and does not keep the state.
+        steps: Number of meta-steps.
+        tasks_per_step: As in `make_train_step`.
+        steps_per_call: Meta-steps of every call, as in `make_train_step`; or a sequence with the meta-steps of each
+            call.
+        mesh: As in `make_train_step`. If the tasks are divisible evenly over the devices, each process reads only the
+            images of its own tasks.
         threads: Grain threads that read images.
-        ahead: Calls that are fetched ahead; the devices hold all their images.
+        ahead: Number of calls to prefetch. The devices hold the images of all prefetched calls.
 
     Returns:
-        For each call its images, `[steps_per_call, tasks_per_step, examples, height, width, channels]`, on the
-        devices, in the type of the bank: the second argument of the training step.
+        An iterator over the images of each call, `[steps_per_call, tasks_per_step, examples, height, width, channels]`,
+        on the devices, in the bank's dtype. Pass them as the second argument of the training step.
 
     Raises:
-        ValueError: If `steps` is no multiple of `steps_per_call`, or not their sum; if a call has no steps.
+        ValueError: If `steps` is not a multiple of `steps_per_call`, or not the sum of the sequence; or if a call has
+            no steps.
         UserError: If JAX may not use the CPU.
 
     >>> import jax, numpy as np, optax, metajax as mj
@@ -141,7 +149,7 @@ def feed(
         of_each = np.full(steps // of_each, of_each)
     if of_each.sum() != steps:
         raise ValueError(f"steps_per_call must add up to steps = {steps}, got {of_each.sum()}")
-    import grain  # takes a second, and most runs do without
+    import grain  # the import takes a second, and most runs do not need it
 
     check_state(state)
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
@@ -173,7 +181,7 @@ def feed(
 
 
 def _device_dtype(images: Any) -> Any:
-    """The type that images have on a device, which may have no float64."""
+    """Return the dtype of images on the device, which may not support float64."""
     return jax.dtypes.canonicalize_dtype(images.dtype)
 
 
@@ -181,4 +189,4 @@ def _host() -> Any:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
-        raise UserError("images on the host need JAX's CPU beside the accelerator: add cpu to JAX_PLATFORMS") from error
+        raise UserError("images on the host need JAX's CPU backend: add cpu to JAX_PLATFORMS") from error

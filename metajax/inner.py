@@ -1,7 +1,7 @@
 """The inner loop: adaptation to one task by gradient descent, differentiable from end to end.
 
-Every decision on how a task is unrolled lives here: the inner optimiser, the number of steps, which leaves
-adapt, first order, minibatches, how it is differentiated and what is stored for that, and what is recorded on the way.
+This module decides how the adaptation to a task is unrolled: the inner optimiser, the number of steps, the mask of
+adapting leaves, first order, minibatches, the mode of differentiation, what the backward pass stores, and the trace.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from metajax.partition import Chooses, all_names, merge, split
 from metajax.types import LossFn, Params, PyTree
 
 _UNROLLED = 5
-"""Steps of the longest loop that is unrolled unless told otherwise: longer ones would take long to compile."""
+"""Largest number of steps of a loop that is unrolled by default. A longer unrolled loop would compile slowly."""
 
 _LARGE = 10_000
-"""Parameters from which on mixed mode is the default."""
+"""Smallest number of adapting parameters for which mixed mode is the default."""
 
 _STORED = "inner_gradient"
 _STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
 
 
 class Adapted(NamedTuple):
-    """What an inner loop leaves behind.
+    """The result of an inner loop.
 
     Attributes:
-        params: The adapted parameters, of the structure they came in.
+        params: The adapted parameters, with the structure of the input parameters.
         opt_state: The inner optimiser's state after the last step.
-        trace: What `observe` returned, stacked over steps `0..steps` along a leading axis; `None` without it.
+        trace: The values of `observe`, stacked over steps `0..steps` along a leading axis; `None` without `observe`.
     """
 
     params: Params
@@ -65,7 +65,7 @@ class Run(Protocol):
         view: Callable[[PyTree, Any], Params] | None = None,
         rescale: Callable[[PyTree, Any], PyTree] | None = None,
     ) -> Adapted:
-        """Run the loop; `steps`, `batch_size` and `first_order` override the values the loop was made with."""
+        """Run the loop; `steps`, `batch_size` and `first_order` override the arguments of `inner_loop`."""
         ...
 
 
@@ -74,12 +74,14 @@ class InnerLoop(NamedTuple):
 
     Attributes:
         init: `params -> opt_state`, the inner optimiser's fresh state.
-        run: `(loss_fn, params, data, rng, *, ...) -> Adapted`. `observe` is a function of the model's parameters, whose
-            values at steps `0..steps` make the trace. `view(params, step)` makes the model's parameters, for the loss
-            and for `observe`, out of what adapts, where these differ; `step` counts the updates done. `rescale(updates,
-            step)` changes the update that is about to be added. Both may close over what is meta-learned.
-        split: `params -> (what adapts, the rest)`, with `None` for leaves of the other.
-        steps: Gradient steps, unless chosen at the call.
+        run: `(loss_fn, params, data, rng, *, ...) -> Adapted`. `observe` is a function of the model's parameters; its
+            values at steps `0..steps` form the trace. `view(params, step)` maps the adapted parameters to the model's
+            parameters, for the loss and for `observe` (default: identity); `step` is the number of updates before
+            this call. `rescale(updates, step)` changes the updates before they are added to the parameters. `view`
+            and `rescale` may close over meta-parameters.
+        split: `params -> (adapting leaves, other leaves)`: two trees like `params`, with `None` in place of the leaves
+            that are in the other tree.
+        steps: Default number of gradient steps.
     """
 
     init: Callable[[Params], PyTree]
@@ -102,32 +104,34 @@ def inner_loop(
     """Make an inner loop: `steps` steps of any optax `optimizer`, differentiated through.
 
     Args:
-        optimizer: Any optax transformation: SGD, momentum, Adam, a chain, with schedules. To differentiate
-            twice through Adam give it a small `eps_root`: the derivative of a square root at 0 is infinite.
-        steps: Gradient steps; may be overridden at each call.
-        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool`, from `named` say, or a pytree of bools;
-            all of them by default. The others stay as they are in the inner loop, and are still meta-learned.
-        batch_size: Examples of the support set in each step, drawn without replacement until the set is used
-            up, then shuffled anew; the whole set by default.
-        first_order: Treat the inner gradient as a constant of the outer differentiation (first-order MAML). It is
-            stopped inside the step, so that nothing of it is stored for a backward pass.
-        mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that
-            nothing of the inner backward pass is stored; by default where at least 10,000 parameters adapt, since
-            with fewer it is a little slower. The same to rounding as plain reverse mode (`False`), which a loss needs
-            whose custom derivative is no derivative (a straight-through estimator), and forward mode over the loop.
-        remat: Store only the gradient of each step, and parameters and optimiser state after every √`steps` steps; the
-            backward pass computes the rest again, the gradients excepted: for long loops and large models.
-        unroll: Steps unrolled in the compiled loop; `True` for all of them. By default a loop of at most 5 steps
-            is unrolled, since the compiler then does better; not with `remat`.
+        optimizer: Any optax transformation: SGD, momentum, Adam, a chain, with schedules. To differentiate through
+            Adam, give it a small `eps_root`: the derivative of a square root at 0 is infinite.
+        steps: Gradient steps; each call may override it.
+        adapts: Mask of the leaves that adapt: a predicate `(path, leaf) -> bool`, for example from `named`, or a
+            pytree of bools. Default: all leaves. The inner loop does not change the other leaves; they are still
+            meta-learned.
+        batch_size: Support examples in each step. They are sampled without replacement; when the support set is used
+            up, it is shuffled again. Default: the whole support set in each step.
+        first_order: Treat the inner gradient as a constant in the outer differentiation (first-order MAML).
+            `stop_gradient` is applied inside each step, so JAX stores nothing for a backward pass through the gradient.
+        mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that JAX
+            stores nothing of the inner backward pass. Default: `True` if at least 10,000 parameters adapt, because
+            mixed mode is slightly slower for fewer. Plain reverse mode (`False`) gives the same result up to rounding.
+            `False` is needed in two cases: the loss has a custom derivative that is not its true derivative (a
+            straight-through estimator), or forward mode is applied to the whole loop.
+        remat: Store only the gradient of each step, and the parameters and optimiser state after every √`steps` steps.
+            The backward pass recomputes everything else from them. Use it for long loops and large models.
+        unroll: Steps to unroll in the compiled loop; `True` unrolls all steps. Default: unroll the whole loop if it has
+            at most 5 steps, because XLA then generates faster code. `remat` does not allow `True`.
 
     Returns:
         An `InnerLoop`.
 
     Raises:
-        TypeError: If `optimizer` is none.
-        ValueError: If `steps` is negative or no whole number, or `remat` meets `unroll=True`; the loop's `run` raises
-            it if its own `steps` are, if its batch size is not between 1 and the number of examples, or if no
-            parameter would adapt.
+        TypeError: If `optimizer` is not an optax optimiser.
+        ValueError: If `steps` is not a whole number of at least 0, or if both `remat` and `unroll=True` are set. The
+            loop's `run` raises a `ValueError` if its argument `steps` is not a whole number of at least 0, if the batch
+            size is not between 1 and the number of examples, or if no parameter adapts.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017. Mixed mode: Kemaev et
@@ -147,7 +151,7 @@ def inner_loop(
 
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
         every = lambda path, leaf: True  # noqa: E731
-        return split(params, every if adapts is None else adapts, "what adapts in the inner loop")
+        return split(params, every if adapts is None else adapts, "mask of the inner loop")
 
     def is_mixed(fast: PyTree, first_order: bool) -> bool:
         large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE
@@ -177,7 +181,7 @@ def inner_loop(
         fast, slow = split_adapting(params)
         check_params(fast, "parameters that adapt")
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
-            raise ValueError(f"no parameter would adapt: none is chosen of {', '.join(all_names(params)) or 'none'}")
+            raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
         wants_loss = steps > 0 and uses_loss(optimizer, fast)
         gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
@@ -191,7 +195,7 @@ def inner_loop(
         def seen(fast, slow, i) -> PyTree:
             if observe is None:
                 return None
-            return jax.tree.map(jnp.asarray, observe(model(fast, slow, i)))  # a metric may be a number of Python's
+            return jax.tree.map(jnp.asarray, observe(model(fast, slow, i)))  # a metric may be a Python number
 
         def step(carry, inputs):
             fast, opt_state = carry
@@ -252,7 +256,7 @@ def _whole_steps(steps: Any) -> int:
 
 
 def check_inner_loop(inner: object) -> None:
-    """Raise a `TypeError` unless `inner_loop` made it: an optimiser alone is an easy mistake."""
+    """Raise a `TypeError` unless `inner` was made by `inner_loop`. Passing only an optimiser is an easy mistake."""
     if not isinstance(inner, InnerLoop):
         raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
 
@@ -262,10 +266,10 @@ def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: P
 
 
 def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
-    """The gradient of `loss(fast, rest)` by `fast`, with a reverse rule of its own.
+    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, with a custom reverse-mode rule.
 
     For a cotangent v of the gradient, the cotangents of all arguments are the gradient of the directional derivative
-    of the loss along v: second derivatives commute, so forward over reverse gives what reverse over reverse would.
+    of the loss along v. Second derivatives commute, so forward over reverse gives the result of reverse over reverse.
     """
     traced = jax.make_jaxpr(loss)(fast, rest)
     closed_over = traced.consts  # may be differentiated or mapped over too: all must be arguments
@@ -286,8 +290,8 @@ def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTr
         return jax.grad(loss_of)(fast, real, other)
 
     def forward(*arguments):
-        # Not gradient(*arguments): JAX mixes up residuals and tangents of a custom_vjp whose forward rule calls itself,
-        # in a scan under a second reverse mode. And forward mode over the whole would have no rule.
+        # The forward rule must not call gradient(*arguments): in a scan under a second reverse mode, JAX confuses the
+        # residuals with the tangents of such a custom_vjp. Forward mode over the loop would also lack a rule.
         return jax.grad(loss_of)(*arguments), arguments
 
     def backward(arguments, along):
@@ -308,9 +312,9 @@ def _loop(unroll: int | bool | None, steps: int) -> Callable[[Callable, PyTree, 
 
 
 def _unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """`lax.scan`, unrolled, with the first step apart.
+    """Run an unrolled `lax.scan`, with the first step outside the scan.
 
-    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy them for each task.
+    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy these for each task.
     """
     carry, first = step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))
     first = jax.tree.map(lambda leaf: leaf[None], first)
@@ -321,7 +325,7 @@ def _unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, Py
 
 
 def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """`lax.scan` that keeps for the backward pass the inner gradients, and the carry after every √n of n steps."""
+    """Run `lax.scan` over n steps. The backward pass stores the inner gradients and the carry after every √n steps."""
     steps = jax.tree.leaves(inputs)[0].shape[0]
     stretch = max(math.isqrt(steps), 1)
     in_stretches = steps - steps % stretch
@@ -346,7 +350,7 @@ def _num_examples(data: PyTree) -> int:
 
 
 def _minibatches(rng: jax.Array, examples: int, batch_size: int, steps: int) -> jax.Array:
-    """Rows of each step's minibatch, `int32[steps, batch_size]`: epochs of shuffled examples, end to end."""
+    """Return the example indices of each step's minibatch, `int32[steps, batch_size]`, from consecutive epochs."""
     if not 0 < batch_size <= examples:
         raise ValueError(f"batch_size must be between 1 and the {examples} support examples, got {batch_size}")
     epochs = -(-steps * batch_size // examples)

@@ -1,4 +1,4 @@
-"""Losses on one batch, in the form that learners take."""
+"""Losses on one batch, with the signature that learners expect: `(params, data, rng) -> (scalar, metrics)`."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from metajax.types import ApplyFn, Batch, LossFn
 
 
 def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
-    """Mean cross-entropy of `apply`'s logits, with the accuracy as a metric.
+    """Return the mean cross-entropy of `apply`'s logits as a loss, with the accuracy as a metric.
 
     Args:
         apply: A model `(params, x, rng) -> logits [examples, ..., ways]`.
-        varied_ways: Leave out the logits above the largest label of the batch, for tasks that may have fewer ways than
-            the model has outputs. Every batch must then have an example of each way, if only one of weight 0.
+        varied_ways: Ignore the logits above the largest label of the batch, for tasks that may have fewer ways than
+            the model has outputs. Every batch must then have an example of each way; the example may have weight 0.
 
     Returns:
-        A loss on a `Batch` with integer labels `[examples, ...]`, each at least 0 and below the number of logits: any
-        other makes the loss and its gradient NaN, unless its example has weight 0. Metrics `loss` (nats) and `accuracy`
-        (in `[0, 1]`). It raises a `ValueError` if there is not a label for each row of logits.
+        A loss on a `Batch` with integer labels `[examples, ...]` in `[0, number of logits)`. A label out of this range
+        makes the loss and its gradient NaN, unless the example has weight 0. The metrics are `loss` (nats) and
+        `accuracy` (in `[0, 1]`). The loss raises a `ValueError` if the shapes of labels and logits do not fit.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.classification_loss(lambda params, x, rng: params * x)
@@ -43,7 +43,7 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
         factors = jnp.where(_allowed(data, logits.shape[-1]), 1, jnp.asarray(jnp.nan, losses.dtype))
-        losses = losses * factors  # without NaN it would learn from the other examples
+        losses = losses * factors  # without NaN, training would continue on the other examples
         loss = weighted_mean(losses, data.mask)
         accuracy = weighted_mean((jnp.argmax(logits, -1) == data.y).astype(losses.dtype), data.mask)
         return loss, {"loss": loss, "accuracy": accuracy}
@@ -52,7 +52,7 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
 
 
 def _allowed(data: Batch, outputs: int) -> jax.Array:
-    """Which labels are those of a logit, or do not count."""
+    """Return a mask of the labels that are in range or have weight 0."""
     allowed = (data.y >= 0) & (data.y < outputs)
     if data.mask is None:
         return allowed
@@ -60,15 +60,15 @@ def _allowed(data: Batch, outputs: int) -> jax.Array:
 
 
 def regression_loss(apply: ApplyFn) -> LossFn:
-    """Mean squared error of `apply`'s outputs.
+    """Return the mean squared error of `apply`'s outputs as a loss.
 
     Args:
-        apply: A model `(params, x, rng) -> outputs`, of the shape of the targets.
+        apply: A model `(params, x, rng) -> outputs`; outputs and targets have the same shape.
 
     Returns:
-        A loss on a `Batch` with real targets `[examples, ...]`; the metric `loss` is the mean squared error, in
-        squared units of the target, in float32 at least. It raises a `ValueError` if outputs and targets differ in
-        shape.
+        A loss on a `Batch` with real targets `[examples, ...]`. The metric `loss` is the mean squared error, in
+        squared units of the target, with at least float32 precision. The loss raises a `ValueError` if outputs and
+        targets differ in shape.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> loss = mj.regression_loss(lambda params, x, rng: params * x)
@@ -100,7 +100,7 @@ def _check_batch(data: Any) -> None:
 
 
 def _outputs(outputs: Any) -> jax.Array:
-    """Return a model's outputs in float32 at least: half precision would round each sum over examples.
+    """Return a model's outputs in at least float32, because half precision would round each sum over examples.
 
     Raises:
         TypeError: If the model returned something other than one array.

@@ -1,4 +1,4 @@
-"""Metrics of a run in its work directory: JSON lines, and TensorBoard events."""
+"""Write and read the metrics of a run in its work directory: JSON lines, and TensorBoard events."""
 
 import json
 import logging
@@ -20,15 +20,15 @@ from metajax.workdir import EVENTS
 
 METRICS = "metrics.jsonl"
 _LOG = logging.getLogger("metajax")
-_LARGEST = 2**63  # of a step, or of a whole number among the metrics
+_LARGEST = 2**63  # bound of a step and of an integer metric
 
 
 def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Add a line to the metrics.
+    """Append a line to the metrics file.
 
     Args:
         workdir: The work directory, created if it is missing.
-        row: `step`, and metrics: numbers, JAX or NumPy scalars, or `None`. What is not finite is written as `None`.
+        row: `step` and the metrics: numbers, JAX or NumPy scalars, or `None`. Non-finite values are written as `None`.
 
     Raises:
         TypeError: If a value is not a scalar.
@@ -47,12 +47,12 @@ def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 class _Line(NamedTuple):
-    """A line of the file.
+    """A line of the metrics file.
 
     Attributes:
-        number: Its number, from 1.
-        text: Its bytes, with the end of the line if it has one.
-        row: The metrics, or `None` if it is damaged.
+        number: The line number, from 1.
+        text: The bytes of the line, including the newline if there is one.
+        row: The metrics, or `None` if the line is damaged.
     """
 
     number: int
@@ -61,20 +61,20 @@ class _Line(NamedTuple):
 
     @property
     def cut(self) -> bool:
-        """Whether a kill, or a full disk, cut it short."""
+        """Return whether the line has no newline, because of a kill or a full disk."""
         return self.row is None and not self.text.endswith(b"\n")
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the metrics.
 
-    Damaged lines are left out, with a warning. So is, without one, a last line that was cut short.
+    Damaged lines are skipped with a warning. An incomplete last line is skipped without a warning.
 
     Args:
         workdir: The work directory.
 
     Returns:
-        A dict per line; empty if there is no file.
+        A dict per line; an empty list if there is no file.
 
     Raises:
         UserError: If the file cannot be read.
@@ -85,10 +85,10 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
-    """Remove the lines after `step`, which a resumed run is about to write again.
+    """Remove the lines after `step`, because a resumed run will write them again.
 
-    Damaged lines are removed too, with a warning, and the file as it was is kept beside the new one. If no line is
-    later than `step`, nothing is written.
+    Damaged lines are also removed, with a warning; the original file is then kept beside the new one. If no line is
+    after `step`, the file does not change.
 
     Raises:
         UserError: If the file cannot be read, or is a symbolic link.
@@ -99,7 +99,7 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     lines = _lines(directory)
     whole = [line for line in lines if line.row is not None]
     kept = [line for line in whole if line.row is not None and line.row["step"] <= step]
-    # A line that was cut short is the next one to be written, if the line before it is that of the checkpoint.
+    # If the previous line is at the checkpoint's step, the resumed run writes the incomplete line again.
     due = bool(kept) and kept[-1].row is not None and kept[-1].row["step"] >= step
     damaged = [line for line in lines if line.row is None and not (line.cut and due)]
     _warn(directory, damaged)
@@ -121,7 +121,7 @@ def _lines(workdir: Path) -> list[_Line]:
 
 
 def _row(text: bytes) -> dict[str, Any] | None:
-    """Return the metrics of a line; `None` if they are none."""
+    """Return the metrics of a line; `None` if the line is damaged."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def _warn(workdir: Path, damaged: list[_Line]) -> None:
 
 
 def _keep(path: Path) -> None:
-    """Keep a file as it is beside itself, under the first name that is free."""
+    """Keep a copy of a file in its folder, under the first free name."""
     content, number = files.read_bytes(path), 1
     while os.path.lexists(old := path.with_name(f"{path.name}.damaged_{number}")):
         number += 1
@@ -154,7 +154,7 @@ def _keep(path: Path) -> None:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with plain numbers in place of arrays, and `None` for what is not finite."""
+    """Return a row with Python numbers instead of arrays, and `None` instead of non-finite values."""
     if "step" not in row:
         raise TypeError(f"a row of metrics has a step, got only {', '.join(row) or 'an empty one'}")
     plain = {name: _scalar(name, value) for name, value in row.items()}
@@ -175,11 +175,11 @@ def _scalar(name: str, value: Any) -> int | float | None:
 
 
 class Events:
-    """A TensorBoard event file, written without a thread: that of tensorboardX cannot report a full disk.
+    """A TensorBoard event file, written without a thread, because tensorboardX's thread cannot report a full disk.
 
     Args:
-        workdir: The work directory, created if it is missing; a run that was resumed has several event files.
-        step: Step from which the run goes on: TensorBoard drops what an interrupted run wrote after it.
+        workdir: The work directory, created if it is missing. A resumed run has several event files.
+        step: Step from which the run continues. TensorBoard drops the events that an interrupted run wrote after it.
 
     Raises:
         UserError: If the folder of the events is a symbolic link out of the work directory.
@@ -195,7 +195,7 @@ class Events:
             self._write(Event(step=int(step) + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a line of the metrics: `step`, and numbers, JAX or NumPy scalars, or `None`.
+        """Add a row of metrics: `step`, and numbers, JAX or NumPy scalars, or `None`.
 
         Raises:
             TypeError: If a value is not a scalar.
@@ -206,11 +206,11 @@ class Events:
         self._write(Event(step=plain["step"], summary=summary))
 
     def flush(self) -> None:
-        """Put on disk what was added."""
+        """Write all added rows to disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Put on disk what was added, and close the file."""
+        """Write all added rows to disk, and close the file."""
         self._writer.close()
 
     def _write(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Calls of optax optimisers, with the loss for those that ask for it."""
+"""Calls of optax optimisers. An optimiser that uses the loss receives it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def check_optimizer(optimizer: Any, what: str) -> None:
 
     Args:
         optimizer: The value.
-        what: What an error calls it.
+        what: Name of the optimiser in error messages.
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"the {what} must be an optax optimiser, such as optax.sgd(0.1), got {describe(optimizer)}")
@@ -28,8 +28,8 @@ def update(
     """Compute the updates and the next state of an optimiser.
 
     Args:
-        optimizer: Any optax optimiser. One that adapts to the loss, such as `optax.contrib.reduce_on_plateau` or
-            `optax.polyak_sgd`, gets it as `value`.
+        optimizer: Any optax optimiser. An optimiser that adapts to the loss, such as `optax.contrib.reduce_on_plateau`
+            or `optax.polyak_sgd`, receives the loss as `value`.
         gradient: The gradient, a pytree like `params`.
         state: The optimiser's state.
         params: The parameters.
@@ -39,7 +39,7 @@ def update(
         `(updates, state)`.
 
     Raises:
-        TypeError: If the optimiser evaluates the loss by itself, as line searches do.
+        TypeError: If the optimiser needs to evaluate the loss at other parameters, as line searches do.
     """
     extra = {} if loss is None else {"value": loss, "grad": gradient}
     try:

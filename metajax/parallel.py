@@ -1,8 +1,8 @@
 """Task parallelism: how many tasks run at once, and on which devices.
 
-The tasks of a step are split over the devices of a mesh; each device goes through its share in chunks, one after
-the other, and the tasks of a chunk run together under `vmap`. What is averaged is each task's *gradient*, so memory
-is that of one chunk whatever the number of tasks.
+The tasks of a step are split over the devices of a mesh. Each device processes its tasks in chunks, one after the
+other; the tasks of a chunk run together under `vmap`. The per-task *gradients* are averaged, so memory grows with the
+chunk size and not with the number of tasks.
 """
 
 import math
@@ -23,7 +23,7 @@ Out = TypeVar("Out")
 
 
 def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over `devices` (all of them by default) with the one axis `tasks`.
+    """Return a mesh over `devices` (default: all devices) with one axis, `tasks`.
 
     >>> import metajax as mj
     >>> mj.task_mesh().axis_names
@@ -34,14 +34,14 @@ def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
-    """Where values that all tasks share live: on every device of the mesh."""
+    """Return the sharding of values that all tasks share: a copy on every device of the mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Put arrays that all tasks share on every device of the mesh, and of every process that it spans.
+    """Put arrays that all tasks share on every device of the mesh, in all processes of the mesh.
 
-    Each process has the same values to begin with.
+    The arrays must have the same values in every process.
     """
     sharding = replicated(mesh)
     if sharding is None or sharding.is_fully_addressable:
@@ -59,14 +59,19 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def split_over_tasks(mesh: Mesh | None, num_tasks: int) -> NamedSharding | None:
-    """Where arrays `[steps, tasks, ...]` live: each task on its device, or all everywhere if they do not divide."""
+    """Return the sharding of arrays `[steps, tasks, ...]`.
+
+    The task axis is split over the devices if it is divisible evenly; else the arrays are replicated.
+    """
     if mesh is None or num_tasks % mesh.size:
         return replicated(mesh)
     return NamedSharding(mesh, PartitionSpec(None, AXIS))
 
 
 def task_keys(rng: jax.Array, num_tasks: int, first: int | jax.Array = 0) -> jax.Array:
-    """A key for each task from `first` on, `key[num_tasks]`: a function of `rng` and the task's index alone.
+    """Return the keys of the tasks `first..first + num_tasks - 1`, `key[num_tasks]`.
+
+    Each key is a function of `rng` and the task's index only.
 
     >>> import jax, metajax as mj
     >>> few, many = mj.task_keys(jax.random.key(0), 2), mj.task_keys(jax.random.key(0), 5)
@@ -77,7 +82,10 @@ def task_keys(rng: jax.Array, num_tasks: int, first: int | jax.Array = 0) -> jax
 
 
 def step_keys(rng: jax.Array, first: int | jax.Array, steps: int, num_tasks: int) -> tuple[jax.Array, jax.Array]:
-    """Keys of each task of meta-steps from `first` on, `key[steps, num_tasks]`: to draw it, and to learn from it."""
+    """Return two keys for each task of the meta-steps `first..first + steps - 1`, each `key[steps, num_tasks]`.
+
+    The first key samples the task; the second key is for the learner.
+    """
 
     def of_step(step: jax.Array) -> tuple[jax.Array, jax.Array]:
         halves = jax.vmap(jax.random.split)(task_keys(jax.random.fold_in(rng, step), num_tasks))
@@ -94,22 +102,22 @@ def average_tasks(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Out:
-    """Average `fn(shared, task)` over tasks, every strategy to the same value up to rounding.
+    """Average `fn(shared, task)` over tasks. The chunk size and the mesh change the result only by rounding.
 
     Args:
-        fn: A function of what all tasks share and of one entry of `per_task`, to a pytree of arrays.
-        shared: A pytree, the same for every task.
+        fn: A function of `shared` and one task's entry of `per_task` that returns a pytree of arrays.
+        shared: A pytree that all tasks share.
         per_task: A pytree of arrays with a leading task axis.
-        chunk_size: Tasks that run together under `vmap`; by default all of a device's share.
-        mesh: Devices to split the tasks over, from `task_mesh`; `None` stays on one device.
+        chunk_size: Tasks that run together under `vmap`. Default: all tasks of a device.
+        mesh: Devices to split the tasks over, from `task_mesh`. Default: one device.
 
     Returns:
-        The averages, with the structure and dtypes of one `fn(shared, task)`. Floats of less than 32 bits are summed in
-        float32 and rounded once. Integers are summed in 32 bits at least, and their average is rounded down. A bool
-        tells whether it is true for any task.
+        The averages, with the structure and dtypes of `fn(shared, task)`. Floats of less than 32 bits are summed in
+        float32 and rounded once. Integers are summed in at least 32 bits, and their average is rounded down. A bool
+        is `True` if it is `True` for any task.
 
     Raises:
-        ValueError: If there are no tasks, the arrays of `per_task` differ in their number, or `chunk_size` is below 1.
+        ValueError: If there are no tasks, if the leading axes of `per_task` differ, or if `chunk_size` is below 1.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> float(mj.average_tasks(lambda a, x: a * x, 2.0, jnp.arange(5.0), chunk_size=2))
@@ -122,7 +130,7 @@ def average_tasks(
         def add_chunk(total, chunk):
             tasks, valid = chunk
             values = _run_chunk(fn, shared, tasks)
-            if valid is not None:  # a padded task is computed, and counts for nothing
+            if valid is not None:  # padded tasks are computed, but add 0 to the sum
                 values = jax.tree.map(lambda v: jnp.where(_along(valid, v), v, jnp.zeros_like(v)), values)
             return jax.tree.map(lambda t, v: t + v.sum(0, dtype=t.dtype), total, values), None
 
@@ -146,10 +154,10 @@ def map_tasks(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Out:
-    """Stack `fn(shared, task)` over tasks; the arguments are those of `average_tasks`.
+    """Stack `fn(shared, task)` over tasks; see `average_tasks` for the arguments.
 
     Returns:
-        What `fn` returns, with a leading task axis on every leaf.
+        The results of `fn`, with a leading task axis on every leaf.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> mj.map_tasks(lambda a, x: a * x, 2, jnp.arange(3), chunk_size=2).tolist()
@@ -169,14 +177,15 @@ def map_tasks(
 
 
 def is_tiny(params: PyTree) -> bool:
-    """Whether a model has at most ten thousand parameters, so that on a CPU its dispatch outweighs its arithmetic."""
+    """Return whether a model has at most 10,000 parameters, so that on a CPU dispatch takes longer than arithmetic."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)) <= 10_000
 
 
 def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None) -> int:
-    """Tasks to run together on a device: all of its share on an accelerator or with a tiny model, one on a CPU.
+    """Return the default number of tasks that run together on a device.
 
-    One task's activations fit a core's cache, a chunk's do not.
+    On an accelerator, or with a tiny model, all tasks of a device run together. On a CPU larger models run one task at
+    a time, because the activations of one task fit in a core's cache and the activations of a larger chunk do not.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return 1 if platform == "cpu" and not is_tiny(params) else _share(num_tasks, mesh)
@@ -195,12 +204,12 @@ def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> in
 
 
 def _share(num_tasks: int, mesh: Mesh | None) -> int:
-    """Tasks of one device."""
+    """Return the number of tasks of one device."""
     return -(-num_tasks // num_devices(mesh))
 
 
 def _run_chunk(fn: Callable, shared: PyTree, tasks: PyTree) -> PyTree:
-    """`fn` on each task of a chunk; a chunk of one keeps the shapes, and so the kernels, of a single task."""
+    """Apply `fn` to each task of a chunk. A chunk of one task runs without `vmap`, with a single task's kernels."""
     if _num_tasks(tasks) > 1:
         return jax.vmap(fn, (None, 0))(shared, tasks)
     return jax.tree.map(lambda v: v[None], fn(shared, jax.tree.map(lambda leaf: leaf[0], tasks)))
@@ -211,7 +220,10 @@ def _in_chunks(per_task: PyTree, chunk_size: int) -> PyTree:
 
 
 def _pad(per_task: PyTree, num_tasks: int, multiple: int) -> tuple[PyTree, jax.Array | None]:
-    """Repeat the last tasks up to a multiple, with a mask of the real ones; no mask if all are real."""
+    """Repeat the last task until the task axis is a multiple of `multiple`.
+
+    Return the padded tasks and a mask of the real ones; the mask is `None` if no padding is needed.
+    """
     padding = -num_tasks % multiple
     if not padding:
         return per_task, None
@@ -220,7 +232,7 @@ def _pad(per_task: PyTree, num_tasks: int, multiple: int) -> tuple[PyTree, jax.A
 
 
 def _sum_over_devices(tree: PyTree) -> PyTree:
-    """`psum`, of all leaves of a type as one array: on a CPU the devices wait for each other for every array."""
+    """Apply `psum` to all leaves of each dtype as one array, because CPU devices synchronise once for every array."""
     leaves, structure = jax.tree.flatten(tree)
     sums = list(leaves)
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
@@ -235,7 +247,7 @@ def _on_mesh(fn: Callable, mesh: Mesh | None, out_specs: PartitionSpec) -> Calla
     if mesh is None:
         return fn
     tasks = PartitionSpec(AXIS)
-    # Gradients are taken inside, per task: the automatic sum over replicated arguments would be wrong here.
+    # `fn` computes per-task gradients itself. The automatic sum of check_vma over replicated arguments would be wrong.
     return jax.shard_map(fn, mesh=mesh, in_specs=(PartitionSpec(), tasks, tasks), out_specs=out_specs, check_vma=False)
 
 
@@ -253,7 +265,7 @@ def _num_tasks(per_task: PyTree) -> int:
 
 
 def num_devices(mesh: Mesh | None) -> int:
-    """Devices of a mesh, of all processes; one without."""
+    """Return the number of devices of a mesh, in all processes; 1 without a mesh."""
     return 1 if mesh is None else mesh.size
 
 
@@ -262,7 +274,7 @@ def _along(valid: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def _sum_type(dtype: Any) -> Any:
-    """Return the type in which values are summed: of at least 32 bits, so that the sum is rounded once, at its end."""
+    """Return the dtype for sums: at least 32 bits, so that a sum is rounded only once, at the end."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.promote_types(dtype, jnp.float32)
     if jnp.issubdtype(dtype, jnp.unsignedinteger):

@@ -1,4 +1,4 @@
-"""Parts of a pytree of parameters, chosen by the names on the way to a leaf."""
+"""Masks that select leaves of a pytree of parameters by the names in their paths, and functions that use the masks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,23 +9,23 @@ import jax
 from metajax.types import Params, PyTree
 
 Chooses = Callable[[str, Any], bool] | PyTree
-"""A choice of leaves: a predicate on the leaf's path (`"convs/0/kernel"`) and value, or a pytree of bools."""
+"""A mask of leaves: a predicate on the leaf's path (`"convs/0/kernel"`) and value, or a pytree of bools."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A choice by name; a name that no path holds is an error where the choice is made."""
+    """A mask by name. `split` raises a `ValueError` if no path contains one of the names."""
 
     names: tuple[str, ...]
     others: bool = False
-    """Choose all the other leaves."""
+    """Whether the mask is inverted."""
 
     def __call__(self, path: str, leaf: Any) -> bool:
-        """Whether a leaf is chosen."""
+        """Return whether the mask selects a leaf."""
         return self.others != any(_holds(path, name) for name in self.names)
 
     def check(self, paths: list[str], setting: str) -> None:
-        """Raise a `ValueError` that names the setting unless some path holds each name."""
+        """Raise a `ValueError` that names `setting`, unless each name is in at least one path."""
         for name in self.names:
             if not any(_holds(path, name) for path in paths):
                 parts = sorted({part for path in paths for part in path.split("/") if part})
@@ -39,26 +39,28 @@ def _holds(path: str, name: str) -> bool:
 
 def _refuse_string(chooses: Any) -> None:
     if isinstance(chooses, str):
-        raise ValueError(f"a choice of parameters is a function or a pytree of bools: say metajax.named({chooses!r})")
+        raise ValueError(f"a mask of parameters is a function or a pytree of bools: use metajax.named({chooses!r})")
 
 
 def named(*names: str) -> Named:
-    """Choose the leaves whose path holds one of `names`, whole: `"norms"`, `"layers/0"`, `"bias"`.
+    """Return a mask of the leaves whose path contains one of `names`: `"norms"`, `"layers/0"`, `"bias"`.
+
+    A name matches whole parts of a path only: `"bias"` does not match `"biases"`.
 
     Raises:
-        TypeError: If a name is no string.
+        TypeError: If a name is not a string.
 
     >>> chosen = named("layers/0", "bias")
     >>> [chosen(path, None) for path in ("layers/0/kernel", "layers/01/kernel", "layers/1/bias")]
     [True, False, True]
     """
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"named takes names, one after the other, got {', '.join(map(repr, names))}")
+        raise TypeError(f"named takes strings as separate arguments, got {', '.join(map(repr, names))}")
     return Named(names)
 
 
 def opposite(chooses: Chooses) -> Chooses:
-    """Choose the other leaves.
+    """Return the inverted mask.
 
     >>> opposite(named("head"))("head/bias", None)
     False
@@ -83,7 +85,7 @@ def map_with_names(fn: Callable[[str, Any], Any], params: Params) -> PyTree:
 
 
 def names(params: Params) -> list[str]:
-    """The path of every leaf.
+    """Return the path of every leaf.
 
     >>> names({"b": 0.0, "a": [1.0, 2.0]})
     ['a/0', 'a/1', 'b']
@@ -92,7 +94,7 @@ def names(params: Params) -> list[str]:
 
 
 def all_names(params: PyTree) -> list[str]:
-    """The path of every leaf, and of every leaf that was split off.
+    """Return the path of every leaf, including the leaves that `split` replaced by `None`.
 
     >>> all_names({"head": 0.0, "body": None})
     ['body', 'head']
@@ -101,15 +103,18 @@ def all_names(params: PyTree) -> list[str]:
 
 
 def split(params: Params, chooses: Chooses, setting: str = "the choice of parameters") -> tuple[PyTree, PyTree]:
-    """The chosen leaves and the rest: two trees like `params`, with `None` for each leaf of the other.
+    """Split parameters into the selected leaves and the other leaves.
+
+    Both results are trees like `params`, with `None` in place of the leaves that are in the other tree.
 
     Args:
-        params: Parameters; leaves that were split off before are `None`.
-        chooses: The choice.
-        setting: What an error calls it.
+        params: Parameters. Leaves that an earlier `split` removed are `None`.
+        chooses: The mask.
+        setting: Name of the mask in error messages.
 
     Raises:
-        ValueError: If a name fits nothing, a pytree of bools is not like `params`, or the choice is a string.
+        ValueError: If a name matches no path, if a pytree of bools has another structure than `params`, or if the mask
+            is a string.
 
     >>> split({"head": 1, "body": 2}, named("head"))
     ({'body': None, 'head': 1}, {'body': 2, 'head': None})
@@ -120,8 +125,8 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
     mask = map_with_names(lambda path, leaf: bool(chooses(path, leaf)), params) if callable(chooses) else chooses
     if not callable(chooses) and (lacking := set(all_names(params)) ^ set(all_names(mask))):
         raise ValueError(
-            f"{setting}: a pytree of bools has one for each parameter, but the two differ in "
-            f"{', '.join(sorted(lacking))}; or choose by metajax.named"
+            f"{setting}: a pytree of bools needs one bool for each parameter, but the two trees differ in "
+            f"{', '.join(sorted(lacking))}; or use metajax.named"
         )
     chosen = map_present(lambda leaf, yes: leaf if yes else None, params, mask)
     rest = map_present(lambda leaf, yes: None if yes else leaf, params, mask)
@@ -129,7 +134,7 @@ def split(params: Params, chooses: Chooses, setting: str = "the choice of parame
 
 
 def merge(chosen: PyTree, rest: PyTree) -> Params:
-    """Put together again what `split` took apart.
+    """Merge the two trees that `split` returned.
 
     >>> merge({"head": 1, "body": None}, {"head": None, "body": 2})
     {'body': 2, 'head': 1}
@@ -138,10 +143,10 @@ def merge(chosen: PyTree, rest: PyTree) -> Params:
 
 
 def scaled(updates: PyTree, factors: PyTree) -> PyTree:
-    """Multiply each update by the factor of its leaf; updates may lack some of the leaves.
+    """Multiply each update by the factor of its leaf; updates may be `None` for some leaves.
 
     Raises:
-        ValueError: If the updates are not of the factors' leaves.
+        ValueError: If updates and factors differ in structure.
 
     >>> scaled({"head": 2.0, "body": None}, {"head": 3.0, "body": 5.0})
     {'body': None, 'head': 6.0}
@@ -149,22 +154,22 @@ def scaled(updates: PyTree, factors: PyTree) -> PyTree:
     structure = lambda tree: jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)  # noqa: E731
     if structure(updates) != structure(factors):
         raise ValueError(
-            "learned rates are those of the model's parameters, but something else adapts: they do not combine with a "
-            "context or low-rank factors"
+            "learned rates belong to the model's parameters, but other arrays adapt: learned rates cannot be combined "
+            "with a context or low-rank factors"
         )
     return map_present(lambda update, factor: None if update is None else update * factor, updates, factors)
 
 
 def map_present(fn: Callable, *trees: PyTree) -> PyTree:
-    """`jax.tree.map` over trees that have `None` in the place of leaves they lack; `fn` sees it."""
+    """Apply `jax.tree.map` to trees with `None` in place of missing leaves; `fn` receives the `None`."""
     return jax.tree.map(fn, *trees, is_leaf=lambda leaf: leaf is None)
 
 
 def map_changed(fn: Callable, params: PyTree, changes: PyTree) -> PyTree:
-    """Apply `fn(leaf, change)` to each leaf that has a change; the others have `None` in its place, and stay.
+    """Apply `fn(leaf, change)` to each leaf whose entry in `changes` is not `None`; return the other leaves unchanged.
 
     Raises:
-        ValueError: If a leaf that has one was split off.
+        ValueError: If a leaf with a change was removed by `split`.
 
     >>> map_changed(lambda leaf, change: leaf + sum(change), {"head": 1, "body": 2}, {"head": (3, 4), "body": None})
     {'body': 2, 'head': 8}
@@ -175,7 +180,7 @@ def map_changed(fn: Callable, params: PyTree, changes: PyTree) -> PyTree:
             return leaf
         if leaf is None:
             raise ValueError(
-                "a part changes parameters that an earlier one does not let adapt: choose among those that it lets"
+                "a part changes parameters that an earlier part does not let adapt: select only adapting parameters"
             )
         return fn(leaf, change)
 

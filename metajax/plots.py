@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curve, adaptation, sinusoid fits, episodes."""
+"""Figures of a run: learning curve, adaptation, sinusoid fits, episodes."""
 
 import io
 import os
@@ -11,19 +11,19 @@ from numpy.typing import ArrayLike
 
 from metajax import files
 
-_KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "each query alone")}
+_KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "non-transductive")}
 
 _BEYOND = 100
-"""Times the largest loss of training above which a loss is said to have diverged."""
+"""A loss above this multiple of the largest training loss counts as diverged."""
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, in the format of its ending: png, svg or pdf.
+    """Write a figure to a file. The file name's suffix chooses the format: png, svg or pdf.
 
-    A file that is there is replaced when the new one is complete; missing folders are created.
+    An existing file is replaced when the new file is complete. Missing folders are created.
 
     Raises:
-        ValueError: If Matplotlib does not know the ending.
+        ValueError: If Matplotlib does not support the suffix.
     """
     path = Path(path)
     content = io.BytesIO()
@@ -33,14 +33,15 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def learning_curve(rows: list[dict[str, Any]]) -> Figure:
-    """Training and validation metrics against meta-steps.
+    """Plot training and validation metrics against meta-steps.
 
     Args:
         rows: Lines of `metrics.jsonl`: `step`, metrics, and `validation_…` at checkpoints.
 
     Returns:
-        A figure with a panel for the loss and, where there is one, for the accuracy. What is not finite, or, of
-        losses that are all positive, a hundred times the training's largest, is a mark at the edge.
+        A figure with a panel for the loss and, if the rows have it, a panel for the accuracy. Diverged values are marks
+        at the upper edge. A value counts as diverged if it is not finite, or if all losses are positive and it is over
+        100 times the largest training loss.
 
     Raises:
         ValueError: If a row has no step, no row has a loss or an accuracy, or a value is not a number.
@@ -70,7 +71,7 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
         if positive:
             axes.set_yscale("log")
-        if diverged:  # marked at the upper edge, where it flattens nothing
+        if diverged:  # marks at the upper edge do not change the scale of the curve
             edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(diverged, [1] * len(diverged), "^", color="grey", label="diverged", **edge)
         axes.legend(frameon=False)
@@ -87,16 +88,16 @@ def _measured(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 
 def adaptation(report: dict[str, Any]) -> Figure:
-    """Metrics against inner steps, with 95 % intervals as bands.
+    """Plot metrics against inner steps, with 95 % intervals as bands.
 
     Args:
-        report: From `make_evaluation`. A mean of `None`, of tasks that diverged, is not drawn.
+        report: From `make_evaluation`. A mean is not plotted if it is `None` because tasks diverged.
 
     Returns:
         A figure with a panel for each metric.
 
     Raises:
-        ValueError: If it is not such a report.
+        ValueError: If `report` does not have the form of `make_evaluation`'s reports.
     """
     _check_report(report)
     kinds = [kind for kind in _KINDS if kind in report]
@@ -118,10 +119,10 @@ def adaptation(report: dict[str, Any]) -> Figure:
 
 
 def _check_report(report: Any) -> None:
-    """Raise unless something is a report of an evaluation.
+    """Raise an error unless a value is a report of an evaluation.
 
     Raises:
-        ValueError: With what is missing.
+        ValueError: If an entry is missing; the message names the entry.
     """
     if not isinstance(report, dict):
         raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
@@ -148,7 +149,7 @@ def _is_column(values: Any, length: int) -> bool:
 
 
 def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:
-    """Fits of one-dimensional regression tasks before and after adaptation.
+    """Plot the fits of one-dimensional regression tasks before and after adaptation.
 
     Args:
         tasks: For each task arrays `x`, `truth`, `before`, `after` (`[points]`, x ascending), and `support_x`,
@@ -174,17 +175,17 @@ def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:
 def episode(
     support_x: ArrayLike, support_y: ArrayLike, query_x: ArrayLike, query_y: ArrayLike, predicted: ArrayLike
 ) -> Figure:
-    """An episode as a picture: a row per class, its support left, its queries right with the predictions.
+    """Plot an episode: one row per class, the support set on the left, the queries with predictions on the right.
 
     Args:
         support_x: Support images in `[0, 1]`, `[examples, height, width, channels]`.
         support_y: Their labels.
         query_x: Query images.
         query_y: Their true labels.
-        predicted: The labels that the adapted model gives the queries.
+        predicted: The labels that the adapted model predicts for the queries.
 
     Returns:
-        A figure; wrong predictions are red and name the predicted class.
+        A figure. Wrong predictions are red and show the predicted class.
     """
     support_x, support_y, query_x, query_y, predicted = map(
         np.asarray, (support_x, support_y, query_x, query_y, predicted)

@@ -1,4 +1,4 @@
-"""Questions about a function that its trace answers: what its outputs depend on, and which constants it holds."""
+"""Inspect the trace of a function: which inputs its outputs depend on, and which constants it contains."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,9 +28,9 @@ def depends_on_first(fn: Callable[..., Any], first: Any, *rest: Any) -> bool:
 
 
 def is_repeatable(fn: Callable[..., Any], *args: Any) -> bool:
-    """Return whether two traces of `fn(*args)` hold the same constants.
+    """Return whether two traces of `fn(*args)` contain the same constants.
 
-    A function that draws numbers with NumPy or `random` holds other constants in each trace.
+    Each trace of a function that samples with NumPy or `random` contains different constants.
 
     >>> is_repeatable(lambda x: x + 1.0, 1.0), is_repeatable(lambda x: x + np.random.rand(3), 1.0)
     (True, False)

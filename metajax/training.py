@@ -1,4 +1,7 @@
-"""The compiled training step: draw tasks, average their meta-gradients, update, many times in one call."""
+"""The compiled training step: one call runs several meta-steps.
+
+Each meta-step samples tasks, averages their meta-gradients and updates the meta-parameters.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -25,18 +28,18 @@ from metajax.tasks.sampler import check_sampler
 from metajax.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _SMALL_BYTES = 1_000_000
-"""Of all tasks of a call, up to which they are drawn before its loop."""
+"""Largest size of one call's tasks for which all tasks are sampled before the scan."""
 
 
 class TrainState(NamedTuple):
-    """All that a resume needs, as one pytree.
+    """The complete state of a training run, as one pytree. A resumed run needs nothing else.
 
     Attributes:
-        meta_params: What is meta-learned.
+        meta_params: The meta-parameters.
         opt_state: The outer optimiser's state.
-        learner_state: What the learner carries from step to step.
-        step: Meta-steps done, `int32[]`.
-        key: The key of the run; every draw is a function of it, the step and the task's index in the step.
+        learner_state: The learner's state, passed from meta-step to meta-step.
+        step: Number of completed meta-steps, `int32[]`.
+        key: The key of the run. All random numbers are functions of `key`, `step` and the task's index in the step.
     """
 
     meta_params: MetaParams
@@ -47,10 +50,10 @@ class TrainState(NamedTuple):
 
 
 class TrainStep(Protocol):
-    """A compiled call of some meta-steps."""
+    """A compiled function that runs `steps_per_call` meta-steps."""
 
     def __call__(self, state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
-        """Advance the state, which is donated; `fed` are arrays `[steps_per_call, tasks_per_step, ...]`."""
+        """Advance the state, which is donated; `fed` is a pytree of arrays `[steps_per_call, tasks_per_step, ...]`."""
         ...
 
 
@@ -62,14 +65,14 @@ def init_train_state(
     Args:
         learner: A meta-learner.
         optimizer: The outer optimiser, any optax transformation.
-        params: A model's parameters; copied, since the training step donates its state's buffers.
+        params: A model's parameters. They are copied, because the training step donates its state's buffers.
         seed: An integer or a key.
 
     Returns:
         A `TrainState` at step 0.
 
     Raises:
-        TypeError: If an argument has another form.
+        TypeError: If an argument has the wrong type.
 
     >>> import jax.numpy as jnp, optax, metajax as mj
     >>> learner = mj.maml(lambda p, data, rng: (p**2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
@@ -82,7 +85,7 @@ def init_train_state(
     meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
     opt_state = optimizer.init(meta_params)
     state = TrainState(meta_params, opt_state, learner_state, jnp.zeros((), jnp.int32), as_key(seed))
-    return jax.tree.map(jnp.copy, state)  # no buffer twice: some optimisers keep the parameters they started from
+    return jax.tree.map(jnp.copy, state)  # a buffer must not be donated twice: some optimisers store params
 
 
 def make_train_step(
@@ -112,9 +115,9 @@ def make_train_step(
         learner: A meta-learner.
         optimizer: The outer optimiser; clipping and schedules are parts of an optax chain. An optimiser that adapts to
             the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the meta-batch as `value`.
-        sampler: `rng -> Task`. Arrays that it holds as a `jax.tree_util.Partial` (a class bank, say) are passed to
-            the compiled function as arguments, not built into it as constants. Or `(rng, fed) -> Task` for tasks whose
-            data does not live on the device: `fed` is then the host's data for that task, from `feed` say. If
+        sampler: `rng -> Task`. If the sampler is a `jax.tree_util.Partial`, its arrays (for example a class bank) are
+            arguments of the compiled function, not constants in it. For data that is not on the device, use
+            `(rng, fed) -> Task`: `fed` is the data that the host passes for this task, for example from `feed`. If
             `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
         tasks_per_step: Tasks in a meta-step (the meta-batch).
         steps_per_call: Meta-steps in one call.
@@ -123,16 +126,17 @@ def make_train_step(
         skip_non_finite: Skip meta-steps that fail, instead of stopping at the first one.
 
     Returns:
-        `(state, fed=None) -> (state, metrics)`, which donates the state: use only the state that it returns. `fed` is
+        `(state, fed=None) -> (state, metrics)`. The call donates its input state: use only the returned state. `fed` is
         `None`, or a pytree of arrays `[steps_per_call, tasks_per_step, ...]`, one entry for each task. Each metric is
-        `float[steps_per_call]`: the learner's own, averaged over tasks (counts and truth values too), and the norms of
-        the meta-gradient and of the update, `gradient_norm` and `update_norm`.
+        `float[steps_per_call]`: the learner's metrics, averaged over tasks (integers and bools too), and
+        `gradient_norm` and `update_norm`, the norms of the meta-gradient and of the update.
 
     Raises:
-        TypeError: If an argument has another form; from the call, if the state or the sampler's task has.
-        ValueError: If a count is below 1; from the call, if the state was donated before, or if the sampler does not
-            draw with its key (see `check_sampler`).
-        FloatingPointError: From the call, if the call before failed.
+        TypeError: If an argument has the wrong type. The returned function raises a `TypeError` if the state is not a
+            `TrainState` or the sampler does not return a `Task`.
+        ValueError: If a count is below 1. The returned function raises a `ValueError` if the state was donated before,
+            or if the sampler's tasks do not depend on its key (see `check_sampler`).
+        FloatingPointError: Raised by the returned function, if a meta-step of the previous call failed.
 
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2, {})
@@ -177,14 +181,15 @@ def make_train_step(
     def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
-        # All keys at once, and all tasks if they are small: a tiny model would notice the time of one after the other.
+        # Compute all keys at once, and sample all tasks at once if they are small. Otherwise sampling in each meta-step
+        # would take a noticeable share of a tiny model's time.
         task_keys, learn_keys = step_keys(state.key, first, steps_per_call, tasks_per_step)
         tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
         draw_all = jax.vmap(jax.vmap(draw))
         if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
             tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
 
-        def step(state, _):  # a step that failed stays where it is, and so must its tasks
+        def step(state, _):  # state.step does not advance after a failure, so the tasks must not advance either
             given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
             return meta_step(state, draw, given, chunk)
 
@@ -231,7 +236,7 @@ def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, 
 
 
 def check_state(state: Any) -> None:
-    """Raise an error unless a value is a training state that was not donated before."""
+    """Raise a `TypeError` unless a value is a `TrainState`, and a `ValueError` if it was donated before."""
     if not isinstance(state, TrainState):
         raise TypeError(f"a TrainState from init_train_state or the last call is expected, got {describe(state)}")
     check_not_donated(state, "state")
@@ -242,7 +247,7 @@ def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-    """Return the norm, summed in float32 at least: squares of half precision overflow."""
+    """Return the norm, summed in at least float32, because squares in half precision overflow."""
     return optax.tree.norm(jax.tree.map(_as_float, tree))
 
 
@@ -258,7 +263,7 @@ def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
 
 
 def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:
-    """A task, from its key and what it is fed, if anything."""
+    """Sample a task from its key and, if there is any, the host's data for the task."""
     key, fed = given
     return sampler(key) if fed is None else sampler(key, fed)
 
@@ -272,10 +277,10 @@ def _as_float(value: jax.Array) -> jax.Array:
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:
-    """Return a sampler as a pytree of the arrays that it holds, so that they can be arguments of a compiled function.
+    """Return a sampler as a `Partial`, so that its arrays can be arguments of a compiled function.
 
     Raises:
-        TypeError: If it is not a function.
+        TypeError: If the sampler is not a function.
     """
     if not callable(fn):
         raise TypeError(f"a sampler is a function rng -> metajax.Task, got {describe(fn)}")
@@ -283,13 +288,14 @@ def as_partial(fn: Callable) -> jax.tree_util.Partial:
 
 
 def first_non_finite(metrics: Metrics) -> tuple[int, str] | None:
-    """The first meta-step of a call that went wrong, and the metric that says so.
+    """Find the first meta-step with a non-finite metric.
 
     Args:
-        metrics: What a training step returned, each `float[steps_per_call]`.
+        metrics: The metrics that a training step returned, each `float[steps_per_call]`.
 
     Returns:
-        `(index in the call, metric name)`, the loss before any other; `None` if all is finite.
+        `(index in the call, metric name)`. If several metrics of the step are not finite, `loss` has priority. `None`
+        if all metrics are finite.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> mj.first_non_finite({"loss": jnp.array([1.0, 2.0]), "gradient_norm": jnp.array([1.0, jnp.nan])})

@@ -1,4 +1,4 @@
-"""The nouns that everything else is written in: batches, tasks, losses, meta-learners."""
+"""The common types of metajax: parameters, batches, tasks, losses, models, samplers and class banks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -7,9 +7,9 @@ import jax
 
 PyTree = Any
 Params = PyTree
-"""What a model computes with: any pytree of arrays."""
+"""The parameters of a model: any pytree of arrays."""
 MetaParams = PyTree
-"""What is meta-learned: the initialisation, and whatever else a learner learns across tasks."""
+"""The meta-parameters: the initialisation, and all other values that a learner meta-learns."""
 Metrics = dict[str, jax.Array]
 """Scalars by name."""
 
@@ -20,8 +20,8 @@ class Batch(NamedTuple):
     Attributes:
         x: Inputs, `[examples, ...]`.
         y: Targets, `[examples, ...]`; integer labels `[examples]` in classification.
-        mask: Weight of each example in the loss, `[examples]`; `None` counts every example once. An
-            example of weight 0 is still seen by normalisation over the batch.
+        mask: Weight of each example in the loss, `[examples]`; `None` means weight 1 for every example. Batch
+            normalisation ignores the weights: an example of weight 0 still contributes to its statistics.
     """
 
     x: PyTree
@@ -30,14 +30,17 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One learning problem: adapt on `support`, be judged on `query`. Each is whatever the loss takes."""
+    """One learning problem: a learner adapts on `support` and is evaluated on `query`.
+
+    Both are the data argument of the loss, for example a `Batch`.
+    """
 
     support: PyTree
     query: PyTree
 
 
 class ApplyFn(Protocol):
-    """A model as a pure function: parameters, inputs `[examples, ...]`, a key for its noise."""
+    """A model as a pure function of its parameters, inputs `[examples, ...]`, and a key for dropout and other noise."""
 
     def __call__(self, params: Params, x: PyTree, rng: jax.Array | None = None, /) -> PyTree:  # noqa: D102
         ...
@@ -47,21 +50,21 @@ LossFn = Callable[[Params, PyTree, jax.Array], tuple[jax.Array, Metrics]]
 """`(params, data, rng) -> (scalar loss, metrics)`."""
 
 TaskSampler = Callable[[jax.Array], Task]
-"""`rng -> task`: pure and traceable, so that sampling is compiled into the training step."""
+"""`rng -> task`: a pure, traceable function, so that sampling is compiled into the training step."""
 
 
 class ClassBank(NamedTuple):
-    """Images of many classes in one array, the examples of a class side by side.
+    """Images of many classes in one array. The examples of a class are consecutive.
 
-    Class `c` owns `images[starts[c] : starts[c] + counts[c]]`.
+    Class `c` has the images `images[starts[c] : starts[c] + counts[c]]`.
 
-    Samplers give a model images as `float32` in `[0, 1]`: they divide `uint8` images by 255 and take floats as they
-    are. They raise a `ValueError` for images of another type, and for floats outside `[0, 1]`, NaN or infinite.
+    Samplers convert images to `float32` in `[0, 1]`: they divide `uint8` images by 255 and do not scale floats. They
+    raise a `ValueError` for images of another dtype, for floats outside `[0, 1]`, and for NaN or infinite values.
 
     Attributes:
         images: `uint8[examples, height, width, channels]` in `[0, 255]`, or floats in `[0, 1]`.
-        starts: `int32[classes]`, the first example of each class.
-        counts: `int32[classes]`, how many examples each class has.
+        starts: `int32[classes]`, the index of the first example of each class.
+        counts: `int32[classes]`, the number of examples of each class.
     """
 
     images: Any

@@ -1,4 +1,4 @@
-"""A work directory: config, versions and results of one run; `metrics` and `checkpoints` write the rest."""
+"""The work directory of a run: its config, versions and results. `metrics` and `checkpoints` write the other files."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ EVALUATION = "evaluation.json"
 CHECKPOINTS = "checkpoints"
 EVENTS = "tensorboard"
 PLOTS = "plots"
-_TYPE = "class"  # no field can be called that
+_TYPE = "class"  # a keyword of Python, so no field has this name
 _HEADER = """\
 # A copy of {source}.
 # It has the settings before any override on the command line: config.json has the settings of this run.
@@ -36,7 +36,7 @@ _HEADER = """\
 
 
 def is_workdir(workdir: Path) -> bool:
-    """Return whether a run was begun in a folder."""
+    """Return whether a folder is the work directory of a run."""
     return (workdir / CONFIG).is_file()
 
 
@@ -48,15 +48,15 @@ def create(
     data: dict[str, str] | None = None,
     task: dict[str, Any] | None = None,
 ) -> None:
-    """Begin a run.
+    """Create the work directory of a new run.
 
-    Writes its config, a copy of the config file, and what it begins with: versions, devices, data, and fingerprints of
-    the modules that the config file imports. Records in the user's data folder that this user began it.
+    Write the config, a copy of the config file, and a record of the versions, devices, data, and fingerprints of the
+    modules that the config file imports. Also record in the user's data folder that this user began the run.
 
     Args:
-        workdir: An empty folder, or one that does not exist.
+        workdir: An empty folder, or a path that does not exist.
         experiment: The resolved settings.
-        source: The config file that they come from.
+        source: The config file of the settings.
         devices: Number of devices.
         data: Fingerprints of the data set, by split.
         task: Shapes of the tasks, from `describe_task`.
@@ -66,7 +66,7 @@ def create(
     """
     found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
     stopped_here = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
-    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # by a kill
+    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # a killed process left it
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
     settings, folder = to_json(experiment), config_folder(source)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,10 @@ def create(
 
 
 def check_writable(workdir: Path) -> None:
-    """Check that a run can be written to a folder, which may not exist yet, before any work.
+    """Check before any work that a run can be written to a folder. The folder may not exist yet.
 
     Raises:
-        UserError: If it cannot be written, or a folder in it is a symbolic link to another place.
+        UserError: If the folder cannot be written, or if one of its subfolders is a symbolic link out of it.
     """
     try:
         os.fspath(workdir).encode()
@@ -99,15 +99,15 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keep other processes from training in a work directory, by a lock file beside it.
+    """Prevent other processes from training in a work directory, by a lock file beside it.
 
     Raises:
-        UserError: If another process trains there.
+        UserError: If another process is training in the work directory.
     """
     path = workdir.resolve()
-    with contextlib.suppress(OSError):  # without a place for the lock file it trains without a lock
+    with contextlib.suppress(OSError):  # if the lock file cannot be created, train without a lock
         path.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(path.with_name(f".{path.name}.lock")) as locked:  # beside it: a new work directory must be empty
+    with files.lock(path.with_name(f".{path.name}.lock")) as locked:  # not inside: a new work directory must be empty
         if not locked:
             raise UserError(f"another process is training in {workdir}; choose another --workdir")
         yield
@@ -116,15 +116,16 @@ def alone(workdir: Path) -> Iterator[None]:
 def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
     """Read the resolved config of a run.
 
-    Code of the work directory, the copy of the config file, is executed only if the settings have types that are not
-    metajax's, and only if this user began the run.
+    The copy of the config file in the work directory is executed only if two conditions hold: the settings have types
+    that are not metajax's, and this user began the run.
 
     Args:
         workdir: A work directory.
-        trust: Whether to execute its code, whoever began the run.
+        trust: Whether to execute the copy of the config file even if another user began the run.
 
     Raises:
-        UserError: If `workdir` is not a work directory, its config cannot be read, or its code is not trusted.
+        UserError: If `workdir` is not a work directory, if its config cannot be read, or if its code is needed but not
+            trusted.
     """
     value = _read_config(workdir)
     own = sorted(_own_type_names(value))
@@ -146,7 +147,7 @@ def _read_config(workdir: Path) -> dict[str, Any]:
 
 
 def _own_type_names(value: Any) -> set[str]:
-    """Return the types in a config that are not metajax's."""
+    """Return the names of the types in a config that metajax does not define."""
     if isinstance(value, list):
         return set().union(*map(_own_type_names, value))
     if not isinstance(value, dict):
@@ -172,7 +173,7 @@ def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
 def config_folder(source: Path) -> Path:
     """Return the folder in which a config file's imports are searched.
 
-    It is the folder of the file. For the copy in a work directory, it is the folder of the original.
+    This is the folder of the file. For the copy in a work directory, it is the folder of the original file.
     """
     recorded = _recorded_folder(source.parent) if source.name == SOURCE and is_workdir(source.parent) else None
     return recorded or source.parent
@@ -187,7 +188,7 @@ def _recorded_folder(workdir: Path) -> Path | None:
 def differences(workdir: Path, wanted: Experiment) -> list[str]:
     """Return the fields in which a run and an experiment differ, each as `field is X in the run and Y now`.
 
-    Execution settings do not count: `changes_since` compares them. No code of the work directory is executed.
+    Execution settings are ignored: `changes_since` compares them. No code of the work directory is executed.
 
     Raises:
         UserError: If the config of the run cannot be read.
@@ -200,7 +201,7 @@ def differences(workdir: Path, wanted: Experiment) -> list[str]:
 
 
 def training_steps(workdir: Path) -> int:
-    """Return the meta-steps that a run was begun with, or was last continued to.
+    """Return the number of meta-steps in the config of a run. A resumed run may have increased this number.
 
     Raises:
         UserError: If the config of the run cannot be read.
@@ -213,7 +214,7 @@ def training_steps(workdir: Path) -> int:
 
 
 def _with_defaults(value: Any, types: dict[str, type]) -> Any:
-    """Add the fields that a config lacks, which an older version did not have, with their defaults."""
+    """Add default values for missing fields, because a config of an older version may lack newer fields."""
     if isinstance(value, list):
         return [_with_defaults(each, types) for each in value]
     if not (isinstance(value, dict) and isinstance(value.get(_TYPE), str)):
@@ -221,24 +222,24 @@ def _with_defaults(value: Any, types: dict[str, type]) -> Any:
     stored = {key: _with_defaults(each, types) for key, each in value.items()}
     try:
         kind = types.get(value[_TYPE]) or config_code.find_type(value[_TYPE], None)
-    except (ImportError, AttributeError, TypeError, ValueError):  # of another config: its name differs anyway
+    except (ImportError, AttributeError, TypeError, ValueError):  # the type is from another config, so its name differs
         return stored
     absent = [f for f in dataclasses.fields(kind) if f.name not in stored and f.default is not dataclasses.MISSING]
     return {**stored, **{f.name: to_json(f.default) for f in absent}}
 
 
 def code_differs(workdir: Path, experiment: Experiment, source: Path) -> bool:
-    """Return whether an experiment has types of its own, and their config file is not what it was when the run began.
+    """Return whether the code of an experiment's own types has changed since the run began.
 
-    The value of `config` in the file does not count: `differences` compares it.
+    The function compares the config files. It ignores the value of `config`, which `differences` compares.
     """
     return bool(config_code.own_types(experiment)) and not config_code.same_code(workdir / SOURCE, source)
 
 
 def changed_modules(workdir: Path, experiment: Experiment, source: Path) -> list[str]:
-    """Return the modules that a config file imports whose code has changed since the run began.
+    """Return the modules that a config file imports and whose code has changed since the run began.
 
-    Modules of installed packages do not count. Nothing counts if all settings have metajax's types.
+    Modules of installed packages are ignored. If all settings have metajax's types, the result is empty.
     """
     config = _began(workdir).get("config")
     if not isinstance(config, dict) or not config_code.own_types(experiment):
@@ -257,16 +258,16 @@ def _differing(stored: Any, wanted: Any) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of metajax and of the packages that it computes with."""
+    """Return the versions of metajax and of the numerical packages that it uses."""
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
     return {
-        "metajax": metajax.__version__,  # also where it is not installed, but on the path
+        "metajax": metajax.__version__,  # works also if metajax is on the path without being installed
         **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
 def environment(devices: int) -> dict[str, Any]:
-    """Return the versions, device and command, for the record."""
+    """Return the versions, the device and the command, for the record of a run."""
     return {
         "versions": versions(),
         "python": platform.python_version(),
@@ -280,7 +281,7 @@ def environment(devices: int) -> dict[str, Any]:
 
 
 def _began(workdir: Path) -> dict[str, Any]:
-    """Return what a run began with; empty if that is unknown."""
+    """Return the record of a run's initial versions, devices and data; empty if there is no valid record."""
     try:
         began = files.read_json(workdir / ENVIRONMENT)
     except UserError:
@@ -289,7 +290,7 @@ def _began(workdir: Path) -> dict[str, Any]:
 
 
 def unknown_beginning(workdir: Path) -> str:
-    """Return why it is unknown with which versions, devices and data a run began; empty if it is known."""
+    """Return why the record of a run's initial versions, devices and data cannot be read; empty if it can."""
     path = workdir / ENVIRONMENT
     unknown = "the versions, devices and data that the run began with are unknown"
     try:
@@ -303,12 +304,12 @@ def unknown_beginning(workdir: Path) -> str:
 
 
 def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[str]:
-    """Return what has changed since a run began and may change rounding: versions, devices, execution settings."""
+    """Return the changes since a run began that may change rounding: versions, devices and execution settings."""
     unknown = unknown_beginning(workdir)
     stored = _with_defaults(_read_config(workdir), {}).get("execution")
     changes = [] if unknown else _changes(_began(workdir), environment(devices))
     changes += _differing({"execution": stored}, {"execution": to_json(experiment.execution)})
-    return [*filter(None, [unknown]), *(f"{change}: the same up to rounding" for change in changes)]
+    return [*filter(None, [unknown]), *(f"{change}: results are the same up to rounding" for change in changes)]
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -320,15 +321,15 @@ def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     changes += [f"{began['device']} is now {now['device']}"] if began["device"] != now["device"] else []
     if began["devices"] != now["devices"]:
-        changes.append(f"the run began on {began['devices']} devices and goes on on {now['devices']}")
+        changes.append(f"the run began on {began['devices']} devices and continues on {now['devices']}")
     precision = began.get("precision", "default")
     if precision != now["precision"]:
-        changes.append(f"the run began with products in {precision} and goes on in {now['precision']}")
+        changes.append(f"the run began with matrix products in {precision} and continues in {now['precision']}")
     return changes
 
 
 def data_differs(workdir: Path, data: dict[str, str]) -> str:
-    """Return how the data has changed since a run began; empty if it has not, or if its data is unknown."""
+    """Return how the data has changed since a run began; empty if the data is unchanged or was not recorded."""
     began = _began(workdir).get("data")
     stored = began if isinstance(began, dict) and began else data
     absent = "nothing"
@@ -340,20 +341,20 @@ def data_differs(workdir: Path, data: dict[str, str]) -> str:
 
 
 def trained_on(workdir: Path) -> dict[str, Any]:
-    """Return the shapes of the tasks that a run was trained on, as `describe_task` gave them; empty if unknown."""
+    """Return the shapes of a run's training tasks in the format of `describe_task`; empty if they were not recorded."""
     task = _began(workdir).get("task")
     return task if isinstance(task, dict) else {}
 
 
 def to_json(value: Any, name: str = "config") -> Any:
-    """Return settings as JSON values, each dataclass with its type.
+    """Convert settings to JSON values. Each dataclass becomes a dict with the name of its type.
 
     Args:
         value: A dataclass, or a value of one of its fields.
-        name: Name of the field, for the error.
+        name: Name of the field, for the error message.
 
     Raises:
-        UserError: If a value is none of a number, text, a path, `None`, a dataclass, or a list, tuple or dict of these.
+        UserError: If a value is not a number, a string, a path, `None`, a dataclass, or a list, tuple or dict of these.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name), f"{name}.{f.name}") for f in dataclasses.fields(value)}
@@ -372,15 +373,15 @@ def to_json(value: Any, name: str = "config") -> Any:
 
 
 def from_json(value: Any, workdir: Path, module: ModuleType | None = None) -> Any:
-    """Return the settings that `to_json` made JSON of.
+    """Convert the JSON values of `to_json` back to settings.
 
     Args:
         value: JSON values.
-        workdir: The work directory, for errors.
-        module: The run's own config file, where settings have types that are not metajax's.
+        workdir: The work directory, for error messages.
+        module: The run's config file as a module, for settings with types that are not metajax's.
 
     Raises:
-        UserError: If a type is unknown, or does not have these fields.
+        UserError: If a type is unknown, or if it does not have these fields.
     """
     return _from_json(value, workdir / CONFIG, module, "")
 
@@ -408,12 +409,12 @@ def _from_json(value: Any, path: Path, module: ModuleType | None, owner: str) ->
         raise UserError(f"{path}: {error}") from error
     except TypeError as error:
         raise UserError(f"{misfit}: {error}") from error
-    except Exception as error:  # of the user's own `__post_init__`
+    except Exception as error:  # the user's `__post_init__` may raise anything
         raise UserError(f"{path}: {kind.__name__} does not take these settings: {error!r}") from error
 
 
 def _as_declared(kind: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the paths and lists among fields, which JSON has as texts and `_from_json` as tuples."""
+    """Convert fields back to their declared types: strings to paths, and tuples to lists."""
     declared = {f.name: getattr(f.type, "__name__", "") + str(f.type) for f in dataclasses.fields(kind)}
     found = {}
     for name, value in fields.items():

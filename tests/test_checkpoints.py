@@ -184,7 +184,7 @@ def test_nothing_to_restore(tmp_path):
     for folder in (tmp_path / "c", tmp_path / "gone"):
         assert checkpoints.saved_steps(folder) == []
         assert checkpoints.best_step(folder) is None
-        with pytest.raises(UserError, match="holds no checkpoint"):
+        with pytest.raises(UserError, match="has no checkpoint"):
             checkpoints.restore(folder, some_state(0))
 
 
@@ -252,12 +252,12 @@ def test_other_parameters_name_the_first_that_differs(tmp_path):
     with pytest.raises(UserError) as caught:
         checkpoints.restore(tmp_path / "c", more)
     assert str(caught.value) == (
-        f"checkpoint {tmp_path / 'c' / '2'}: the model's parameters are not those of the checkpoint: it holds nothing "
+        f"checkpoint {tmp_path / 'c' / '2'}: the model's parameters differ from the checkpoint: it has nothing "
         "where float32[2] is expected, at meta_params/tail"
     )
     other = like._replace(opt_state=optax.sgd(1.0).init(like.meta_params))
     with pytest.raises(
-        UserError, match=r"it holds int32\[\] where nothing is expected, at opt_state/0/count \(and 8 more"
+        UserError, match=r"it has int32\[\] where nothing is expected, at opt_state/0/count \(and 8 more"
     ):
         checkpoints.restore(tmp_path / "c", other)
 

@@ -187,7 +187,7 @@ def test_evaluate_tells_in_one_line_and_leaves_the_report(trained, words, said):
         ("learning_rate=0.01", "learning_rate=0.01, beta1=None", ["inner.beta1 must be from 0", "got None"]),
         ("MLP(hidden=(8,))", "MLP(hidden=(8, 8.5))", ["model.hidden", "tuple", "8.5"]),
         ("MLP(hidden=(8,))", "ResNet12(widths=(0, 1, 1, 1))", ["model.widths must be at least 1, got 0"]),
-        ("MLP(hidden=(8,))", "7", ["model must be a model as settings, got 7"]),
+        ("MLP(hidden=(8,))", "7", ["model must be settings of a model, got 7"]),
         ("MLP(hidden=(8,))", "MLP", ["model must be settings, MLP(...), got the class MLP"]),
     ],
 )

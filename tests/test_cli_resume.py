@@ -183,7 +183,7 @@ def test_a_damaged_last_checkpoint_falls_back_and_goes_on_exactly(undisturbed, c
         (line,) = result.err.splitlines()
         assert result.code == 0
         assert line.startswith(f"metajax: warning: checkpoint {copy / 'checkpoints' / '40'} cannot be read (")
-        assert line.endswith("; falling back to the one before")
+        assert line.endswith("; falling back to the previous one")
     assert json.loads((copy / "other.json").read_text())["checkpoint"] == 30
     (copy / "other.json").unlink()
     assert f"resuming {copy} from step 30" in result.out
@@ -343,7 +343,7 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_were_one(undisturbed, con
     assert {name: a[name].tobytes() for name in a} == {name: b[name].tobytes() for name in b}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["steps"] == 40
     again = run("train", config, "--workdir", tmp_path / "run")
-    assert "only evaluating it; a larger --training.steps goes on" in again.out
+    assert "only evaluating it; a larger --training.steps continues training" in again.out
     fails(
         run("train", config, "--workdir", tmp_path / "run", "--training.steps", 30), "training.steps is 40 in the run"
     )
@@ -352,4 +352,4 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_it_were_one(undisturbed, con
 def test_a_schedule_that_ends_with_the_run_forbids_more_steps(config, tmp_path):
     options = [config, "--workdir", tmp_path / "run", "--outer.schedule", "cosine", "--training.steps"]
     assert run("train", *options, 5).code == 0
-    fails(run("train", *options, 10), "training.steps is 5 in the run and 10 now", "cosine schedule ends with the run")
+    fails(run("train", *options, 10), "training.steps is 5 in the run and 10 now", "a cosine schedule depend on")

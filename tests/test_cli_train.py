@@ -339,7 +339,7 @@ def test_two_devices_train_alike_and_a_change_is_told(trained, config, tmp_path)
     result = run("train", config, "--workdir", directory, "--seed", 5, "--devices", 1)
     assert result.code == 0
     assert result.err.splitlines() == [
-        "metajax: warning: the run began on 2 devices and goes on on 1: the same up to rounding"
+        "metajax: warning: the run began on 2 devices and continues on 1: results are the same up to rounding"
     ]
 
 

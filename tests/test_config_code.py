@@ -135,7 +135,7 @@ def test_imported_code_that_changed(mine, name, old, new, changed):
         assert (trained.code, trained.err, evaluated.err, drawn.err) == (0, "", "", "")
         return
     fails(trained, f"begun with other code of {changed}, which", "Choose another --workdir, or the same code")
-    warning = f"warning: code that {directory} was begun with has changed since: {changed}. "
+    warning = f"warning: code of {directory} has changed since the run began: {changed}. "
     for result in (evaluated, drawn):
         assert warning in result.err
 
@@ -146,7 +146,7 @@ def test_imported_code_of_another_shape_names_the_parameter(mine):
     result = run("evaluate", directory)
     assert result.code == 2
     (_, error) = result.err.splitlines()
-    assert "the model's parameters are not those of the checkpoint: it holds float32[8] where float32[9]" in error
+    assert "the model's parameters differ from the checkpoint: it has float32[8] where float32[9]" in error
     assert "at meta_params/a/bias (and 8 more)" in error
     assert error.count("checkpoint") <= 3
     text = (mine / "my_model.py").read_text()

@@ -98,7 +98,7 @@ def test_damaged_source(tiny, tmp_path, how):
         path.write_bytes(gzip.compress(idx(contents("train")[0][:59])))
     elif how == "bad label":
         path.write_bytes(gzip.compress(idx(np.full(30, 11, np.uint8))))
-        expected = f"{path}: holds the label 11"
+        expected = f"{path}: has the label 11"
     else:
         path.write_bytes((tiny / "train-labels-idx1-ubyte.gz").read_bytes())
     with pytest.raises(UserError) as info:

@@ -205,7 +205,7 @@ def broken_cifar(how: str, tmp_path: Path) -> tuple[dict[str, bytes], str]:
         return {
             **binary,
             "train.bin": b"\0\x64" + binary["train.bin"][2:],
-        }, "holds the label 100, the classes are 0 to 99"
+        }, "has the label 100, but the classes are 0 to 99"
     if how == "names":
         return {**binary, "fine_label_names.txt": b"apple\npear\n"}, "names 2 classes, CIFAR-100 has 100"
     if how == "part missing":

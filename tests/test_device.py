@@ -91,5 +91,5 @@ def test_what_jax_says_of_its_devices_is_a_line(monkeypatch, caplog):
 
 def test_a_model_larger_than_the_memory_is_refused():
     params = {"w": jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32)}
-    with pytest.raises(UserError, match=r"1,099,511,627,776 parameters: to train it takes 16,384.0 GiB or more"):
+    with pytest.raises(UserError, match=r"1,099,511,627,776 parameters: training needs 16,384.0 GiB or more"):
         device.check_memory(params)

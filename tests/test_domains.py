@@ -167,9 +167,9 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
     hosted = dataclasses.replace(source, task=dataclasses.replace(source.task, images="host"))
     with pytest.raises(UserError, match="images of dark must be on the device: set images='device'"):
         Domains(sources=(hosted,)).tasks(tmp_path)
-    with pytest.raises(UserError, match="must have names of their own, got dark, dark"):
+    with pytest.raises(UserError, match="must have different names, got dark, dark"):
         Domains(sources=(source, source))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
         Domains(sources=(source,)).tasks(tmp_path)
-    with pytest.raises(UserError, match="none is trained on"):
+    with pytest.raises(UserError, match="no source is for training"):
         dataclasses.replace(experiment.task, sources=experiment.task.sources[1:]).tasks(tmp_path)

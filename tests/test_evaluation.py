@@ -192,7 +192,7 @@ def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weig
         kinds = [report[kind]["loss"]["mean"] for kind in ("transductive", "non_transductive")]
         np.testing.assert_allclose(*kinds, rtol=1e-5)
     else:
-        with pytest.raises(ValueError, match=r"does not look at data\.mask"):
+        with pytest.raises(ValueError, match=r"does not use data\.mask"):
             evaluate(jnp.float32(1.0), jax.random.key(0))
 
 

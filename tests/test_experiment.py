@@ -101,7 +101,7 @@ def test_a_loss_that_does_not_look_at_the_mask_is_found_before_training():
 
     alone = dataclasses.replace(SMALL.evaluation, non_transductive=True)
     together = dataclasses.replace(SMALL.evaluation, non_transductive=False)
-    with pytest.raises(UserError, match=r"evaluation\.non_transductive: the loss .* does not look at data\.mask"):
+    with pytest.raises(UserError, match=r"evaluation\.non_transductive: the loss .* does not use data\.mask"):
         build(dataclasses.replace(SMALL, task=Unweighted(), evaluation=alone))
     build(dataclasses.replace(SMALL, task=Unweighted(), evaluation=together))
 

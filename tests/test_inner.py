@@ -291,10 +291,10 @@ def test_minibatches_go_on_across_the_end_of_an_epoch(key):
 @pytest.mark.parametrize(
     ("adapts", "said"),
     [
-        ("head", r"say metajax.named\('head'\)"),
+        ("head", r"use metajax.named\('head'\)"),
         (mj.named("head", "hed"), "no parameter path has a part 'hed'; there are body, head"),
         (mj.opposite(mj.named("hed")), "no parameter path has a part 'hed'"),
-        ({"head": True}, "one for each parameter, but the two differ in body; or choose by metajax.named"),
+        ({"head": True}, "one bool for each parameter, but the two trees differ in body; or use metajax.named"),
     ],
 )
 def test_a_choice_that_fits_nothing_says_so(adapts, said):
@@ -312,16 +312,16 @@ def test_what_was_split_off_before_still_has_its_name():
 
 
 def test_what_is_no_inner_loop_is_refused_where_it_is_made():
-    with pytest.raises(TypeError, match=r"one of optax's, optax.sgd\(0.1\) say, got 0.01"):
+    with pytest.raises(TypeError, match=r"an optax optimiser, such as optax.sgd\(0.1\), got 0.01"):
         mj.inner_loop(0.01, 1)
     with pytest.raises(ValueError, match="a whole number, at least 0, got '3'"):
         mj.inner_loop(optax.sgd(0.1), "3")
     with pytest.raises(ValueError, match="a whole number, at least 0, got -1"):
         mj.inner_loop(optax.sgd(0.1), 3).run(lambda *_: (0.0, {}), jnp.ones(2), None, jax.random.key(0), steps=-1)
-    with pytest.raises(TypeError, match="one after the other"):
+    with pytest.raises(TypeError, match="separate arguments"):
         mj.named(["head"])
     nothing = mj.inner_loop(optax.sgd(0.1), 1, adapts=mj.opposite(mj.named("head", "body")))
-    with pytest.raises(ValueError, match="none is chosen of body, head"):
+    with pytest.raises(ValueError, match="selects none of body, head"):
         nothing.run(lambda params, data, rng: (0.0, {}), {"head": 1.0, "body": 2.0}, None, jax.random.key(0))
 
 

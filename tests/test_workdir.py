@@ -131,11 +131,11 @@ def test_changes_of_versions_and_devices_are_told(tmp_path):
     now = dataclasses.replace(experiment, execution=dataclasses.replace(experiment.execution, chunk_size=2))
     with jax.default_matmul_precision("bfloat16"):
         version, device, count, precision, chunk = workdir.changes_since(tmp_path / "run", now, 2)
-    same = ": the same up to rounding"
+    same = ": results are the same up to rounding"
     assert version == f"jax 0.1.2 is now {jax.__version__}{same}"
     assert device.startswith("tpu: v5 is now cpu")
-    assert count == f"the run began on 1 devices and goes on on 2{same}"
-    assert precision == f"the run began with products in tensorfloat32 and goes on in bfloat16{same}"
+    assert count == f"the run began on 1 devices and continues on 2{same}"
+    assert precision == f"the run began with matrix products in tensorfloat32 and continues in bfloat16{same}"
     assert chunk == f"execution.chunk_size is None in the run and 2 now{same}"
     assert workdir.differences(tmp_path / "run", now) == [], "nothing that a resume should refuse"
 
@@ -273,7 +273,7 @@ def test_a_config_that_holds_no_experiment_is_refused_by_name(tmp_path, text):
         ({"class": "metajax.experiment.models:MLP", "hidden": [0]}, "model.hidden must be at least 1"),
         ({"class": "metajax.experiment.models:MLP", "hidden": ["a"]}, "model.hidden must be a number, got 'a'"),
         ({"class": "metajax.experiment.models:MLP", "hidden": [1.5]}, "model.hidden must be tuple"),
-        ("x", "model must be a model as settings, got 'x'"),
+        ("x", "model must be settings of a model, got 'x'"),
         (None, "model must be"),
         ([], "model must be"),
     ],

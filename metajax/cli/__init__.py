@@ -22,7 +22,7 @@ _COMMANDS = {
     "train": "meta-train an experiment, or resume it, then evaluate it",
     "evaluate": "evaluate a trained learner at every inner step",
     "bench": "measure the throughput of an experiment, or of the standard workloads, on this device",
-    "tune": "time the sensible ways to carry an experiment out, and keep the fastest for later runs",
+    "tune": "time several execution settings for an experiment, and save the fastest for later runs",
     "plot": "draw the learning curve, adaptation and example tasks of a run",
     "data": "list, prepare or inspect data sets",
     "configs": "list the experiments that come with metajax, or show one",
@@ -35,7 +35,7 @@ Gradient-based meta-learning in JAX.
 commands:
 {chr(10).join(f"  {name:<10} {text}" for name, text in _COMMANDS.items())}
 
-metajax COMMAND --help says more; metajax --version gives the version."""
+metajax COMMAND --help describes a command; metajax --version prints the version."""
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -44,21 +44,21 @@ _DISK_ERRORS = {
 
 
 _MISTAKE = 2
-"""Exit status after a user's mistake, or a failure that is told in a line."""
+"""Exit status after a user's mistake, or after a failure that one line of text reports."""
 
 _LONGEST = 4000
-"""Characters of an error message: a value of any length may be in it."""
+"""Largest number of characters of an error message, because a message may contain a value of any length."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The words of the command line. Default: those of this process, which then ends soon after Ctrl-C,
-            whatever it is doing.
+        argv: The arguments of the command line. Default: the arguments of this process. In that case the process always
+            ends soon after Ctrl-C, even while a program compiles.
 
     Returns:
-        The exit status: 0, 2 for a user's mistake, 130 after an interrupt, 143 after a termination.
+        The exit status: 0 for success, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM.
 
     >>> main(["--version"])
     metajax ...
@@ -68,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(list(argv))
     with ends_in_time():
         status = _run(sys.argv[1:])
-        if status in _SIGNALLED:  # the usual end would wait for threads that compile or write
+        if status in _SIGNALLED:  # a normal exit would wait for threads that compile or write
             end_process(status)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python shuts down there is nobody to tell
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # during shutdown no handler can report it
     return status
 
 
@@ -103,7 +103,7 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         put_line("metajax: interrupted", sys.stderr)
         return _break_off(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output has gone: say nothing, also not at exit
+    except BrokenPipeError:  # the reader of the output has closed it: print nothing, also not at exit
         leave(sys.stdout)
         return 1
     except MemoryError as error:
@@ -120,11 +120,11 @@ def _run(argv: list[str]) -> int:
 
 
 def _import(command: str) -> ModuleType:
-    """Import a command, and JAX with it."""
+    """Import the module of a command, which imports JAX."""
     try:
         with ends_at_once():
             return importlib.import_module(f"metajax.cli.{command}")
-    except ValueError as error:  # of a variable, such as JAX_ENABLE_X64=maybe
+    except ValueError as error:  # an environment variable has an invalid value, such as JAX_ENABLE_X64=maybe
         raise UserError(f"JAX does not start: {error}") from error
 
 
@@ -137,9 +137,9 @@ def _fail(message: str) -> int:
 
 
 def _break_off(status: int, reason: str = "interrupted") -> int:
-    """Return the exit status of work that is broken off; end the process if it has joined others.
+    """Return the exit status of a failed command; end the process at once if it has joined other processes.
 
-    A usual exit waits for the others, which may be gone, or wait for this one.
+    A normal exit would wait for the other processes, which may have ended or may wait for this one.
     """
     rendezvous = sys.modules.get("metajax.cli.rendezvous")
     if rendezvous is not None and rendezvous.joined():
@@ -149,7 +149,7 @@ def _break_off(status: int, reason: str = "interrupted") -> int:
 
 
 def _log_warnings() -> None:
-    """Show the library's warnings as the commands show theirs."""
+    """Print metajax's log warnings in the format of the commands' warnings."""
     logger = logging.getLogger("metajax")
     if not logger.handlers:
         logger.addHandler(_StandardError())
@@ -157,7 +157,7 @@ def _log_warnings() -> None:
 
 
 class _StandardError(logging.Handler):
-    """Print each warning as a line on today's standard error, which may change between two calls of `main`."""
+    """Print each warning as a line on the current `sys.stderr`, which may change between two calls of `main`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         put_line(f"metajax: warning: {record.getMessage()}", sys.stderr)
@@ -165,7 +165,7 @@ class _StandardError(logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Show Python's warnings as the commands show theirs, without the line of code that warns."""
+    """Print Python's warnings in the format of the commands' warnings, without the line of code."""
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         text = " ".join(str(message).split())
@@ -181,7 +181,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 def _drop_compiled(name: str) -> None:
-    """Remove the compiled programs of a name from the cache: JAX itself never replaces a damaged one."""
+    """Remove the compiled programs of a function from the cache, because JAX never replaces a damaged cache entry."""
     import jax
 
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]

@@ -35,33 +35,33 @@ from metajax.types import Params, TaskSampler
 
 @dataclasses.dataclass
 class Options:
-    """Measure the throughput of the standard workloads on this device; with a CONFIG first, of that experiment."""
+    """Measure the throughput of the standard workloads on this device, or of an experiment if a CONFIG comes first."""
 
     seconds: float = 5.0
-    """Of timed calls for each measurement."""
+    """Duration of the timed calls of each measurement."""
     only: str = ""
-    """Workloads whose name contains this."""
+    """Measure only workloads whose name contains this text."""
     devices: int | None = None
-    """Devices to split tasks over; by default all that help."""
+    """Devices to split tasks over (default: as many as increase the speed)."""
     output: Path | None = None
-    """A JSON file for the figures."""
+    """A JSON file for the results."""
     data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Folder of prepared data sets."""
 
 
 class _Training(NamedTuple):
-    """What is measured.
+    """The training that a benchmark measures.
 
     Attributes:
-        learner: The meta-learner, as it is run.
-        plain: The same in plain reverse mode: the operations that have to be done, none of them twice.
-        optimizer: Of the meta-parameters.
-        sampler: Draws tasks.
-        params: Initial values.
-        tasks: Tasks of a meta-step.
-        steps: Meta-steps of a call.
+        learner: The meta-learner that is timed.
+        plain: The meta-learner in plain reverse mode, to count the necessary operations without rematerialisation.
+        optimizer: The outer optimiser.
+        sampler: The task sampler.
+        params: Initial parameters.
+        tasks: Tasks in a meta-step.
+        steps: Meta-steps in a call.
         chunk_size: Tasks that run together on a device.
-        on_host: The tasks whose images stay on the host, if they do.
+        on_host: The tasks with images on the host; `None` if the images are on the device.
     """
 
     learner: MetaLearner
@@ -76,7 +76,7 @@ class _Training(NamedTuple):
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     if args and not args[0].startswith("-"):
         _bench_experiment(args)
     else:
@@ -110,7 +110,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
     report.check_output(options.output)
     report.check_seconds(options.seconds)
     if options.only:
-        raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
+        raise UserError(f"--only selects standard workloads: remove --only, or remove {args[0]}")
     tuned = tune.load(source)
     experiment = tuned.apply(experiment)
     check_devices()
@@ -149,9 +149,9 @@ def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
     try:
         timing = time_calls(call, seconds=seconds)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"it does not run on this device: {report.first_line(error)}") from error
+        raise UserError(f"the training does not run on this device: {report.first_line(error)}") from error
     devices, done = list(mesh.devices.flat), what.tasks * what.steps
-    peak = peak_bytes(devices)  # before large matrices are multiplied
+    peak = peak_bytes(devices)  # read it before the benchmark of large matrix products
     return {
         "tasks_per_second": done / timing.seconds,
         "quartiles": [done / timing.high, done / timing.low],
@@ -170,7 +170,7 @@ def _line(row: dict[str, Any]) -> str:
     spread = "one call" if row["repeats"] == 1 else f"quartiles {low:,.1f} to {high:,.1f}"
     return (
         f"{row['tasks_per_second']:,.1f} tasks/s ({spread}), {row['gflops']:,.1f} GFLOP/s, "
-        f"{row['gflops'] / row['matrix_gflops']:.0%} of the rate of matrix products, compiled or loaded in "
+        f"{row['gflops'] / row['matrix_gflops']:.0%} of the rate of large matrix products, compiled or loaded in "
         f"{row['compile_seconds']:.1f} s, at most {row['peak_bytes'] / 2**20:,.0f} MiB"
     )
 

@@ -1,7 +1,7 @@
-"""Compiled programs that JAX caches on disk, with a checksum of each.
+"""Checksums of the compiled programs that JAX caches on disk.
 
-JAX runs whatever program it finds under a name. A file that another one was copied over gives an assertion, or wrong
-numbers.
+JAX runs any program that it finds under a name. A cache file that was overwritten by another file causes a failed
+assertion, or wrong numbers.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ _LOG = logging.getLogger("metajax.cli")
 
 
 def drop_changed(folder: Path) -> None:
-    """Remove programs that are not what was written under their names, with a warning; JAX compiles them again.
+    """Remove programs whose checksum has changed, with a warning. JAX then compiles them again.
 
-    A file is read only if its size, time or inode has changed. Programs without a checksum get one.
+    A file is read only if its size, time or inode has changed. The checksum of a new program is recorded.
     """
     known, changed = _read(folder), []
     for path in _programs(folder):
@@ -37,11 +37,11 @@ def drop_changed(folder: Path) -> None:
 
 
 def record(folder: Path, since: float) -> None:
-    """Write the checksums of programs that have none, or that this process has written.
+    """Record the checksums of programs that have no checksum yet, or that this process has written.
 
     Args:
         folder: The folder of the cache.
-        since: When this process began, in seconds since 1970.
+        since: Start time of this process, in seconds since 1970.
     """
     known, now = _read(folder), {}
     for path in _programs(folder):
@@ -50,7 +50,7 @@ def record(folder: Path, since: float) -> None:
             kept = known.get(path.name)
             now[path.name] = kept if kept and not written else [*_stamp(path), _checksum(path)]
     if now != known:
-        with contextlib.suppress(OSError, UserError):  # a cache that cannot be written to
+        with contextlib.suppress(OSError, UserError):  # the cache may be read-only
             files.write_json(folder / _CHECKSUMS, now)
 
 

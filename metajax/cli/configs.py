@@ -1,4 +1,4 @@
-"""`metajax configs`: the experiments that come with metajax; and how a config is found, read and overridden."""
+"""`metajax configs`: list metajax's experiments. Also functions to find, read and override a config."""
 
 import ast
 import dataclasses
@@ -25,11 +25,11 @@ class Options:
     """List the experiments that come with metajax, or show one."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
-    """An experiment to show whole."""
+    """Name of an experiment; its config file is printed."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     name = parse(Options, args, prog="metajax configs").name
     if name is not None:
         print(find(name).read_text(), end="")
@@ -41,22 +41,22 @@ def run(args: Sequence[str]) -> None:
 
 
 def directory() -> Path:
-    """The folder of configs: beside the package in a checkout, inside it when installed."""
+    """Return the folder of metajax's configs: beside the package in a checkout, inside an installed package."""
     package = Path(metajax.__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> list[str]:
-    """Names of the configs."""
+    """Return the names of metajax's configs."""
     return sorted(path.stem for path in directory().glob("*.py"))
 
 
 def find(config: str) -> Path:
-    """The file of a config that is given by name or by path.
+    """Return the file of a config from its name or path.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such config.
     """
     path = Path(config).expanduser()
     if path.suffix == ".py":
@@ -70,10 +70,10 @@ def find(config: str) -> Path:
 
 
 def load(config: str) -> Experiment:
-    """Read an experiment by name or by path.
+    """Read an experiment from the name or path of its config.
 
     Raises:
-        UserError: If there is none, or the file is wrong.
+        UserError: If there is no such config, or if the file does not define an experiment.
     """
     path = find(config)
     experiment = getattr(load_module(path, config_folder(path)), "config", None)
@@ -93,10 +93,10 @@ class _Line(Generic[T]):
 
 
 def check_first(command: str, usage: str, args: Sequence[str]) -> None:
-    """Check that a command's words begin with a CONFIG; show the usage where there are none, or for --help.
+    """Check that a command's arguments begin with a CONFIG. Print the usage if there are no arguments, or for --help.
 
     Raises:
-        UserError: If they do not.
+        UserError: If the first argument is not a CONFIG.
     """
     if args and not args[0].startswith("-"):
         return
@@ -109,20 +109,20 @@ def check_first(command: str, usage: str, args: Sequence[str]) -> None:
 
 
 def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T, Experiment]:
-    """Read the CONFIG that comes first, and a command's options and the fields to override after it.
+    """Read the CONFIG, which comes first, and then the command's options and the fields to override.
 
-    Devices are prepared before, since the file may use JAX.
+    Devices are prepared before the config file is executed, because it may use JAX.
 
     Args:
-        command: Its name.
-        kind: A dataclass of the command's own options; its docstring heads the help.
-        args: Words of the command line, CONFIG first.
+        command: Name of the command.
+        kind: A dataclass of the command's own options. Its docstring is the first line of the help.
+        args: Arguments of the command line, CONFIG first.
 
     Returns:
         The file of the config, the options, and the experiment.
 
     Raises:
-        UserError: If there is no such config, the file is wrong, or an option is.
+        UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
     prepare_devices(None)
     source = find(args[0])
@@ -135,14 +135,17 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
 
 
 def _check_domains(before: Experiment, after: Experiment) -> None:
-    """Refuse ways and shots of one domain: tasks of several domains have those of the whole."""
+    """Raise a `UserError` if an option overrides the ways or shots of one domain.
+
+    They have no effect, because tasks from several domains use the sizes of the whole task.
+    """
     if not (isinstance(before.task, Domains) and isinstance(after.task, Domains)):
         return
     for i, (old, new) in enumerate(zip(before.task.sources, after.task.sources, strict=True)):
         for name in ("ways", "train", "test"):
             if getattr(old.task, name, None) != getattr(new.task, name, None):
                 raise UserError(
-                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are those of --task.min-ways, "
+                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are set by --task.min-ways, "
                     "--task.max-ways, --task.max-support, --task.max-support-per-class and --task.max-queries"
                 )
 
@@ -160,16 +163,16 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
     """Read a command's options, and fields that override the task of another config.
 
     Args:
-        default: The command's own options, `tyro.MISSING` where they have no default.
+        default: The command's own options; `tyro.MISSING` for an option without a default.
         config: Name or path of the other config.
-        args: Words of the command line.
+        args: Arguments of the command line.
         prog: The command, for the help.
 
     Returns:
         The options, and the task.
 
     Raises:
-        UserError: If there is no such config, the file is wrong, or an option is.
+        UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
     experiment = load(config)
     kind, about = _TaskLine[type(default), type(experiment.task)], type(default).__doc__
@@ -181,7 +184,7 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
 
 
 def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:
-    """Parse options that fill settings, whose own checks may raise anything where they are the user's."""
+    """Parse options into settings. The checks of the user's own types may raise anything."""
     try:
         return parse(kind, args, prog=prog, about=about, default=default)
     except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ _USAGE = """usage: metajax data list
        metajax data inspect NAME [--split SPLIT] [--source PATH] [--split-lists DIR]
                             [--size PIXELS] [--strict] [--data-dir DIR]
 
-List the data sets, prepare one (by download, or from local files with --source), or say what is in one."""
+List the data sets, prepare one (by download, or from local files with --source), or describe a prepared one."""
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class List:
     """List the data sets and whether they are prepared."""
 
     data_dir: Path | None = None
-    """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 @dataclasses.dataclass
@@ -36,33 +36,33 @@ class Prepare:
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A data set of `metajax data list`."""
     source: Path | None = None
-    """Local files to take instead of a download."""
+    """Local files to use instead of a download."""
     data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Folder of prepared data sets."""
 
 
 @dataclasses.dataclass
 class Inspect:
-    """Say how many classes and examples each split of a data set has."""
+    """Print the number of classes and examples in each split of a data set."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A data set of `metajax data list`."""
     split: str | None = None
-    """One of its named ways of splitting; by default the first."""
+    """Name of one of the data set's partitions into splits (default: the first one)."""
     source: Path | None = None
     """The folder or zip of images (for `folder` only)."""
     split_lists: Path | None = None
-    """A folder of published lists of each split (for `folder` only)."""
+    """A folder with a published list of images for each split (for `folder` only)."""
     size: int | None = None
     """Side of an image, in pixels."""
     strict: bool = False
-    """A corrupt image is an error (for `folder` only)."""
+    """Report a corrupt image as an error (for `folder` only)."""
     data_dir: Path | None = None
     """Where data sets are prepared."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     commands = {"list": (List, _list), "prepare": (Prepare, _prepare), "inspect": (Inspect, _inspect)}
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
@@ -82,7 +82,7 @@ def _list(options: List) -> None:
         else:
             state = "prepared" if data.is_prepared(name, options.data_dir) else "not prepared"
         report.say(f"{name:<17} {state:<22} {info.title}: {info.description}; licence: {info.licence}")
-    report.say(f"prepared data sets lie in {data.resolve_data_dir(options.data_dir)}")
+    report.say(f"prepared data sets are in {data.resolve_data_dir(options.data_dir)}")
 
 
 def _prepare(options: Prepare) -> None:
@@ -101,7 +101,7 @@ def _check_name(name: str) -> None:
     path = Path(name).expanduser()
     if name not in data.DATASETS and (path.exists() or path.name != name):
         raise UserError(
-            f"{name} is a path, no data set of `metajax data list`: for your own images write `folder --source {name}`"
+            f"{name} is a path, not a data set of `metajax data list`: for your own images use `folder --source {name}`"
         )
 
 
@@ -115,7 +115,7 @@ def _inspect(options: Inspect) -> None:
         if "source" not in chosen:
             raise UserError("data inspect folder needs --source FOLDER")
         if "split" in chosen:
-            raise UserError("a folder has no named ways of splitting: leave out --split")
+            raise UserError("a folder has no named splits: remove --split")
         chosen |= {"strict": options.strict, "split_lists": options.split_lists}
     elif "source" in chosen or options.split_lists is not None:
         raise UserError(f"--source and --split-lists are for folders: {options.name} is inspected as it was prepared")

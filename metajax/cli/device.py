@@ -1,4 +1,4 @@
-"""Devices of a run: host cores count as devices on a CPU."""
+"""Devices and processes of a run. On a CPU each core is a device."""
 
 import atexit
 import collections
@@ -27,14 +27,15 @@ _LOG = logging.getLogger("metajax.cli")
 
 
 def join(others: str | None) -> None:
-    """Join the other processes of a run, each started with the same command on a machine of its own, or on one.
+    """Join the other processes of a run. All processes start with the same command, on one or several machines.
 
     Args:
-        others: `auto` where a cluster manager (Slurm, Open MPI, Kubernetes, a TPU pod) says who they are; else
-            `ADDRESS:PORT,INDEX,COUNT`, the address of the first process, the index of this one, and how many there are.
+        others: `auto` if a cluster manager (Slurm, Open MPI, Kubernetes, a TPU pod) knows the processes. Otherwise
+            `ADDRESS:PORT,INDEX,COUNT`: the address of process 0, the index of this process, and the number of
+            processes.
 
     Raises:
-        UserError: If it is neither, or they cannot be joined.
+        UserError: If `others` has another form, or if the processes cannot be joined.
     """
     if others is None:
         return
@@ -53,23 +54,23 @@ def join(others: str | None) -> None:
 
 
 def wait_for_others(where: str) -> None:
-    """Wait until every process of the run has come here."""
+    """Wait until every process of the run has called this function."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def any_process(value: bool) -> bool:
-    """Whether `value` is true in any process of the run."""
+    """Return whether `value` is true in any process of the run."""
     return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Return whether this is process 0, the only process that writes files and prints."""
     return rendezvous.process_index() == 0
 
 
 def prepare_devices(devices: int | None) -> None:
-    """Make each core a device of the CPU, and keep compiled programs; once JAX is in use, its devices stay as they are.
+    """Make each CPU core a JAX device, and cache compiled programs. Do nothing if JAX already has its devices.
 
     Raises:
         UserError: If `devices` is below 1.
@@ -82,10 +83,10 @@ def prepare_devices(devices: int | None) -> None:
 
 
 def check_devices() -> None:
-    """Let JAX find its devices, and show in a line each what it says about that.
+    """Let JAX find its devices, and print each of JAX's warnings about them as one line.
 
     Raises:
-        UserError: If it finds none, because of `JAX_PLATFORMS` for example.
+        UserError: If JAX finds no device, for example because of `JAX_PLATFORMS`.
     """
     said: list[str] = []
     logger, handler = logging.getLogger("jax._src.xla_bridge"), _Lines(said)
@@ -117,7 +118,7 @@ _INSTALLED_BY = {"cuda": "jax[cuda13]", "gpu": "jax[cuda13]", "rocm": "JAX's plu
 
 
 def _platforms() -> str:
-    """The user's `JAX_PLATFORMS`."""
+    """Return the user's `JAX_PLATFORMS`."""
     return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -138,12 +139,12 @@ def _no_device(reason: str) -> str:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_compiled_programs() -> None:
-    """Let a second start of an experiment find what the first one compiled; a choice of the user's own stays."""
+    """Enable JAX's cache of compiled programs, unless the user has chosen a folder for the cache."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = resolve_data_dir() / "compiled" / _machine()
         compiled.drop_changed(folder)
@@ -154,7 +155,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _machine() -> str:
-    """A name for the kind of CPU: programs compiled for another one would crash."""
+    """Return a name for the kind of CPU, because programs compiled for another kind would crash."""
     lines = _cpu_description().splitlines()
     flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     return f"{platform.machine()}-{zlib.crc32(''.join(flags).encode()):08x}"
@@ -166,16 +167,17 @@ def _cpu_description() -> str:
 
 
 def device_name() -> str:
-    """The kind of device (of a CPU its instructions) and how many: `cpu: x86_64-09b9ad54, 2 of them`."""
+    """Return the kind and number of devices: `cpu: x86_64-09b9ad54, 2 of them`. A CPU's kind names its instructions."""
     first = jax.devices()[0]
     kind = first.device_kind if first.platform != "cpu" else _machine()
     return f"{first.platform}: {kind}, {jax.local_device_count()} of them"
 
 
 def use_precision(precision: str) -> None:
-    """Set the precision of products' operands.
+    """Set the precision of the operands of matrix products.
 
-    The default is what the user chose for JAX; if nothing, bfloat16 on CPUs that all multiply it.
+    `default` keeps the precision that the user has set for JAX. If the user has set none, it is bfloat16 on CPUs, if
+    the CPUs of all processes support products in bfloat16.
     """
     if precision == "default":
         chosen = products_precision() != "default"
@@ -186,28 +188,29 @@ def use_precision(precision: str) -> None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16, faster than in float32."""
+    """Return whether this CPU has instructions for bfloat16 products, which are faster than float32 products."""
     return has_matrix_units() or "avx512_bf16" in _cpu_description().split()
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU has units for products of small matrices in bfloat16 (AMX)."""
+    """Return whether this CPU has units for small matrix products in bfloat16 (AMX)."""
     return "amx_bf16" in _cpu_description().split()
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
-    """A mesh of `devices` devices; by default all that help.
+    """Return a mesh of `devices` devices.
 
-    These are as many as share the tasks evenly, but two at most for a tiny model on a CPU: in every meta-step devices
-    wait for each other.
+    The default number is the smallest one for which the busiest device has as few tasks as with all devices. For a tiny
+    model on a CPU it is at most two, because devices wait for each other in every meta-step.
 
-    With several processes `devices` counts those of each, and the mesh has them all.
+    With several processes `devices` is the number of devices per process, and the mesh contains the devices of all
+    processes.
 
     Raises:
-        UserError: If there are not so many.
+        UserError: If a process has fewer devices.
     """
     of_process = collections.Counter(device.process_index for device in jax.devices())
-    available = jax.local_devices()[: min(of_process.values())]  # as many in each process
+    available = jax.local_devices()[: min(of_process.values())]  # each process contributes equally many
     tasks = -(-tasks // jax.process_count())
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
@@ -225,10 +228,10 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
 
 
 def check_memory(params: Params) -> None:
-    """Check that a device holds what training keeps of a model, before the system ends a process that asks for more.
+    """Check that the training state of a model fits in memory, before the system kills the process.
 
     Raises:
-        UserError: If parameters, their gradient and two moments of Adam are larger than the memory.
+        UserError: If the parameters, their gradient and Adam's two moments are larger than the memory.
     """
     statistics = jax.local_devices()[0].memory_stats() or {}
     memory = statistics.get("bytes_limit")
@@ -238,13 +241,13 @@ def check_memory(params: Params) -> None:
     kept = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if memory and kept > memory:
         raise UserError(
-            f"the model has {sum(leaf.size for leaf in leaves):,} parameters: to train it takes {kept / 2**30:,.1f} "
-            f"GiB or more, and there are {memory / 2**30:,.1f}. Try a smaller model"
+            f"the model has {sum(leaf.size for leaf in leaves):,} parameters: training needs {kept / 2**30:,.1f} "
+            f"GiB or more, and the memory has {memory / 2**30:,.1f} GiB. Try a smaller model"
         )
 
 
 def share_evenly(tasks: int, devices: int) -> int:
-    """How many of these devices it takes for each to have as few tasks as with all of them.
+    """Return the smallest number of devices for which the busiest device has as few tasks as with all devices.
 
     >>> share_evenly(25, 8), share_evenly(4, 8)  # 4 each, as with eight; one each
     (7, 4)

@@ -1,4 +1,4 @@
-"""`metajax evaluate`: measure a trained learner on unseen tasks, at every inner step."""
+"""`metajax evaluate`: evaluate a trained learner on unseen tasks, at every inner step."""
 
 import contextlib
 import dataclasses
@@ -28,46 +28,48 @@ from metajax.training import TrainState, init_train_state
 class Options:
     """Evaluate a trained learner at every inner step, and write the report into its work directory.
 
-    With --on CONFIG, fields of that config's task can be overridden too: --task.FIELD VALUE.
+    With --on CONFIG, --task.FIELD VALUE overrides fields of that config's task.
 
-    A run with types of your own needs the code in its config.py, which is executed only if you began the run, or with
-    --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
+    with --trust.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
     checkpoint: str | None = None
-    """last, best (by validation loss), or the step of one that is kept; by default as in the config, last mostly."""
+    """last, best (lowest validation loss), or the step of a kept checkpoint (default: as in the config, usually
+    last)."""
     split: Literal["test", "validation", "train"] = "test"
-    """Classes to draw tasks from."""
+    """Split from which tasks are sampled."""
     num_tasks: int | None = None
-    """Tasks; by default as in the config, 600 mostly."""
+    """Number of tasks (default: as in the config, usually 600)."""
     steps: int | None = None
-    """Inner steps; by default as in the config."""
+    """Inner steps (default: as in the config)."""
     seed: int | None = None
-    """Seed of the tasks; by default the run's."""
+    """Seed of the tasks (default: the seed of the run)."""
     protocol: Annotated[
         Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
         tyro.conf.arg(metavar="|".join(PROTOCOLS)),
     ] = None
-    """Tasks, queries and steps of a paper's evaluation; num-tasks and steps still override it."""
+    """Use the number of tasks, queries and steps of a paper's evaluation; num-tasks and steps override them."""
     on: str | None = None
-    """Another config, name or path, whose tasks to evaluate on. A file is executed."""
+    """Evaluate on the tasks of another config, a name or the path of a file. The file is executed."""
     output: Path | None = None
-    """The report; by default evaluation.json in the work directory, and with options that change what is measured a
-    name that says so, such as evaluation_steps_10.json. A symbolic link is replaced, its target is not written."""
+    """File of the report (default: evaluation.json in the work directory). Options that change the evaluation also
+    change the default name, for example to evaluation_steps_10.json. A symbolic link is replaced; its target does not
+    change."""
     chunk_size: int | None = None
-    """Tasks that run together on a device; fewer take less memory."""
+    """Tasks that run together on a device; a smaller number needs less memory."""
     devices: int | None = None
-    """Devices to split tasks over; by default all that help."""
+    """Devices to split tasks over (default: as many as increase the speed)."""
     data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Folder of prepared data sets."""
     trust: bool = False
-    """Execute the code in the work directory's config.py, although somebody else began the run. Read it first."""
+    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     options, task = _parse(args)
     report.check_output(options.output)
     prepare_devices(options.devices)
@@ -110,7 +112,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
-    """Return the options, and the task of `--on`."""
+    """Return the options, and the task of `--on` (`None` without `--on`)."""
     on = value_of("--on", args)
     if not on:
         return parse(Options, args, prog="metajax evaluate"), None
@@ -119,23 +121,23 @@ def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
 
 
 def warn_of_changed_code(directory: Path, experiment: Experiment) -> None:
-    """Warn if modules that the run's config imports are not what they were when the run began."""
+    """Warn if modules that the run's config imports have changed since the run began."""
     changed = workdir.changed_modules(directory, experiment, directory / workdir.SOURCE)
     if changed:
         report.warn(
-            f"code that {directory} was begun with has changed since: {', '.join(changed)}. "
-            "The results are those of the new code"
+            f"code of {directory} has changed since the run began: {', '.join(changed)}. "
+            "The results are from the new code"
         )
 
 
 def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
-    """Warn if the data is not that of the run, or if that cannot be told."""
+    """Warn if the data differs from the run's data, or if the run has no record of its data."""
     unknown = workdir.unknown_beginning(directory)
     if unknown:
         report.warn(unknown)
     changed = workdir.data_differs(directory, tasks.holds)
     if changed:
-        report.warn(f"{directory} was trained on other data: {changed}. Classes that it trained on may be among these")
+        report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
 
 
 def describe_task(tasks: Tasks) -> dict[str, Any]:
@@ -147,10 +149,10 @@ def describe_task(tasks: Tasks) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _blaming(on: str, directory: Path, tasks: Tasks) -> Iterator[None]:
-    """Blame the tasks of another config for what does not fit the model of a run.
+    """Name the config of `--on` in the errors that its tasks cause with the model of a run.
 
     Raises:
-        UserError: If the tasks are of another kind, or the body raises it.
+        UserError: If the tasks have another kind of target, or if the body of the `with` statement raises it.
     """
     there, here = workdir.trained_on(directory), describe_task(tasks)
     misfit = f"the tasks of {on} do not fit the model of {directory}"
@@ -166,14 +168,14 @@ def _blaming(on: str, directory: Path, tasks: Tasks) -> Iterator[None]:
 
 
 def _described(task: dict[str, Any]) -> str:
-    """Return the description of `describe_task` in words: `inputs of 28×28×1 and classes`."""
+    """Return the result of `describe_task` as text: `inputs of 28×28×1 and classes`."""
     shapes = {k: "×".join(map(str, v)) or "1 number" if isinstance(v, list) else str(v) for k, v in task.items()}
     targets = shapes.get("targets")
     return f"inputs of {shapes.get('inputs')} and {targets if targets == 'classes' else f'targets of {targets}'}"
 
 
 def _asked(options: Options) -> dict[str, Any]:
-    """What was asked for that the figures alone do not tell."""
+    """Return the options that the numbers in the report do not show."""
     asked: dict[str, Any] = {"on": options.on} if options.on else {}
     if options.protocol is not None:
         protocol = PROTOCOLS[options.protocol]
@@ -186,7 +188,7 @@ def _asked(options: Options) -> dict[str, Any]:
 
 
 def _report_name(options: Options) -> str:
-    """`evaluation.json` for the run's own evaluation, so that no other takes its place."""
+    """Return the default file name: `evaluation.json` only for the run's own evaluation, so no other overwrites it."""
     parts = ["evaluation"] + ([options.split] if options.split != "test" else [])
     for name in ("protocol", "on", "steps", "num_tasks", "seed", "checkpoint"):
         value = getattr(options, name)
@@ -198,10 +200,12 @@ def _report_name(options: Options) -> str:
 def load_state(
     directory: Path, experiment: Experiment, parts: Parts, checkpoint: str | None = None
 ) -> tuple[TrainState, int]:
-    """The state of a run at a checkpoint, and its step; if the last cannot be read, the one before, with a warning.
+    """Return the state of a run at a checkpoint, and its step.
+
+    If the last checkpoint cannot be read, use the previous one, with a warning.
 
     Raises:
-        UserError: If there is no such checkpoint, or it does not fit the experiment.
+        UserError: If there is no such checkpoint, or if it does not fit the experiment.
     """
     folder = directory / workdir.CHECKPOINTS
     steps = checkpoints.saved_steps(folder)
@@ -221,7 +225,7 @@ def load_state(
     like = init_train_state(parts.learner, parts.optimizer, parts.params)
     state, problems = checkpoints.restore(folder, like, step)
     for problem in problems:
-        report.warn(f"{problem}; falling back to the one before")
+        report.warn(f"{problem}; falling back to the previous one")
     return state, int(state.step)
 
 
@@ -234,12 +238,13 @@ def evaluate_run(
     split: str = "test",
     seed: int | None = None,
 ) -> Evaluation:
-    """Evaluate a state as its experiment says; the report also names the split and the seed.
+    """Evaluate a state with the settings of its experiment. The report also contains the split and the seed.
 
-    Of tasks from several domains it also has `domains`, with a report on as many tasks of each alone.
+    For tasks from several domains the report also has `domains`, with one report for each domain on its own, each on
+    `num_tasks` tasks.
 
     Raises:
-        UserError: If the tasks have no such split.
+        UserError: If the tasks do not have the split.
     """
     sampler = parts.tasks.samplers.get(split)
     if sampler is None:

@@ -1,4 +1,4 @@
-"""Typed options by tyro, with its errors on one line."""
+"""Parse typed options with tyro, and print tyro's errors as one line."""
 
 import contextlib
 import dataclasses
@@ -20,20 +20,21 @@ _RULE = "─"
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
     """Parse options into a dataclass.
 
-    A `~` at the beginning of a value is the home folder: shells expand it in `--workdir ~/x` only, not behind `=`.
+    A `~` at the beginning of a value is replaced by the home folder. Shells expand only `--workdir ~/x`, not
+    `--workdir=~/x`.
 
     Args:
         kind: The dataclass.
-        args: Words of the command line.
+        args: Arguments of the command line.
         prog: The command, for the help.
-        about: What it does, for the help; by default the docstring of `kind`.
-        default: Values of the fields that are not named.
+        about: Description of the command, for the help. Default: the docstring of `kind`.
+        default: Values of the fields that the arguments do not set.
 
     Returns:
         An instance of `kind`.
 
     Raises:
-        UserError: If an option is unknown, or its value does not fit.
+        UserError: If an option is unknown, or if its value has the wrong type.
     """
     said = io.StringIO()
     options = {} if default is None else {"default": default}
@@ -55,14 +56,14 @@ def _expand_home(arg: str) -> str:
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
-    """Return an option's last value before the whole line can be parsed; `None` if the option is not there."""
+    """Return the last value of an option without parsing the other arguments; `None` if the option is missing."""
     following = [*args, ""][1:]
     pairs = [arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, following, strict=True)]
     return next((_expand_home(value) for name, value in reversed(pairs) if name.replace("_", "-") == option), None)
 
 
 def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
-    """Return `: did you mean …?` where a choice is near, else the advice; default: to choose one of them."""
+    """Return `: did you mean …?` if a choice is similar to the word, else the advice (default: the list of choices)."""
     choices = list(choices)
     near = difflib.get_close_matches(word[:100], choices, n=1)
     if near:
@@ -71,7 +72,7 @@ def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
 
 
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the options of a dataclass, or of an instance with settings in its fields."""
+    """Yield the option names of a dataclass, or of an instance with nested settings."""
     for field in dataclasses.fields(settings):
         value = None if isinstance(settings, type) else getattr(settings, field.name)
         nameless = any(getattr(each, "name", None) == "" for each in getattr(field.type, "__metadata__", ()))
@@ -86,7 +87,7 @@ def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
 
 
 def _nearest(flag: str, flags: list[str]) -> list[str]:
-    """Return the options that a user may have meant: those with the same last part, else the most similar one.
+    """Return the likely options: all options with the same last part, else the most similar option.
 
     >>> _nearest("--training.seed", ["--seed", "--training.keep"])
     ['--seed']
@@ -105,10 +106,10 @@ def _nearest(flag: str, flags: list[str]) -> list[str]:
 
 
 def _condense(box: str, flags: list[str]) -> str:
-    """The message of tyro's box in one line, with the options that the user may have meant.
+    """Return the message in tyro's error box as one line, with the options that the user may have meant.
 
-    The box has a title, a message and a rule below it. It is in colour on a terminal; in ASCII it has no sides, and
-    a rule below the title too.
+    The box has a title, a message and a line below the message. On a terminal it has colours. In ASCII the box has no
+    sides, and also a line below the title.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub("^[─-]+$|^╰─+╯$", _RULE, line.strip("│ ")) for line in plain.splitlines()[1:]]
@@ -126,6 +127,6 @@ def _condense(box: str, flags: list[str]) -> str:
 
 
 def _without_none(choices: re.Match) -> str:
-    """The choices of an option that may be left out, which come in any order."""
+    """Return the choices of an optional option without `None`, sorted, because tyro lists them in any order."""
     names = sorted(name for name in re.findall(r"'(\w+)'", choices[0]) if name != "None")
     return f"({', '.join(map(repr, names))})"

@@ -1,4 +1,4 @@
-"""`metajax plot`: draw the learning curve, adaptation and example tasks of a run."""
+"""`metajax plot`: plot the learning curve, adaptation and example tasks of a run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,26 +27,26 @@ _FITS = 3
 
 @dataclasses.dataclass
 class Options:
-    """Draw a run: its learning curve, the metrics against inner steps, and example tasks.
+    """Plot a run: its learning curve, the metrics against inner steps, and example tasks.
 
-    A run with types of your own needs the code in its config.py, which is executed only if you began the run, or with
-    --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
+    with --trust.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
     format: str = "png"
-    """png, svg or pdf."""
+    """Format of the figures: png, svg or pdf."""
     seed: int | None = None
-    """Seed of the example tasks; by default the run's."""
+    """Seed of the example tasks (default: the seed of the run)."""
     data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Folder of prepared data sets."""
     trust: bool = False
-    """Execute the code in the work directory's config.py, although somebody else began the run. Read it first."""
+    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     options = parse(Options, args, prog="metajax plot")
     if options.format not in ("png", "svg", "pdf"):
         raise UserError(f"--format must be png, svg or pdf, got {options.format!r}")
@@ -79,7 +79,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
-    """A picture of example test tasks: an episode of images, or fits of one-dimensional regression."""
+    """Plot example test tasks: an episode of images, or fits of one-dimensional regression."""
     sampler = parts.tasks.samplers.get("test")
     if sampler is None:
         return {}
@@ -89,7 +89,7 @@ def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.
     if query.x.ndim == 4:
         adapted = _adapt(experiment, parts, state, tasks[0], key)
         support, query = (_without_padding(data) for data in (tasks[0].support, query))
-        ways = int(support.y.max()) + 1  # the model may have outputs for more
+        ways = int(support.y.max()) + 1  # the model may have more outputs than the task has ways
         predicted = jnp.argmax(parts.apply(adapted, query.x)[:, :ways], -1)
         return {"episode": plots.episode(support.x, support.y, query.x, query.y, predicted)}
     if query.x.shape[1:] == (1,) and query.y.shape[1:] == (1,):

@@ -1,4 +1,7 @@
-"""Progress of a training, on standard error: a line that changes on a terminal, a line every half minute elsewhere."""
+"""Show the progress of training on standard error.
+
+A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds.
+"""
 
 import sys
 import time
@@ -12,11 +15,11 @@ from metajax.cli.device import is_first
 from metajax.cli.streams import put_line, unread_is_fine
 
 _SECONDS = 30.0
-"""Between lines where there is no terminal."""
+"""Seconds between two lines if standard error is not a terminal."""
 
 
 class Progress:
-    """A line with the step, tasks per second, loss, accuracy and time left; a context manager."""
+    """A context manager that shows a line with the step, tasks per second, loss, accuracy and remaining time."""
 
     def __init__(self, step: int, steps: int):
         console = Console(stderr=True)
@@ -44,7 +47,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show a row of the metrics; without a terminal only if the last line is old enough, or to end them."""
+        """Show a row of the metrics. Without a terminal, print it only every 30 seconds and at the last step."""
         parts = [f"{row['tasks_per_second']:,.0f} tasks/s", f"loss {row['loss']:.4f}"]
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")

@@ -1,8 +1,8 @@
-"""Where the processes of a run meet, and whether they were given the same settings.
+"""Connect the processes of a run, and check that they have the same settings.
 
-`jax.distributed` ends the process without a message where a port is in use or a process does not come. So the
-processes first meet here, over TCP: process 0 listens at ADDRESS:PORT, each process (process 0 too) connects, sends its
-index and the count, and waits until all have come. Messages are lines of JSON.
+`jax.distributed` ends the process without a message if a port is in use or a process is missing. So the processes first
+connect over TCP: process 0 listens at ADDRESS:PORT. Each process (including process 0) connects, sends its index and
+the count, and waits until all processes have connected. Messages are lines of JSON.
 """
 
 import contextlib
@@ -17,29 +17,29 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import distributed  # its client is the only store that all processes share before they have devices
+from jax._src import distributed  # its client is the only shared store before JAX has devices
 
 from metajax.cli.streams import put_line
 from metajax.errors import UserError
 
 WAIT_SECONDS = 300.0
-"""For the other processes to start."""
+"""Time limit for the other processes to start."""
 
 _FIRST_NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 8.0, 60.0
 _ADDRESS_SECONDS = 5.0
-"""For a name to be resolved, and for process 0 to reach itself by the address that it was given."""
+"""Time limit for resolving a host name, and for process 0 to connect to itself at ADDRESS:PORT."""
 
 _AGREE_SECONDS = 300.0
-"""For the other processes to read their config, and their data."""
+"""Time limit for the other processes to read their config and their data."""
 
 _LEAVE_SECONDS = 20.0
-"""For the other processes to read why process 0 stops."""
+"""Time limit for the other processes to read why process 0 stops."""
 
 _LONGEST = 1 << 16
 
 
 class Place(NamedTuple):
-    """What `--distributed ADDRESS:PORT,INDEX,COUNT` says."""
+    """The parsed argument of `--distributed ADDRESS:PORT,INDEX,COUNT`."""
 
     host: str
     port: int
@@ -48,15 +48,15 @@ class Place(NamedTuple):
 
     @property
     def address(self) -> str:
-        """`ADDRESS:PORT`."""
+        """Return `ADDRESS:PORT`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_place(text: str) -> Place:
-    """Read `ADDRESS:PORT,INDEX,COUNT`.
+    """Parse `ADDRESS:PORT,INDEX,COUNT`.
 
     Raises:
-        UserError: If it is something else, or a number in it is out of range.
+        UserError: If `text` has another form, or if one of its numbers is out of range.
 
     >>> parse_place("node0:4700,1,2")
     Place(host='node0', port=4700, index=1, count=2)
@@ -78,17 +78,17 @@ def parse_place(text: str) -> Place:
 
 
 def meet(place: Place, *, wait: float = WAIT_SECONDS) -> None:
-    """Wait until all processes of a run have come to the same place.
+    """Wait until all processes of a run have connected to process 0.
 
-    After 8 seconds, and then once a minute, it prints which processes are missing.
+    After 8 seconds, and then once a minute, print which processes are missing.
 
     Args:
-        place: The address of process 0, and which process this is.
-        wait: Seconds to wait for the others.
+        place: The address of process 0, and the index of this process.
+        wait: Seconds to wait for the other processes.
 
     Raises:
-        UserError: If the address does not lead to process 0, the port is in use, two processes have the same index,
-            they disagree about how many they are, or some have not come in `wait` seconds.
+        UserError: If the address does not lead to process 0, if the port is in use, if two processes have the same
+            index or different counts, or if a process does not connect within `wait` seconds.
     """
     deadline = time.monotonic() + wait
     _resolve(place)
@@ -99,7 +99,7 @@ def meet(place: Place, *, wait: float = WAIT_SECONDS) -> None:
                 stack.enter_context(_Host(listener, place.count))
         connection = stack.enter_context(_connect(place, deadline))
         hello = {"metajax": 1, "index": place.index, "count": place.count}
-        with contextlib.suppress(OSError):  # the answer says what is wrong
+        with contextlib.suppress(OSError):  # process 0's answer has the reason
             connection.sendall(_line(hello))
         _await_all(place, connection, deadline)
 
@@ -121,7 +121,10 @@ def _resolve(place: Place) -> None:
 
 
 def _listen(place: Place) -> socket.socket | None:
-    """Process 0's socket; `None` if the port is in use, perhaps by another process 0: the connection will tell."""
+    """Return process 0's listening socket; `None` if the port is in use.
+
+    Another process 0 may use the port; the answer to the connection shows this.
+    """
     try:
         if socket.has_dualstack_ipv6():
             with contextlib.suppress(OSError):
@@ -162,7 +165,7 @@ def _connect(place: Place, deadline: float) -> socket.socket:
 
 
 def _await_all(place: Place, connection: socket.socket, deadline: float) -> None:
-    """Read process 0's messages, one a second, until all have come."""
+    """Read process 0's messages, one per second, until all processes have connected."""
     if place.index == 0:
         taken = f"--distributed: port {place.port} of this machine is in use by another program: choose another port"
     else:
@@ -193,7 +196,7 @@ def _await_all(place: Place, connection: socket.socket, deadline: float) -> None
 
 
 class _Host:
-    """Process 0's part, in a thread: take connections, and tell each once a second who is missing."""
+    """Process 0's thread, which accepts connections and sends each one the missing processes once per second."""
 
     def __init__(self, listener: socket.socket, count: int):
         self._listener, self._count = listener, count
@@ -230,7 +233,7 @@ class _Host:
                     except OSError:
                         part = b""
                     received[connection] += part
-                    if not part or len(received[connection]) > _LONGEST:  # it has stopped, or is something else
+                    if not part or len(received[connection]) > _LONGEST:  # stopped, or another program
                         selector.unregister(connection)
                         connection.close()
                         received.pop(connection)
@@ -256,7 +259,10 @@ class _Host:
                 connection.close()
 
     def _welcome(self, hello: bytes, taken: list[int]) -> tuple[int | None, str]:
-        """The index of a process that says hello, and what is wrong with it; neither if it is something else."""
+        """Return the index in a process's first message, or `None`; and an error message, empty if there is none.
+
+        For a message of another program both are empty.
+        """
         try:
             said = json.loads(hello.split(b"\n")[0])
             index, count = int(said["index"]), int(said["count"])
@@ -272,7 +278,7 @@ class _Host:
 
 
 def _notices() -> Iterator[bool]:
-    """Whether it is time to print what is waited for."""
+    """Yield, at each call, whether it is time to print which processes are missing."""
     due = time.monotonic() + _FIRST_NOTICE_SECONDS
     while True:
         is_due = time.monotonic() >= due
@@ -290,26 +296,26 @@ def _short(text: str) -> str:
 
 
 def joined() -> bool:
-    """Whether this process has joined others."""
+    """Return whether this process has joined other processes."""
     return distributed.global_state.client is not None and distributed.global_state.num_processes > 1
 
 
 def process_index() -> int:
-    """Return the index of this process in its run; it does not make JAX look for devices."""
+    """Return the index of this process in its run, without initialising JAX's devices."""
     return distributed.global_state.process_id
 
 
 def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SECONDS) -> None:
-    """Compare settings with those of the other processes; nothing if there are none.
+    """Check that all processes of a run have the same settings. Do nothing if there is only one process.
 
     Args:
-        subject: A name for this comparison, the same in each process.
-        settings: Values by what they are called; anything that JSON can hold.
+        subject: Name of this comparison; all processes use the same name.
+        settings: Names and values of the settings; the values must be JSON values.
         wait: Seconds to wait for the other processes.
 
     Raises:
-        UserError: In each process, if the settings differ, with the first differences and both values; or if another
-            process stopped before it came here.
+        UserError: If the settings differ; the message has the first differences with both values. Also if another
+            process stopped before the comparison. Every process raises the error.
     """
     if not joined():
         return
@@ -333,7 +339,7 @@ def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SEC
 
 
 def _leave(client: Any, index: int) -> None:
-    """Let process 0 know that this process needs it no more."""
+    """Tell process 0 that this process no longer needs it."""
     with contextlib.suppress(Exception):
         client.key_value_set(_key("left", index), "")
 
@@ -372,15 +378,15 @@ _agreed: list[str] = []
 
 
 def tell_others(reason: str) -> None:
-    """Let the other processes know, where they compare settings, that this one stops; process 0 stops last.
+    """Tell the other processes why this process stops. They read the reason when they compare settings in `agree`.
 
-    JAX ends the others without a message as soon as process 0, which they are all connected to, is gone.
+    Process 0 waits for the other processes, because JAX ends them without a message as soon as process 0 ends.
     """
     state, client = distributed.global_state, distributed.global_state.client
-    if client is None or _SUBJECTS[-1] in _agreed:  # in training the next collective operation fails
+    if client is None or _SUBJECTS[-1] in _agreed:  # after that, the next collective operation reports it
         return
     for subject in _SUBJECTS:
-        with contextlib.suppress(Exception):  # it may have been told already
+        with contextlib.suppress(Exception):  # the key may be set already
             if state.process_id:
                 client.key_value_set(_key(subject, state.process_id), json.dumps({"stopped": reason}))
             else:
@@ -392,4 +398,4 @@ def tell_others(reason: str) -> None:
     for index in range(1, state.num_processes):
         with contextlib.suppress(Exception):
             client.blocking_key_value_get(_key("left", index), int(max(deadline - time.monotonic(), 0.01) * 1000))
-    time.sleep(0.5)  # between the last message of a process and its end
+    time.sleep(0.5)  # a process needs some time to end after its last message

@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Print results and warnings of the commands."""
 
 import contextlib
 import sys
@@ -19,42 +19,42 @@ from metajax.errors import UserError
 
 
 def say(text: str) -> None:
-    """A line on standard output, by the first process of a run."""
+    """Print a line to standard output; only process 0 of a run prints."""
     if is_first():
         put_line(text, sys.stdout)
 
 
 def warn(text: str) -> None:
-    """A line on standard error, by the first process of a run."""
+    """Print a warning to standard error; only process 0 of a run prints."""
     if is_first():
         put_line(f"metajax: warning: {text}", sys.stderr)
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what an error of JAX says."""
+    """Return the first line of the message of a JAX error."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:120]
 
 
 @contextlib.contextmanager
 def out_of_memory(advice: str) -> Iterator[None]:
-    """Say what to try where a device's memory does not do.
+    """Convert an out-of-memory error into a `UserError` with advice.
 
     Raises:
-        UserError: If it does not.
+        UserError: If the block runs out of memory.
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # ValueError: out of a single operation
+    except (jax.errors.JaxRuntimeError, ValueError, MemoryError) as error:  # ValueError: an operation outside jit
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
         raise UserError(f"out of memory ({first_line(error)}): try {advice}") from error
 
 
 def check_output(path: Path | None) -> None:
-    """Check that a report can be written, before anything is measured.
+    """Check before a measurement that its report can be written.
 
     Raises:
-        UserError: If it cannot be.
+        UserError: If the report cannot be written.
     """
     if path is None:
         return
@@ -67,23 +67,23 @@ def check_output(path: Path | None) -> None:
 
 
 def check_seconds(seconds: float) -> None:
-    """Check how long a measurement takes.
+    """Check the duration of a measurement.
 
     Raises:
-        UserError: If it is not above 0, or more than a day.
+        UserError: If the duration is not above 0, or is more than a day.
     """
     if not 0 < seconds <= 86_400:
         raise UserError(f"--seconds must be above 0 and at most 86400, a day, got {seconds:g}")
 
 
 def devices(mesh: Mesh) -> str:
-    """`2 cpu devices`."""
+    """Describe the devices of a mesh: `2 cpu devices`."""
     kind = mesh.devices.flat[0].platform
     return f"{mesh.size} {kind} device{'s' if mesh.size > 1 else ''}"
 
 
 def table(result: dict[str, Any]) -> None:
-    """Metrics after a few of the inner steps, with intervals; all are in the report."""
+    """Print the metrics after a few inner steps, with intervals. The report has all inner steps."""
     if not is_first():
         return
     kinds = {"transductive": "", "non_transductive": "alone: "}
@@ -106,15 +106,15 @@ def table(result: dict[str, Any]) -> None:
             console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
             console.print(_grid("domain", columns, domains))
         if "non_transductive" in result:
-            console.print("alone: each query with the support set only; else all queries of a task together")
-    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich itself would end the process where nobody reads
+            console.print("alone: non-transductive (each query with only the support set); other columns: transductive")
+    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich would end the process if the output has no reader
     diverged = result["transductive"]["diverged"]
     if diverged:
-        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")
+        warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; the means include them")
 
 
 def _grid(head: str, columns: list[tuple[str, str, str]], rows: dict[str, tuple[dict[str, Any], int]]) -> Table:
-    """A table with a row for each report and step."""
+    """Make a table with a row for each report and step."""
     grid = Table(head, box=box.SIMPLE)
     for title, _, _ in columns:
         grid.add_column(title, justify="right", no_wrap=True)

@@ -1,9 +1,9 @@
-"""Signals: what ends a command, how soon, and what it says then.
+"""Handle signals: which signals end a command, how soon, and with which message.
 
-Python runs a handler between two bytecodes of the main thread. While XLA compiles or runs a program there is none, for
-minutes sometimes. So a process that runs a command also has a thread, which Python's C handler wakes at once: it says
-that the signal was received, and ends the process when its time is over. This module imports nothing heavy, so that
-the thread is there before JAX is imported.
+Python runs a signal handler only between two bytecodes of the main thread. While XLA compiles or runs a program, the
+main thread runs no bytecode, sometimes for minutes. So a process that runs a command also has a watch thread, which
+Python's C handler wakes at once. The thread prints that the signal was received, and ends the process after a time
+limit. This module has no slow imports, so the thread starts before JAX is imported.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from collections.abc import Iterator
 from metajax.cli.streams import put_line
 
 INTERRUPT_SECONDS = 1.5
-"""From Ctrl-C to the end of the process."""
+"""Time limit from Ctrl-C to the end of the process."""
 
 CALL_SECONDS = {signal.SIGINT: INTERRUPT_SECONDS, signal.SIGTERM: 20.0}
 if hasattr(signal, "SIGHUP"):  # Windows has none
     CALL_SECONDS[signal.SIGHUP] = 20.0
-"""From a signal to the end of a process that trains: time for its call to return, and for its state to be saved.
+"""Time limit from a signal to the end of a training process. Until then its call may return and its state be saved.
 
 A person at a terminal waits at most two seconds. Schedulers kill a job about 30 seconds after SIGTERM.
 """
 
 _AGAIN_SECONDS = 0.5
-"""From a second signal to the end of the process."""
+"""Time limit from a second signal to the end of the process."""
 
 
 class Stopped(Exception):
-    """A signal stopped the run; what can be saved is saved, and the user has read about it.
+    """A signal stopped the run. The state was saved if possible, and the message to the user was printed.
 
     Attributes:
         signum: The signal.
@@ -45,11 +45,11 @@ class Stopped(Exception):
 
 
 class StopRequests:
-    """Signals that a training received.
+    """Signals received during training.
 
     Attributes:
-        received: Their numbers, in order.
-        saves: Whether there is something to save when the running call returns.
+        received: The signal numbers, in order.
+        saves: Whether there is a state to save when the current call returns.
     """
 
     def __init__(self):
@@ -57,17 +57,17 @@ class StopRequests:
         self.saves = False
 
     def seconds(self, signum: int) -> float:
-        """Return how long the process may go on after its first signal."""
+        """Return the time limit from the first signal to the end of the process."""
         return CALL_SECONDS[signal.Signals(signum)] if self.saves else INTERRUPT_SECONDS
 
     def notice(self, signum: int) -> str:
-        """Return what the user reads at once; nothing if the process ends at once."""
+        """Return the message to print when a signal arrives; empty if the process ends at once."""
         if not self.saves:
             return ""
         return f"metajax: stopping, and saving if this call returns within {self.seconds(signum):g} seconds"
 
     def farewell(self, signum: int) -> str:
-        """Return what the user reads when the process ends without having saved."""
+        """Return the message to print when the process ends without saving its state."""
         name = "interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}"
         if not self.saves:
             return f"metajax: {name}"
@@ -75,7 +75,7 @@ class StopRequests:
 
 
 class _Watch:
-    """The thread that ends the process, and the training that it waits for."""
+    """The watch thread, which ends the process after a signal, and the training that the thread waits for."""
 
     def __init__(self):
         self.training: StopRequests | None = None
@@ -104,7 +104,7 @@ class _Watch:
             for signum in self._read.recv(64):
                 if signum == 0:
                     return
-                if signum not in CALL_SECONDS:  # SIGCHLD, say
+                if signum not in CALL_SECONDS:  # for example SIGCHLD
                     continue
                 training = self.training or StopRequests()
                 if deadline is None:
@@ -121,26 +121,26 @@ _watch: _Watch | None = None
 
 
 def end_process(status: int) -> None:
-    """End this process here and now: no cleaning up, which could wait for a compilation or another process."""
+    """End this process at once, without cleanup, which could wait for a compilation or another process."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     if sys.stderr.isatty():
         with contextlib.suppress(OSError):
-            os.write(2, b"\x1b[?25h")  # a bar of progress hides the cursor
+            os.write(2, b"\x1b[?25h")  # show the cursor, which a progress bar hides
     os._exit(status)
 
 
 @contextlib.contextmanager
 def ends_in_time() -> Iterator[None]:
-    """Bound how long the process goes on after Ctrl-C, whatever it does then; for a process that runs one command."""
+    """Limit the time from Ctrl-C to the end of the process. Use it only in a process that runs one command."""
     global _watch
     if _watch is not None or not _in_main_thread():
         yield
         return
     _watch, hook = _Watch(), sys.unraisablehook
 
-    def report(unraisable) -> None:  # in a callback of the garbage collector, say, where no exception can go on
+    def report(unraisable) -> None:  # for example in a garbage collector callback, which cannot propagate exceptions
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             hook(unraisable)
 
@@ -155,7 +155,10 @@ def ends_in_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ends_at_once() -> Iterator[None]:
-    """End the process by Ctrl-C in the block: an exception in a C extension that is imported becomes an ImportError."""
+    """Let Ctrl-C in the block end the process.
+
+    An exception in a C extension that is being imported would become an `ImportError`.
+    """
     if _watch is None:
         yield
         return
@@ -173,13 +176,13 @@ def ends_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP if there is something to save; a second signal interrupts.
+    """Collect the first SIGINT, SIGTERM or SIGHUP if there is a state to save; a second signal interrupts the block.
 
-    Outside the main thread nothing is collected: Python has no handlers there.
+    Outside the main thread no signal is collected, because Python runs handlers only in the main thread.
 
     Raises:
-        KeyboardInterrupt: In the block, by a SIGINT that is not collected.
-        Stopped: In the block, by another signal that is not collected.
+        KeyboardInterrupt: In the block, for a SIGINT that is not collected.
+        Stopped: In the block, for another signal that is not collected.
     """
     requests = StopRequests()
     if not _in_main_thread():
@@ -197,7 +200,7 @@ def stop_requests() -> Iterator[StopRequests]:
             put_line(requests.notice(signum), sys.stderr)
 
     handled = [each for each in CALL_SECONDS if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
-    previous = {each: signal.signal(each, receive) for each in handled}  # nohup ignores SIGHUP
+    previous = {each: signal.signal(each, receive) for each in handled}  # nohup makes a process ignore SIGHUP
     if _watch is not None:
         _watch.training = requests
     try:

@@ -1,4 +1,4 @@
-"""Lines of output that may have no reader any more."""
+"""Print lines to streams whose reader may have closed them."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 def put_line(text: str, stream: TextIO) -> None:
-    """Print a line, unless nobody reads the stream; escape what its encoding cannot express, as in a file's name."""
+    """Print a line if the stream still has a reader. Escape characters that the stream's encoding does not support."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with unread_is_fine(stream):
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
@@ -16,7 +16,7 @@ def put_line(text: str, stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def unread_is_fine(stream: TextIO) -> Iterator[None]:
-    """Go on without `stream` when its reader is gone: `| head -1` has its line, or the terminal is closed."""
+    """Continue without `stream` if its reader has closed it, for example `| head -1`, or a closed terminal."""
     try:
         yield
     except OSError as error:
@@ -26,6 +26,6 @@ def unread_is_fine(stream: TextIO) -> Iterator[None]:
 
 
 def leave(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere; also what is in its buffer."""
-    with contextlib.suppress(OSError, ValueError):  # a stream of Python's own has no descriptor
+    """Discard all further output to a stream, including the content of its buffer."""
+    with contextlib.suppress(OSError, ValueError):  # a stream such as io.StringIO has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -43,13 +43,13 @@ from metajax.parallel import replicate
 from metajax.training import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
 
 _FETCHED_CALLS = 10_000
-"""Calls whose images one stream fetches; the next stream begins without images that were fetched ahead."""
+"""Number of calls for each prefetch stream. The next stream starts without prefetched images."""
 
 _USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
 
-Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. On a work
-directory that exists, resume exactly where it stopped. Every field of the config can be overridden:
-`metajax train CONFIG --help` lists them. A config file is executed; code in a work directory is not."""
+Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. If the work
+directory exists, resume its run exactly. Every field of the config can be overridden: `metajax train CONFIG --help`
+lists the fields. A config file is executed; code in a work directory is not."""
 
 
 @dataclasses.dataclass
@@ -57,17 +57,17 @@ class Options:
     """Meta-train an experiment, or resume it, then evaluate it."""
 
     workdir: Path | None = None
-    """Work directory; by default runs/CONFIG."""
+    """Work directory (default: runs/CONFIG)."""
     devices: int | None = None
-    """Devices to split tasks over; by default all that help. On a CPU each core is one."""
+    """Devices to split tasks over (default: as many as increase the speed). On a CPU each core is a device."""
     distributed: str | None = None
-    """Train in several processes: auto where a cluster manager knows them, or ADDRESS:PORT,INDEX,COUNT."""
+    """Train in several processes: auto if a cluster manager knows the processes, else ADDRESS:PORT,INDEX,COUNT."""
     data_dir: Path | None = None
-    """Where data sets are prepared; by default $METAJAX_DATA_DIR, else ~/.cache/metajax."""
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     configs.check_first("train", _USAGE, args)
     join(value_of("--distributed", args))  # before the config file, which may use JAX
     source, options, experiment = configs.override("train", Options, args)
@@ -78,7 +78,7 @@ def run(args: Sequence[str]) -> None:
     try:
         with report.out_of_memory("--execution.chunk-size 1, or --execution.remat"):
             train(directory, tuned.apply(experiment), source, devices, options.data_dir)
-    except OSError as error:  # a write that fails names no file
+    except OSError as error:  # the error of a failed write has no file name
         raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
@@ -99,8 +99,8 @@ def train(
     """Train or resume in a work directory, then evaluate.
 
     Raises:
-        UserError: If the directory holds another experiment, or training goes wrong.
-        Stopped: If a signal stopped it; all is saved then.
+        UserError: If the directory has another experiment, or if training fails.
+        Stopped: If a signal stopped training; the state is saved before.
     """
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
     resumes = workdir.is_workdir(directory)
@@ -133,7 +133,10 @@ def train(
 
 
 def _check_same(differing: Sequence[str], experiment: Experiment, directory: Path) -> None:
-    """Refuse to resume a run with other settings; under a constant rate it may have more meta-steps than before."""
+    """Raise a `UserError` if a run is resumed with other settings.
+
+    With a constant outer learning rate the number of meta-steps may be larger than before.
+    """
     longer = experiment.training.steps > workdir.training_steps(directory) and all(
         field.startswith("training.steps is ") for field in differing
     )
@@ -143,14 +146,14 @@ def _check_same(differing: Sequence[str], experiment: Experiment, directory: Pat
     advice = "Choose another --workdir, or the same settings"
     if longer:
         advice = (
-            f"A run goes on to more meta-steps only if its outer.schedule is constant: a {schedule} schedule ends with "
-            "the run, and all its rates would have been others. Choose another --workdir"
+            f"A run can continue to more meta-steps only if its outer.schedule is constant: the rates of a {schedule} "
+            "schedule depend on the number of meta-steps. Choose another --workdir"
         )
     raise UserError(f"{directory} holds another experiment: {'; '.join(differing)}. {advice}")
 
 
 def _settings(directory: Path, experiment: Experiment, source: Path, devices: int | None) -> dict[str, Any]:
-    """What the processes of a run must have in common, by what it is called."""
+    """Return the names and values of the settings that all processes of a run must share."""
     fields = jax.tree_util.tree_leaves_with_path(
         workdir.to_json(experiment), is_leaf=lambda value: not isinstance(value, dict)
     )
@@ -165,7 +168,7 @@ def _settings(directory: Path, experiment: Experiment, source: Path, devices: in
 
 def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
     resumes = workdir.is_workdir(directory)
-    wait_for_others("start")  # all must have seen whether there is a work directory, before one makes it
+    wait_for_others("start")  # all processes check for a work directory before process 0 creates it
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
@@ -200,7 +203,7 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     state, problems = checkpoints.restore(folder, fresh)
     step = int(state.step)
     for problem in problems:
-        report.warn(f"{problem}; falling back to the one before")
+        report.warn(f"{problem}; falling back to the previous one")
     wait_for_others("restored")
     if is_first():
         checkpoints.discard_after(folder, step)
@@ -211,14 +214,14 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     if step < experiment.training.steps:
         report.say(f"resuming {directory} from step {step:,}")
     else:
-        more = "; a larger --training.steps goes on" if experiment.outer.schedule == "constant" else ""
+        more = "; a larger --training.steps continues training" if experiment.outer.schedule == "constant" else ""
         report.say(f"{directory} is trained, to step {step:,}: only evaluating it{more}")
     return state
 
 
 def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> None:
     settings, step = experiment.training, int(state.step)
-    sampler = replicate(as_partial(parts.tasks.samplers["train"]), mesh)  # once, whatever the lengths of calls
+    sampler = replicate(as_partial(parts.tasks.samplers["train"]), mesh)  # shared by calls of all lengths
     compiled: dict[int, Callable[[TrainState, Any], Any]] = {}
 
     def advance(state: TrainState, steps: int, fed: Any):
@@ -270,7 +273,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
 
 
 def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
-    """The meta-steps of each call to come: none goes beyond a checkpoint."""
+    """Yield the number of meta-steps of each remaining call. A call never crosses a checkpoint."""
     while step < settings.steps:
         next_checkpoint = step - step % settings.checkpoint_every + settings.checkpoint_every
         steps = min(settings.steps_per_call, next_checkpoint - step, settings.steps - step)
@@ -279,7 +282,7 @@ def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
 
 
 def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> Iterator[Any]:
-    """For each call the images of its tasks, if they stay on the host."""
+    """Return an iterator over the images of each call's tasks, if the images are on the host."""
     if "train" not in parts.tasks.on_host:
         return itertools.repeat(None)
     # Training donates its state, so the key is copied.
@@ -287,7 +290,7 @@ def _fetched_ahead(experiment: Experiment, parts: Parts, state: TrainState, mesh
 
 
 def _images(settings: TrainingSettings, tasks: HostTasks, state: TrainState, mesh: Mesh) -> Iterator[Any]:
-    """The images of each call; the calls of a run may be too many for one list."""
+    """Yield the images of each call, in several streams, because the calls of a run may be too many for one list."""
     step = int(state.step)
     calls = _calls(settings, step)
     while lengths := list(itertools.islice(calls, _FETCHED_CALLS)):
@@ -304,7 +307,7 @@ def _images(settings: TrainingSettings, tasks: HostTasks, state: TrainState, mes
 
 
 class _Record(NamedTuple):
-    """Where metrics and states go; of several processes only the first one's keeps anything."""
+    """Functions that save metrics and states. In a run of several processes only process 0 saves anything."""
 
     add: Callable[..., None] = lambda row, *, flush: None
     save: Callable[..., None] = lambda state, validation_loss=None, *, wait=False: None
@@ -327,7 +330,7 @@ def _record(directory: Path, step: int, keep: int) -> Iterator[_Record]:
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Callable[[TrainState], dict[str, Any]]:
-    """What is measured at a checkpoint: the validation tasks' metrics after the last inner step."""
+    """Return the function that computes a checkpoint's validation metrics, after the last inner step."""
     sampler = parts.tasks.samplers.get("validation")
     if sampler is None or not experiment.validation.num_tasks:
         return lambda state: {}

@@ -1,4 +1,4 @@
-"""`metajax tune`: time the sensible ways to carry an experiment out, and keep the fastest for later runs."""
+"""`metajax tune`: time several execution settings for an experiment, and save the fastest for later runs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,17 @@ from metajax.types import Params
 
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 
-Time the sensible numbers of devices, of tasks at once, and loops unrolled or not, for CONFIG on this device. The
-fastest goes into CONFIG.tuned.json beside the config, from where `metajax train CONFIG` takes it on such a device."""
+Time CONFIG on this device with several numbers of devices and chunk sizes, and with unrolled and compiled loops. The
+fastest settings are written to CONFIG.tuned.json beside the config. `metajax train CONFIG` uses them on such a
+device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """How to carry an experiment out on a device.
+    """Execution settings for an experiment on a kind of device.
 
     Attributes:
-        devices: Devices to split tasks over; `None` for all that help.
+        devices: Devices to split tasks over; `None` for the default of `choose_mesh`.
         chunk_size: Tasks that run together on a device.
         unroll: Whether inner steps are unrolled.
     """
@@ -37,7 +38,7 @@ class Tuned:
     unroll: bool | None = None
 
     def apply(self, experiment: Experiment) -> Experiment:
-        """The experiment, so carried out where it does not say otherwise itself."""
+        """Return the experiment with these execution settings, except where the experiment overrides them."""
         own = experiment.execution
         chosen = {name: getattr(self, name) for name in ("chunk_size", "unroll") if getattr(own, name) is None}
         if own.remat:
@@ -47,16 +48,16 @@ class Tuned:
 
 @dataclasses.dataclass
 class Options:
-    """Time the sensible ways to carry an experiment out, and keep the fastest."""
+    """Time several execution settings for an experiment, and save the fastest."""
 
     seconds: float = 3.0
-    """Of timed calls for each way."""
+    """Duration of the timed calls for each combination of settings."""
     data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Folder of prepared data sets."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Carry out the command."""
+    """Run the command."""
     configs.check_first("tune", _USAGE, args)
     source, options, experiment = configs.override("tune", Options, args)
     report.check_seconds(options.seconds)
@@ -79,13 +80,13 @@ def run(args: Sequence[str]) -> None:
         if measured > rate:
             best, rate = way, measured
     if not rate:
-        raise UserError("no way to run it fits this device: try a smaller training.tasks_per_step, or execution.remat")
+        raise UserError("no settings fit this device: try a smaller training.tasks_per_step, or execution.remat")
     path = store(source, best)
-    report.say(f"fastest: {_described(best)}; kept in {path} for {device_name()}")
+    report.say(f"fastest: {_described(best)}; saved in {path} for {device_name()}")
 
 
 def load(source: Path) -> Tuned:
-    """What was found fastest for a config on this device; nothing chosen if it was never tuned here.
+    """Return the fastest settings for a config on this kind of device; the defaults if it was never tuned here.
 
     Raises:
         UserError: If the file is damaged.
@@ -107,11 +108,11 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def store(source: Path, tuned: Tuned) -> Path:
-    """Keep what is fastest beside a config; other devices' entries stay."""
+    """Save the fastest settings beside a config. The entries of other devices do not change."""
     path = _path(source)
     try:
         entries = files.read_json(path)
-    except UserError:  # not there, or damaged
+    except UserError:  # the file is missing or damaged
         entries = {}
     kept = entries if isinstance(entries, dict) else {}
     files.write_json(path, {**kept, device_name(): dataclasses.asdict(tuned)})
@@ -123,7 +124,11 @@ def _path(source: Path) -> Path:
 
 
 def _ways(experiment: Experiment, params: Params) -> Iterator[Tuned]:
-    """All devices, the default's, and one; one task at a time, a few, all; loops of 2 to 10 steps unrolled or not."""
+    """Yield the settings to time.
+
+    The numbers of devices are 1, the default, and all that share the tasks. The chunk sizes are 1, 4 and all tasks of a
+    device. Inner loops of 2 to 10 steps are timed both unrolled and scanned.
+    """
     tasks = experiment.training.tasks_per_step
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat
     every = share_evenly(tasks, jax.local_device_count())

@@ -1,6 +1,6 @@
-"""Data sets as class banks, for sampling few-shot tasks from.
+"""Data sets as class banks, from which few-shot tasks are sampled.
 
-A data set is prepared once, by download or from local files, and loaded from then on:
+Prepare a data set once, by download or from local files; then load it:
 
     prepare("omniglot")
     bank = load("omniglot", split="alphabet").splits["train"]
@@ -39,55 +39,55 @@ DATASETS: dict[str, DatasetInfo] = {
     **{name: images.info(each) for name, each in IMAGE_SETS.items()},
     "folder": folder.INFO,
 }
-"""Every data set by its name on the command line."""
+"""All data sets by their names on the command line."""
 
 
 def load(name: str, *, data_dir: Path | None = None, **options: Any) -> Dataset:
-    """Loads a data set by name.
+    """Load a data set by name.
 
     Args:
         name: A key of `DATASETS`.
-        data_dir: Where it was prepared; by default `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
-        **options: `split` and `size`; for a folder those of `load_folder`.
+        data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
+        **options: `split` and `size`; for a folder of images the options of `load_folder`.
 
     Returns:
-        The data set: class banks of numpy arrays, images `uint8[examples, size, size, channels]`.
+        The data set: class banks of NumPy arrays, with images `uint8[examples, size, size, channels]`.
 
     Raises:
-        UserError: It is unknown, not prepared, or damaged.
+        UserError: If the data set is unknown, not prepared, or damaged.
     """
     return _info(name).load(data_dir=data_dir, **options)
 
 
 def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Prepares a data set, unless it is prepared already.
+    """Prepare a data set, unless it is already prepared.
 
     Args:
         name: A key of `DATASETS`.
-        source: Local files to take instead of a download.
-        data_dir: Where to; by default `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
+        source: Local files to use instead of a download.
+        data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
 
     Returns:
-        The folder it lies in.
+        The folder of the prepared data set.
 
     Raises:
-        UserError: It is unknown, a file is missing or wrong, or the disk is full.
+        UserError: If the data set is unknown, if a file is missing or wrong, or if the disk is full.
     """
     return _info(name).prepare(source, data_dir)
 
 
 def is_prepared(name: str, data_dir: Path | None = None) -> bool:
-    """Tells whether a data set can be loaded.
+    """Return whether a data set can be loaded.
 
     Args:
         name: A key of `DATASETS`.
         data_dir: As in `prepare`.
 
     Returns:
-        Whether it was prepared, or needs no preparation.
+        Whether the data set is prepared, or needs no preparation.
 
     Raises:
-        UserError: It is unknown.
+        UserError: If the data set is unknown.
 
     >>> is_prepared("folder")
     True

@@ -1,4 +1,4 @@
-"""Records that TFDS prepared elsewhere, taken over without TensorFlow."""
+"""Copy records that TFDS has prepared elsewhere, without TensorFlow."""
 
 import contextlib
 import json
@@ -17,33 +17,33 @@ _FEATURES = "features.json"
 
 
 def is_tfds(source: Path) -> bool:
-    """Tells whether a folder, or one below it, is a data set that TFDS prepared.
+    """Return whether a folder, or one of its subfolders, is a data set that TFDS has prepared.
 
     Args:
         source: The folder.
 
     Returns:
-        Whether it is.
+        Whether such a data set was found.
     """
     return bool(_prepared_below(source))
 
 
 def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
-    """Copy, or link where the disk allows it, what `tfds build --file_format=array_record` made.
+    """Copy the records that `tfds build --file_format=array_record` wrote; use hard links if possible.
 
-    TFDS imports the modules that the folder names for its features, so only modules of TFDS itself are accepted.
+    TFDS imports the modules that a folder names for its features. So only modules of TFDS itself are accepted.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
-        source: TFDS' data directory, or the folder of the data set, its form or its version in it.
+        source: TFDS' data directory, or the folder of the data set, its config or its version in that directory.
 
     Returns:
-        The records' folder.
+        The folder of the copied records.
 
     Raises:
-        UserError: The folder holds another data set, another file format or none at all, or it names other
-            modules than those of TFDS; or the disk is full.
+        UserError: If the folder contains no data set, another data set or another file format, if it names modules
+            outside TFDS, or if the disk is full.
     """
     folder = _find(store, source)
     _check_features(folder)
@@ -52,13 +52,13 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
     with writing_to(target.parent), records.preparing(store, data_dir):
         try:
             temporary.mkdir()
-            # All that TFDS writes is regular files, side by side.
+            # TFDS writes only regular files, all in one folder.
             for path in folder.iterdir():
                 if path.is_file():
                     _link_or_copy(path.resolve(), temporary / path.name)
             temporary.rename(target)
         except OSError:
-            # Two processes may do so at once; the slower one cannot rename over the other's result.
+            # Two processes may copy at once; the slower process cannot rename its copy over the other one.
             if not records.is_prepared(store, data_dir):
                 raise
         finally:
@@ -67,7 +67,7 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
 
 
 def _find(store: records.Store, source: Path) -> Path:
-    """Finds the newest version of a data set below a folder."""
+    """Find the newest version of a data set below a folder."""
     wanted = "/".join(filter(None, (store.name, store.config)))
     infos = {folder: _read(folder) for folder in _prepared_below(source)}
     names = {
@@ -88,7 +88,7 @@ def _find(store: records.Store, source: Path) -> Path:
 
 
 def _prepared_below(source: Path) -> list[Path]:
-    """Folders that TFDS finished: `NAME/CONFIG/VERSION` from any level on."""
+    """Return the folders `NAME/CONFIG/VERSION` that TFDS has completed; `source` may be a folder of any level."""
     found = [source / _INFO, *(path for depth in ("*", "*/*", "*/*/*") for path in source.glob(f"{depth}/{_INFO}"))]
     return [path.parent for path in found if path.is_file() and not path.parent.name.startswith("incomplete")]
 
@@ -117,7 +117,7 @@ def _check_features(folder: Path) -> None:
         if not isinstance(value, dict):
             continue
         waiting += value.values()
-        # The names of this entry in the forms of TFDS, of its protocol buffers, and of its first versions.
+        # The names of this entry in TFDS' format, in its protocol buffers, and in its first versions.
         for key in ("pythonClassName", "python_class_name", "type"):
             name = value.get(key)
             if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
@@ -127,7 +127,7 @@ def _check_features(folder: Path) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Takes no space on the same disk; TFDS never changes a file that it has finished."""
+    """Make a hard link if possible, else a copy. A link is safe because TFDS never changes a completed file."""
     with contextlib.suppress(OSError):
         os.link(source, target)
         return
@@ -135,5 +135,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _version(text: object) -> list[int]:
-    """Numbers of a version, `[1, 10]` of `1.10.beta`, to compare."""
+    """Return the numbers of a version, for comparisons: `[1, 10]` for `1.10.beta`."""
     return [int(part) for part in str(text).split(".") if part.isdecimal()]

@@ -1,4 +1,4 @@
-"""Images in tar archives, or in what came out of them."""
+"""Read images from tar archives, or from the folders of unpacked archives."""
 
 import io
 import re
@@ -17,18 +17,18 @@ _PHOTOGRAPH = re.compile(r"(?:.*/)?([^/.][^/]*)/([^/.][^/]*\.jpg)", re.IGNORECAS
 
 
 def class_folders(files: dict[str, Path], classes: int, images: int) -> Contents:
-    """Reads photographs that lie in a folder per class.
+    """Read photographs from an archive with one folder per class.
 
     Args:
-        files: From the archive's name to where it lies, packed or unpacked.
-        classes: How many there should be.
-        images: How many there should be in all.
+        files: Path of the packed or unpacked archive, by the archive's name.
+        classes: Expected number of classes.
+        images: Expected number of images.
 
     Returns:
-        The photographs, labelled by the rank of their class' name, in one part.
+        The photographs in one part. Their labels are the ranks of the sorted class names.
 
     Raises:
-        UserError: The archive is damaged, or there are more or fewer.
+        UserError: If the archive is damaged, or has another number of classes or images.
     """
     (place,) = files.values()
     found = {name: match for name in _names(place) if (match := _PHOTOGRAPH.fullmatch(name))}
@@ -38,27 +38,27 @@ def class_folders(files: dict[str, Path], classes: int, images: int) -> Contents
 
 
 def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
-    """Reads Oxford Flowers: photographs `image_00001.jpg` and so on, with their labels in a MATLAB file.
+    """Read Oxford Flowers: photographs `image_00001.jpg` and so on, with their labels in a MATLAB file.
 
     Args:
-        files: From the names of the archive and of `imagelabels.mat` to where they lie.
-        classes: How many there should be.
-        images: How many there should be in all.
+        files: Paths of the archive and of `imagelabels.mat`, by their names.
+        classes: Expected number of classes.
+        images: Expected number of images.
 
     Returns:
-        The photographs in one part, with numbers from 0 for the names of the classes.
+        The photographs in one part. The class names are the numbers from 0.
 
     Raises:
-        UserError: The archive or the file of labels is damaged, or a photograph is missing.
+        UserError: If the archive or the file of labels is damaged, or if a photograph is missing.
     """
     import scipy.io
 
     place, listed = files.values()
     try:
-        # It is small, and packed: so it cannot unpack to much.
+        # The packed file is small, so its unpacked content is small, too.
         content = io.BytesIO(read_file(listed, 2**20))
         labels = scipy.io.loadmat(content)["labels"].ravel().astype(int) - 1
-    # scipy reports damage through many types.
+    # scipy raises many types of exceptions for damaged files.
     except Exception as error:
         raise UserError(f"{listed}: not a MATLAB file with labels ({one_line(error)})") from error
     if len(labels) != images or sorted(set(labels)) != list(range(classes)):
@@ -69,17 +69,17 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
 
 
 def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Reads some files of a tar archive or of a folder.
+    """Read some files from a tar archive or a folder.
 
     Args:
-        place: The archive, packed in any way, or the folder.
-        wanted: Whether to read the file of a name.
+        place: The archive, with any compression, or the folder.
+        wanted: A predicate on the name of a file: whether to read the file.
 
     Yields:
-        The name of each file, with slashes, and what is in it.
+        The name, with slashes, and the content of each file.
 
     Raises:
-        UserError: The archive is damaged, or a file is larger than any of these data sets.
+        UserError: If the archive is damaged, or if a file is larger than the largest file of these data sets.
     """
     if place.is_dir():
         for path in sorted(place.rglob("*")):
@@ -98,7 +98,7 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                 _check_size(member)
                 if member.isfile() and wanted(member.name) and (file := archive.extractfile(member)):
                     yield member.name, file.read()
-    # tarfile reports damage through many types: TarError, OSError, EOFError, zlib.error, RecursionError, ...
+    # tarfile raises many types of exceptions for damage: TarError, OSError, EOFError, zlib.error, RecursionError, ...
     except Exception as error:
         if isinstance(error, UserError):
             raise
@@ -106,7 +106,7 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
 
 
 class _Member(tarfile.TarInfo):
-    """A member of limited size, also where it is a header that tarfile reads into memory."""
+    """A tar member of limited size. The limit also applies to headers, which tarfile reads into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -121,9 +121,9 @@ def _check_size(member: tarfile.TarInfo) -> None:
 
 
 def _names(place: Path) -> list[str]:
-    """Lists all files; nothing is read but the archive's headers."""
+    """List all files; only the archive's headers are read."""
     names: list[str] = []
-    # Noting every name and wanting none keeps one way through archives, folders and their damage.
+    # A predicate that records every name and returns False uses the same code for archives, folders and damage.
     for _ in read_files(place, lambda name: names.append(name) or False):
         pass
     return names

@@ -1,4 +1,4 @@
-"""Decoded images on disk, so that decoding happens once."""
+"""Cache decoded images on disk, so that they are decoded only once."""
 
 import json
 import logging
@@ -16,23 +16,24 @@ from metajax.data.disk import check_regular, clear_leftovers, one_line, read_fil
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)
-"""What reading a damaged cache raises."""
+"""Exceptions that reading a damaged cache raises."""
 _FORMAT = 1
-"""Raise it when decoding changes its result: it is a part of every key."""
+"""Version of the decoder, a part of every key. Increase it when a change of the decoder changes its results."""
 
 
 def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
-    """Reads a bank from `STEM.npy` and `STEM.json`, or builds and stores it.
+    """Read a bank from `STEM.npy` and `STEM.json`, or build and store it.
 
     Args:
-        data_dir: The data directory: no link below it is followed to write.
+        data_dir: The data directory. Writes do not follow symbolic links below it.
         stem: Path without suffix, below the data directory.
-        key: Whatever determines the result, in JSON types; a stored bank with another key is rebuilt.
-        build: Decodes the images.
+        key: JSON values that determine the result. A stored bank with another key is rebuilt.
+        build: A function that decodes the images.
 
     Returns:
-        The bank. From the cache its images are a read-only memory map. A damaged cache costs a warning
-        and a rebuild, a directory that cannot be written to costs a warning and decoding anew next time.
+        The bank. Images from the cache are a read-only memory map. If the cache is damaged, there is a warning and the
+        bank is rebuilt. If the directory is not writable, there is a warning and the next call decodes the images
+        again.
     """
     key = {"format": _FORMAT, **key}
     try:
@@ -49,12 +50,12 @@ def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], 
     except _DAMAGE as error:
         _LOG.warning("%s.npy: cannot cache the decoded images (%s)", stem, one_line(error))
         return bank
-    # Another process may have stored a bank with another key meanwhile.
+    # Another process may have stored a bank with another key in the meantime.
     return bank if stored is None else stored
 
 
 def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
-    """Reads a stored bank; `None` where there is none with this key."""
+    """Read a stored bank; return `None` if there is no bank with this key."""
     try:
         meta = json.loads(read_file(stem.with_suffix(".json")))
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
 
 
 def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
-    """Stores a bank. The description goes last and holds the checksum, so that a half is never believed."""
+    """Store a bank. The description, with the checksum, is written last, so a partial bank is never read."""
     refuse_links(data_dir, stem.parent)
     stem.parent.mkdir(parents=True, exist_ok=True)
     images = np.ascontiguousarray(bank.images)
@@ -90,10 +91,10 @@ def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
 
 
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes a file beside `path`, then renames it: readers see the old file or the new one, never a part."""
+    """Replace a file atomically: write a file beside `path`, then rename it to `path`."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:  # exclusive: it is never a link that somebody put there
+        with temporary.open("xb") as file:  # exclusive mode never follows a symbolic link
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Data sets of TFDS that few-shot learning is tried on, a declaration each."""
+"""Declarations of TFDS data sets that few-shot learning papers use."""
 
 from functools import partial
 
@@ -70,7 +70,7 @@ EMNIST = ImageSet(
     ),
 )
 
-# The splits by name below are Meta-Dataset's (Triantafillou et al., arXiv 1903.03096), from the files in its
+# The splits by class name below are Meta-Dataset's (Triantafillou et al., arXiv 1903.03096), from its folder
 # meta_dataset/dataset_conversion/splits.
 QUICKDRAW = ImageSet(
     store=records.Store(
@@ -213,4 +213,4 @@ DTD = ImageSet(
 )
 
 IMAGE_SETS = {images.store.name: images for images in (CIFAR100, EMNIST, KMNIST, QUICKDRAW, CUB, FLOWERS, DTD)}
-"""By the name in TFDS."""
+"""The declarations by their names in TFDS."""

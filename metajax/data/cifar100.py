@@ -1,4 +1,4 @@
-"""CIFAR-100, 600 colour pictures of each of 100 things, and its two few-shot splits: CIFAR-FS and FC100.
+"""CIFAR-100: 100 classes of 600 colour images, with its two few-shot splits, CIFAR-FS and FC100.
 
 Krizhevsky: Learning multiple layers of features from tiny images, technical report (2009).
 """
@@ -46,16 +46,16 @@ _FC100 = named(
 
 
 def read(files: dict[str, Path]) -> Contents:
-    """Reads either of the official archives, `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`.
+    """Read one of the official archives, `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`.
 
     Args:
-        files: From the name of the first to where it lies, or the second, or either unpacked.
+        files: Path of either archive, packed or unpacked, by the name of the first archive.
 
     Returns:
-        The pictures and their fine labels, the official parts apart.
+        The images and their fine labels, with one part for each official part.
 
     Raises:
-        UserError: It is damaged, or something else.
+        UserError: If the archive is damaged, or is not CIFAR-100.
     """
     (place,) = files.values()
     members = {PurePosixPath(name).name: content for name, content in read_files(place, _is_wanted)}
@@ -81,7 +81,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads records of a coarse label, a fine label and the three colour planes."""
+    """Read records of a coarse label, a fine label and the three colour planes."""
     size = 2 + 3 * SIDE * SIDE
     if len(data) != images * size:
         raise UserError(f"{place}: {name} has {len(data):,} bytes, it should have {images * size:,}")
@@ -90,7 +90,7 @@ def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarra
 
 
 def _python(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a pickled dictionary of an array of pixels and a list of labels."""
+    """Read a pickled dict with an array of pixels and a list of labels."""
     content = _unpickle(place, name, data)
     pixels: Any = content.get("data")
     labels: Any = content.get("fine_labels")
@@ -105,7 +105,7 @@ def _python(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarra
 
 
 def _upright(rows: np.ndarray) -> np.ndarray:
-    """From planes of red, green and blue to `uint8[images, height, width, 3]`."""
+    """Convert planes of red, green and blue to `uint8[images, height, width, 3]`."""
     return rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
 
 
@@ -116,7 +116,7 @@ def _texts(place: Path, names: Any) -> list[str]:
 
 
 class _PlainData(pickle.Unpickler):
-    """Unpickles arrays and what has no code; any other name in the file is refused, not called."""
+    """An unpickler for arrays and plain data. Any other name in the file raises an error and is not called."""
 
     _ALLOWED = frozenset(
         [("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")]
@@ -126,14 +126,14 @@ class _PlainData(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}, which data has no need of")
-        # Where numpy keeps it today, whatever numpy wrote the file.
+        # Use the current module name in NumPy, because another version of NumPy may have written the file.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
 
 
 def _unpickle(place: Path, name: str, data: bytes) -> dict[str, Any]:
     try:
         content = _PlainData(io.BytesIO(data), encoding="latin1").load()
-    # Damage makes the machine of pickle raise nearly anything.
+    # pickle can raise almost any exception for damaged data.
     except Exception as error:
         raise UserError(f"{place}: {name} is not a pickle of plain data ({one_line(error)})") from error
     if not isinstance(content, dict):

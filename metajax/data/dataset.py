@@ -1,4 +1,4 @@
-"""What a loader returns: class banks by split, and what the command line may say about a data set."""
+"""The result of a loader, class banks by split; and the description of a data set for the command line."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,19 @@ from metajax.types import ClassBank
 
 _LOG = logging.getLogger("metajax.data")
 _MAX_SIZE = 8192
-"""Largest side of an image in pixels: a mistyped size would ask for terabytes."""
+"""Largest side of an image in pixels, because a mistyped size could need terabytes."""
 
 
 class Dataset(NamedTuple):
     """A data set split into class banks.
 
     Attributes:
-        name: Which data set, and which split of it, e.g. `omniglot/alphabet`.
-        splits: A `ClassBank` of numpy arrays for each of `train`, `validation`, `test` that exists. The
-            images may be read-only views of a file on disk.
+        name: Name of the data set and of its partition into splits, e.g. `omniglot/alphabet`.
+        splits: A `ClassBank` of NumPy arrays for each existing split (`train`, `validation`, `test`). The images may be
+            read-only views of a file on disk.
         class_names: For each split the names of its classes, in the order of the bank.
-        skipped: Files that could not be read, each with the reason; a folder of images only.
-        place: Where it was read from: the user's folder or archive, or the folder of its records.
+        skipped: Files that could not be read, each with the reason; only for a folder of images.
+        place: The user's folder or archive, or the folder of the data set's records.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Dataset(NamedTuple):
 
 
 class DatasetInfo(NamedTuple):
-    """What is known about a data set before it is loaded.
+    """The description of a data set, available without loading it.
 
     Attributes:
-        title: Its name in prose.
-        licence: Under which terms it may be used.
-        description: What it holds, in a sentence.
-        splits: The named ways of splitting it, each with a description; the default comes first.
+        title: Full name of the data set.
+        licence: Licence of the data set.
+        description: The content in one sentence.
+        splits: Descriptions of the partitions into splits, by name; the default comes first.
         size: Default side of an image in pixels.
-        load: Its loader.
-        prepare: `(source, data_dir) -> where the prepared data lies`.
-        is_prepared: `data_dir -> whether it can be loaded`.
+        load: The loader.
+        prepare: `(source, data_dir) -> folder of the prepared data`.
+        is_prepared: `data_dir -> whether the data set can be loaded`.
     """
 
     title: str
@@ -75,14 +75,14 @@ class Bank(NamedTuple):
 
 
 def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
-    """Takes some classes out of a bank, in the order given.
+    """Return a class bank with some classes of a bank, in the order of `classes`.
 
     Args:
-        bank: Where from.
+        bank: The bank.
         classes: Indices of the classes; at least one.
 
     Returns:
-        Their class bank. Neighbouring classes cost nothing (a view); others are copied.
+        The class bank. Images of consecutive classes are a view; otherwise they are copied.
 
     >>> pixels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     >>> bank = Bank(pixels, np.array([1, 2, 3], np.int32), ["a", "b", "c"], [])
@@ -104,16 +104,16 @@ def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
 
 
 def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]], place: Path) -> Dataset:
-    """Splits a bank by class.
+    """Split a bank by class. Warn if two splits share class names.
 
     Args:
         name: Name of the resulting data set.
         bank: All images.
         classes: For each split the indices of its classes.
-        place: Where the images were read from.
+        place: The folder or archive of the images.
 
     Returns:
-        The data set, whose splits are those of `classes`. A warning says if two of them share classes, by name.
+        The data set with the splits of `classes`.
     """
     names = {key: [bank.names[c] for c in chosen] for key, chosen in classes.items()}
     _warn_of_shared_classes(name, names)
@@ -146,14 +146,14 @@ def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> No
 
 
 def pool(bank: Bank, parts: int) -> Bank:
-    """Makes one class of every `parts` neighbouring ones, without touching the images.
+    """Merge each group of `parts` consecutive classes into one class, without copying the images.
 
     Args:
-        bank: Where each class lies in so many pieces, one after the other.
+        bank: A bank in which each class is divided into `parts` consecutive pieces.
         parts: Pieces of a class.
 
     Returns:
-        The same images, in fewer classes with the names of the first pieces.
+        A bank with the same images and fewer classes. Each class has the name of its first piece.
 
     >>> bank = Bank(np.zeros((6, 1, 1, 1), np.uint8), np.array([1, 2, 3, 0], np.int32), ["a", "a", "b", "b"], [])
     >>> pool(bank, 2).counts.tolist(), pool(bank, 2).names
@@ -164,14 +164,14 @@ def pool(bank: Bank, parts: int) -> Bank:
 
 
 def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
-    """Draws the classes of each split, the same ones every time.
+    """Split classes at random, with the same result in every call.
 
     Args:
         sizes: For each split its number of classes.
-        seed: Of numpy's `RandomState`, whose stream is frozen for ever.
+        seed: Seed of NumPy's `RandomState`, whose stream never changes.
 
     Returns:
-        For each split the indices of its classes in rising order, which is easier to look at.
+        For each split the indices of its classes, in ascending order for readability.
 
     >>> by_lot({"train": 3, "test": 2}, seed=0)
     {'train': [0, 1, 2], 'test': [3, 4]}
@@ -182,13 +182,13 @@ def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
 
 
 def proportional(classes: int) -> dict[str, int]:
-    """Sizes of the splits where nobody has published any: 64 %, 16 %, 20 %, as in mini-ImageNet.
+    """Return the sizes of the splits of a data set without published splits: 64 %, 16 %, 20 %, as in mini-ImageNet.
 
     Args:
-        classes: How many there are; at least three.
+        classes: Number of classes; at least three.
 
     Returns:
-        How many of them each split gets, at least one.
+        The number of classes of each split; at least one.
 
     >>> proportional(50)
     {'train': 32, 'validation': 8, 'test': 10}
@@ -198,16 +198,16 @@ def proportional(classes: int) -> dict[str, int]:
 
 
 def check_options(name: str, splits: dict[str, str], split: str, size: int) -> None:
-    """Checks what the caller of a loader chose.
+    """Check the options of a loader.
 
     Args:
-        name: The data set.
-        splits: Its splits.
-        split: The chosen split.
-        size: The chosen side of an image.
+        name: Name of the data set.
+        splits: The partitions of the data set, by name.
+        split: Name of a partition.
+        size: Side of an image.
 
     Raises:
-        UserError: There is no such split, or the size is not a positive integer.
+        UserError: If there is no such partition, or if the size is not a positive integer or is too large.
     """
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")

@@ -1,4 +1,4 @@
-"""Where data lies on disk, and what to say when the disk refuses."""
+"""The data directory, safe reads, and clear messages for errors of the disk."""
 
 import contextlib
 import errno
@@ -18,17 +18,17 @@ except ImportError:  # Windows
     fcntl = None
 
 MAX_BYTES = 2**28
-"""Largest file, or member of an archive, that is read: 256 MB."""
+"""Largest size of a file, or of a member of an archive, that is read: 256 MB."""
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Finds the directory for prepared data.
+    """Return the directory for prepared data.
 
     Args:
-        data_dir: Where the caller wants it; `None` asks the environment.
+        data_dir: The directory, or `None` for the directory that the environment variables set.
 
     Returns:
-        `data_dir`, else `$METAJAX_DATA_DIR`, else `metajax` below `$XDG_CACHE_HOME` or `~/.cache`. It need
+        `data_dir`, else `$METAJAX_DATA_DIR`, else `metajax` below `$XDG_CACHE_HOME` or `~/.cache`. The directory may
         not exist yet.
 
     >>> resolve_data_dir("/data/metajax").as_posix()
@@ -39,19 +39,19 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
     if chosen := os.environ.get("METAJAX_DATA_DIR"):
         return Path(chosen).expanduser()
     cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification asks to ignore a relative path.
+    # The XDG specification requires that a relative path is ignored.
     return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "metajax"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    r"""Squeezes an error of another library into one short line.
+    r"""Convert the message of an exception into one short line.
 
     Args:
         error: Any exception.
-        limit: Longest result in characters.
+        limit: Largest length of the result in characters.
 
     Returns:
-        Its message, or its type where it has none.
+        The message, or the name of the exception's type if it has no message.
 
     >>> one_line(ValueError("two\n  lines"))
     'two lines'
@@ -66,23 +66,23 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 @contextlib.contextmanager
 def writing_to(directory: Path) -> Iterator[None]:
-    """Turns a failure to write below `directory` into a one-line message.
+    """Convert an error while writing below `directory` into a `UserError` of one line.
 
     Args:
-        directory: What the body writes to.
+        directory: The directory to which the body of the `with` statement writes.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: No space is left, or the directory cannot be written to.
+        UserError: If the disk is full, or if the directory cannot be written.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # The record writer is C++ and reports a full disk as a RuntimeError with errno's text.
+        # The record writer is in C++ and raises a RuntimeError with errno's text if the disk is full.
         full = os.strerror(errno.ENOSPC)
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or full in str(error):
             hint = "free some space, or choose another place with --data-dir or METAJAX_DATA_DIR"
@@ -95,7 +95,7 @@ def writing_to(directory: Path) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Raise an `OSError` unless a path is a regular file: reading a FIFO or a device may never end.
+    """Raise an `OSError` unless a path is a regular file, because reading a FIFO or a device may never end.
 
     Args:
         path: The file, or a link to it.
@@ -109,13 +109,13 @@ def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
 
     Args:
         path: The file, or a link to it.
-        limit: Most bytes that it may have.
+        limit: Largest size of the file in bytes.
 
     Returns:
-        The content.
+        The content of the file.
 
     Raises:
-        OSError: The file is larger, is no regular file, or cannot be read.
+        OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
     """
     check_regular(path)
     with path.open("rb") as file:
@@ -131,18 +131,18 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         path: The archive.
 
     Returns:
-        The archive, to be closed by the caller.
+        The archive. The caller must close it.
 
     Raises:
-        OSError: It is no regular file, or cannot be read.
-        zipfile.BadZipFile: It is damaged, or no zip archive.
+        OSError: If the path is not a regular file, or cannot be read.
+        zipfile.BadZipFile: If the file is damaged, or is not a zip archive.
     """
     check_regular(path)
     try:
         return zipfile.ZipFile(path)
     except OSError:
         raise
-    # zipfile reports damage through many types: struct.error, ValueError, NotImplementedError, MemoryError, ...
+    # zipfile raises many exception types for damage: struct.error, ValueError, NotImplementedError, MemoryError, ...
     except Exception as error:
         raise zipfile.BadZipFile(one_line(error)) from error
 
@@ -153,15 +153,15 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
     Args:
         archive: The archive.
         name: The member.
-        limit: Most bytes that it may have, unpacked.
+        limit: Largest unpacked size of the member in bytes.
 
     Returns:
-        The content.
+        The content of the member.
 
     Raises:
-        KeyError: There is no such member.
-        OSError: The member is larger, or cannot be read.
-        zipfile.BadZipFile: It is damaged, encrypted, or packed in an unknown way.
+        KeyError: If there is no such member.
+        OSError: If the member is larger than `limit`, or cannot be read.
+        zipfile.BadZipFile: If the member is damaged, encrypted, or compressed by an unknown method.
     """
     member = archive.getinfo(name) if isinstance(name, str) else name
     _check_size(member.file_size, limit)
@@ -169,7 +169,7 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         raise zipfile.BadZipFile("is encrypted")
     try:
         with archive.open(member) as file:
-            # In small pieces: zipfile unpacks all of what it has read of bzip2 and LZMA at once.
+            # Read small pieces, because zipfile unpacks all the bzip2 or LZMA data that it has read at once.
             return b"".join(iter(lambda: file.read(4096), b""))
     except OSError:
         raise
@@ -183,10 +183,10 @@ def _check_size(size: int, limit: int) -> None:
 
 
 def printable(name: str) -> str:
-    r"""Escape what a terminal or a file in UTF-8 cannot take of a file's name.
+    r"""Escape the characters of a file name that a terminal or a UTF-8 file cannot represent.
 
     Args:
-        name: The name, in which Python keeps bytes that are not UTF-8 as surrogates.
+        name: The name. Python represents bytes that are not UTF-8 by surrogates.
 
     Returns:
         The name, with control characters and surrogates as escape sequences.
@@ -202,11 +202,11 @@ def printable(name: str) -> str:
 def refuse_links(data_dir: Path, folder: Path) -> None:
     """Raise an `OSError` if a folder below the data directory is a symbolic link.
 
-    Others may be able to put links into a shared directory, and what is written through one would land elsewhere.
+    In a shared directory another user may create links, through which files would be written to another folder.
 
     Args:
         data_dir: The data directory, which may be a link.
-        folder: The folder to write to, which need not exist yet.
+        folder: The folder to write to, which may not exist yet.
     """
     for path in (folder, *folder.parents):
         if path == data_dir:
@@ -217,13 +217,13 @@ def refuse_links(data_dir: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
-    """Remove what killed processes left in a folder, unless another process is at work there.
+    """Remove the temporary files of killed processes from a folder, unless another process is using the folder.
 
-    Each process holds a shared lock on the folder while it works, so that only the first one removes anything.
+    Each process holds a shared lock on the folder while it works, so only the first process removes files.
 
     Args:
-        folder: The folder, which exists.
-        pattern: A glob pattern of files and folders that only exist while a process works.
+        folder: An existing folder.
+        pattern: A glob pattern of temporary files and folders.
 
     Yields:
         Nothing.
@@ -233,7 +233,7 @@ def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Another process has the lock, or the file system has none.
+        # Another process has the lock, or the file system has no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in folder.glob(pattern):

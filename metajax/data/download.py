@@ -1,4 +1,4 @@
-"""Downloads whose size and checksum are known beforehand, through TFDS' download manager."""
+"""Download files of known size and checksum with TFDS' download manager."""
 
 import contextlib
 import hashlib
@@ -21,10 +21,10 @@ class RemoteFile(NamedTuple):
     """A file to download.
 
     Attributes:
-        url: Where from.
-        size: Bytes.
+        url: Address of the file.
+        size: Size in bytes.
         sha256: Checksum in hexadecimal digits.
-        also: Other names under which the user's own folder may hold it, unpacked for instance.
+        also: Other names that the file may have in the user's folder, for example after unpacking.
     """
 
     url: str
@@ -34,26 +34,26 @@ class RemoteFile(NamedTuple):
 
     @property
     def filename(self) -> str:
-        """Last part of the address."""
+        """Return the last part of the address."""
         return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir: Path | None) -> dict[str, Path]:
     """Find a data set's original files in the user's folder, or download them.
 
-    A warning says if a file in the folder is not the official one.
+    Warn if a file in the folder is not the official one.
 
     Args:
-        name: The data set.
-        files: Its original files.
-        source: A folder that holds them, or the file where there is but one; `None` downloads them.
-        data_dir: Where data is prepared; downloads are kept there.
+        name: Name of the data set.
+        files: The original files of the data set.
+        source: A folder with the files, or the file itself if there is only one; `None` downloads the files.
+        data_dir: The data directory, in which downloads are kept.
 
     Returns:
-        For each file's name where it lies, packed or unpacked.
+        The path of each packed or unpacked file, by the file's name.
 
     Raises:
-        UserError: A file is not there, cannot be fetched, or is not the one expected.
+        UserError: If a file is missing, cannot be downloaded, or has the wrong checksum.
     """
     if source is None:
         root = resolve_data_dir(data_dir)
@@ -75,7 +75,7 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
 
 
 def _compare(path: Path, file: RemoteFile) -> None:
-    """Warn if a user's file is not the official one; of other forms of it no checksum is known."""
+    """Warn if a user's file is not the official one. Files in other forms have no known checksum."""
     other_forms = {name.rsplit("/", 1)[-1] for name in file.also} - {file.filename}
     if not path.is_file() or path.name in other_forms:
         return
@@ -92,14 +92,14 @@ def _compare(path: Path, file: RemoteFile) -> None:
 
 
 def find(source: Path, file: RemoteFile) -> Path | None:
-    """Looks for an original file in a folder.
+    """Find an original file in a folder.
 
     Args:
         source: The folder.
         file: The file.
 
     Returns:
-        Where it lies, packed or unpacked; `None` if it does not.
+        The path of the packed or unpacked file; `None` if it is missing.
     """
     return next(
         (
@@ -120,18 +120,18 @@ def _found(source: Path, file: RemoteFile) -> Path:
 
 
 def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Path]:
-    """Downloads files, or finds them downloaded already.
+    """Download files that are not yet downloaded.
 
     Args:
-        name: The data set, for the messages.
-        files: What to download; one after the other.
-        folder: Where to.
+        name: Name of the data set, for error messages.
+        files: The files, which are downloaded one after the other.
+        folder: The folder for the downloads.
 
     Returns:
-        For each file's name its path, which TFDS derives from the address and the checksum.
+        The path of each file by its name. TFDS derives the path from the address and the checksum.
 
     Raises:
-        UserError: A file cannot be fetched, or is not the one expected.
+        UserError: If a file cannot be downloaded, or has the wrong checksum.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
@@ -143,9 +143,9 @@ def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Pat
             url_infos={file.url: _url_info(file) for file in files},
             force_checksums_validation=True,
         )
-    # TFDS' ten retries take more than three minutes to notice that there is no network.
+    # Without a network, TFDS' ten retries would take more than three minutes.
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
-    # Its progress bars are for people, and its reports of every retry are for nobody.
+    # Show TFDS' progress bars only on a terminal, and never its message for every retry.
     connections = logging.getLogger("urllib3.connectionpool")
     level = connections.level
     connections.setLevel(logging.ERROR)
@@ -155,7 +155,7 @@ def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Pat
     finally:
         connections.setLevel(level)
         downloader.MAX_RETRIES = retries
-        # What a failed download leaves behind; nothing else runs in this folder.
+        # Remove the files of a failed download. No other process uses this folder.
         for leftover in folder.glob("*.tmp.*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -168,7 +168,7 @@ def _url_info(file: RemoteFile) -> Any:
 
 
 def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
-    """Downloads one file and explains what went wrong."""
+    """Download one file; raise a `UserError` with the reason if this fails."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -188,7 +188,7 @@ def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
 
 
 def _rejected(folder: Path) -> str:
-    """Describes the rejected file, which TFDS leaves in a temporary folder."""
+    """Describe the rejected file, which TFDS leaves in a temporary folder."""
     for path in folder.glob("*.tmp.*/*"):
         data = path.read_bytes()
         return f"{len(data):,} bytes with sha256 {hashlib.sha256(data).hexdigest()}"

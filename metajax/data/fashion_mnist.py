@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 greyscale pictures of ten kinds of clothes.
+"""Fashion-MNIST: 70,000 greyscale images of ten kinds of clothes.
 
 Xiao, Rasul, Vollgraf: Fashion-MNIST, a novel image dataset for benchmarking machine learning algorithms,
 arXiv 1708.07747 (2017).
@@ -17,7 +17,7 @@ CLASSES = [
 IMAGES = {"train": 60_000, "test": 10_000}
 """Images in each official part."""
 TRAIN_CLASSES = 5
-"""How many classes the split by class trains on; the others are for testing."""
+"""Number of training classes in the split by class; the other classes are for the test."""
 
 FILES = idx.four_files(
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -36,21 +36,21 @@ _STORE = records.Store(
 
 
 def load_fashion_mnist(split: str = "by_class", size: int = 28, data_dir: Path | None = None) -> Dataset:
-    """Loads Fashion-MNIST, light clothes on a black ground (0).
+    """Load Fashion-MNIST, with light clothes on a black background (0).
 
     Args:
-        split: `by_class` trains on classes 0 to 4 and tests on classes 5 to 9, each with all its 7,000
-            images of both official parts; `by_example` has all ten classes in both, 6,000 official
-            training images and 1,000 official test images per class. Neither has a validation split: ten
-            classes are too few to spare some, and the authors made none.
-        size: Side of an image in pixels; other sizes than 28 are resampled with Lanczos' filter.
-        data_dir: Where the data set was prepared; see `metajax.data.prepare`.
+        split: `by_class` has classes 0 to 4 for training and classes 5 to 9 for the test, with all 7,000 images of each
+            class from both official parts. `by_example` has all ten classes in both splits: 6,000 official training
+            images and 1,000 official test images per class. Neither has a validation split: the authors published none,
+            and ten classes are too few for a third split.
+        size: Side of an image in pixels; other sizes than 28 are resampled with a Lanczos filter.
+        data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, 1]`.
 
     Raises:
-        UserError: The data set is not prepared or damaged, or `split` does not exist.
+        UserError: If the data set is not prepared or damaged, or if `split` does not exist.
     """
     dataset.check_options("fashion_mnist", INFO.splits, split, size)
     bank = records.load_bank(_STORE, data_dir, size, parts=IMAGES)
@@ -64,18 +64,17 @@ def load_fashion_mnist(split: str = "by_class", size: int = 28, data_dir: Path |
 
 
 def prepare_fashion_mnist(source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Stores Fashion-MNIST as records, from a download or from local files.
+    """Store Fashion-MNIST as records, from a download or from local files.
 
     Args:
-        source: A directory that holds the four official `.gz` files, or the same unpacked; `None`
-            downloads them.
-        data_dir: Where to store the records.
+        source: A directory with the four official `.gz` files, packed or unpacked; `None` downloads the files.
+        data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The records' folder. If it is there already nothing is done.
+        The folder of the records. If it already exists, nothing is done.
 
     Raises:
-        UserError: A file is missing, damaged or not what it should be, or the disk is full.
+        UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.
     """
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):

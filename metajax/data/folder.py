@@ -1,4 +1,4 @@
-"""A user's own images: a folder or a zip archive with a folder per class."""
+"""Load a user's own images from a folder or a zip archive with a folder per class."""
 
 import hashlib
 import logging
@@ -29,29 +29,29 @@ def load_folder(
     data_dir: Path | None = None,
     split_lists: Path | None = None,
 ) -> Dataset:
-    """Loads a folder of images, arranged as `split/class/image` or `class/image`.
+    """Load a folder of images with the structure `split/class/image` or `class/image`.
 
-    Splits are folders called train, val or validation, test, or much like that (`meta_train`, `valid`, `testing`).
-    Without them the classes are split at random, 64 % / 16 % / 20 %. A file is an image by its ending, or by its
-    content where it has no ending; a warning names class folders without a readable image.
+    Splits are folders called train, val or validation, test, or similar names (`meta_train`, `valid`, `testing`).
+    Without such folders the classes are split at random, 64 % / 16 % / 20 %. Images are recognised by the suffix of
+    their names, and files without a suffix by their content. A warning names class folders without a readable image.
 
     Args:
-        source: The folder, or a zip archive of it.
-        size: Side in pixels: the centre square of each image is resampled to it.
+        source: The folder, or a zip archive of the folder.
+        size: Side in pixels to which the centre square of each image is resampled.
         channels: 3 for colour, 1 for greyscale.
         split_seed: Seed for splitting the classes; the same seed always gives the same split.
-        strict: Whether an image that cannot be read, or a class folder without any, is an error. If not, it is
-            left out: a warning says how many are, and `Dataset.skipped` lists them.
-        data_dir: Where the decoded images are cached; see `metajax.data.prepare`.
-        split_lists: A folder of published lists that say which images or classes each split has, whatever the
-            folders say; see `metajax.data.lists`.
+        strict: Whether an unreadable image, or a class folder without a readable image, is an error. If not, it is
+            skipped; a warning has the number of skipped files, and `Dataset.skipped` lists them.
+        data_dir: The data directory, in which decoded images are cached; see `metajax.data.prepare`.
+        split_lists: A folder with published lists of the images or classes of each split. The lists override the
+            folders of splits; see `metajax.data.lists`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, channels]`.
 
     Raises:
-        UserError: There are no images, or too few classes to split; something listed is missing; or `strict`
-            and an image is damaged.
+        UserError: If there are no images, if there are too few classes to split, if a listed image or class is missing,
+            or if `strict` is set and an image is damaged.
     """
     source = Path(source).expanduser()
     dataset.check_options("folder", {"": ""}, "", size)
@@ -96,17 +96,17 @@ def load_folder(
 
 
 def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Reads a folder of images once at the default size, which checks and caches them.
+    """Check and cache a folder of images by reading it once at the default size.
 
     Args:
         source: The folder or archive.
-        data_dir: Where the decoded images are cached.
+        data_dir: The data directory, in which decoded images are cached.
 
     Returns:
-        Where the caches of folders lie.
+        The folder of the caches.
 
     Raises:
-        UserError: No source is given, or it is unusable.
+        UserError: If `source` is `None`, or if it cannot be used.
     """
     if source is None:
         raise UserError("a folder needs a source: run `metajax data prepare folder --source DIR`")
@@ -115,7 +115,7 @@ def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> 
 
 
 def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels: int) -> Bank:
-    """Decodes all images, class after class, leaving out what cannot be read."""
+    """Decode all images, class after class, and skip unreadable files."""
     total = sum(map(len, layout.groups.values()))
     try:
         images = np.empty((total, size, size, channels), np.uint8)
@@ -134,7 +134,7 @@ def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels
             except (BadImageError, OSError, zipfile.BadZipFile, MemoryError) as error:
                 heif = PurePosixPath(path).suffix.lower() in HEIF_SUFFIXES and not reads_heif()
                 skipped.append(f"{printable(path)}: {HEIF_ADVICE if heif else one_line(error)}")
-        if done > begin:  # a class without a readable image is no class
+        if done > begin:  # a folder without a readable image is not a class
             counts.append(done - begin)
             names.append(f"{split}/{name}")
     if not counts:
@@ -143,7 +143,7 @@ def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels
 
 
 def _barren(layout: Layout, bank: Bank) -> str:
-    """Describe the class folders that hold files but no readable image; "" if there are none."""
+    """Describe the class folders that have files but no readable image; return "" if there are none."""
     files = {
         group: [*layout.groups.get(group, []), *layout.others.get(group, [])]
         for group in [*layout.groups, *layout.others]
@@ -157,7 +157,7 @@ def _barren(layout: Layout, bank: Bank) -> str:
 
 
 def _endings(paths: list[str]) -> str:
-    """List the endings of files, the commonest first."""
+    """List the suffixes of files, the most frequent first."""
     counts = Counter(PurePosixPath(path).suffix or "none" for path in paths)
     return _some([ending for ending, _ in counts.most_common()])
 
@@ -176,7 +176,7 @@ def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[in
 
 
 def _some(items: list[str], limit: int = 3) -> str:
-    """Names the first few of many."""
+    """List the first few items, and the number of the others."""
     return ", ".join(map(printable, items[:limit])) + (f", and {len(items) - limit} more" if len(items) > limit else "")
 
 

@@ -1,4 +1,4 @@
-"""IDX files, in which MNIST and its successors come: two zeros, a type, the axes' lengths, the data."""
+"""Read IDX files, the format of MNIST and its successors: two zeros, a type, the lengths of the axes, the data."""
 
 import gzip
 import io
@@ -22,14 +22,14 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def four_files(url: str, *checks: tuple[int, str]) -> tuple[RemoteFile, ...]:
-    """Names the four files of a data set in MNIST's form.
+    """Return the four files of a data set in MNIST's format.
 
     Args:
-        url: Address of their folder, with a slash at its end.
+        url: Address of the folder of the files, with a slash at its end.
         *checks: Size in bytes and sha256 of the training images, training labels, test images, test labels.
 
     Returns:
-        The files. The user's own folder may hold them unpacked, under a name without `.gz`.
+        The files. In the user's folder the files may be unpacked, with names without `.gz`.
 
     >>> [file.also for file in four_files("http://x/", (1, ""), (1, ""), (1, ""), (1, ""))][0]
     ('train-images-idx3-ubyte',)
@@ -39,19 +39,19 @@ def four_files(url: str, *checks: tuple[int, str]) -> tuple[RemoteFile, ...]:
 
 
 def examples(part: str, files: dict[str, Path], images: int, classes: int) -> Iterator[records.Example]:
-    """Reads the images and the labels of an official part.
+    """Read the images and the labels of an official part.
 
     Args:
         part: `train` or `test`.
-        files: From the names of the four files to where they lie.
-        images: How many the part has.
-        classes: How many there are.
+        files: Paths of the four files, by their names.
+        images: Number of images in the part.
+        classes: Number of classes.
 
     Yields:
-        The images as PNG files, which is what TFDS stores.
+        Examples with the images as PNG files, the format in which TFDS stores images.
 
     Raises:
-        UserError: A file is damaged or not what it should be.
+        UserError: If a file is damaged or has the wrong content.
     """
     pictures, places = (files[f"{_PREFIX[part]}-{kind}-ubyte.gz"] for kind in ("images-idx3", "labels-idx1"))
     pixels = _parse_file(pictures, (images, SIDE, SIDE))
@@ -60,37 +60,37 @@ def examples(part: str, files: dict[str, Path], images: int, classes: int) -> It
 
 
 def read_four(files: dict[str, Path], images: dict[str, int], class_names: list[str]) -> Contents:
-    """Reads a data set in MNIST's form.
+    """Read a data set in MNIST's format.
 
     Args:
-        files: From the names of the four files to where they lie.
-        images: How many each official part has.
+        files: Paths of the four files, by their names.
+        images: Number of images in each official part.
         class_names: One name per label.
 
     Returns:
-        The images, greyscale.
+        The contents of the data set, with greyscale images.
 
     Raises:
-        UserError: A file is damaged or not what it should be, once the examples are asked for.
+        UserError: If a file is damaged or has the wrong content. The error is raised when the examples are read.
     """
     parts = {part: examples(part, files, count, len(class_names)) for part, count in images.items()}
     return Contents((SIDE, SIDE, 1), class_names, parts)
 
 
 def read_zip(files: dict[str, Path], stem: str, images: dict[str, int], class_names: list[str]) -> Contents:
-    """Reads a data set whose four files lie in one zip archive, as EMNIST's.
+    """Read a data set whose four files are in one zip archive, such as EMNIST.
 
     Args:
-        files: From the archive's name to where it lies.
-        stem: How the names in it begin, up to the part's name.
-        images: How many each official part has.
+        files: Path of the archive, by its name.
+        stem: Beginning of the members' names, before the name of the part.
+        images: Number of images in each official part.
         class_names: One name per label.
 
     Returns:
-        The images, greyscale.
+        The contents of the data set, with greyscale images.
 
     Raises:
-        UserError: The archive is damaged or not what it should be, once the examples are asked for.
+        UserError: If the archive is damaged or has the wrong content. The error is raised when the examples are read.
     """
     (place,) = files.values()
 
@@ -113,40 +113,40 @@ def read_zip(files: dict[str, Path], stem: str, images: dict[str, int], class_na
 
 
 def labelled(part: str, where: str, pixels: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[records.Example]:
-    """Pairs images with their labels.
+    """Combine images with their labels into examples.
 
     Args:
         part: Name of the official part, for the keys.
-        where: The file of the labels, for the message.
+        where: The file of the labels, for the error message.
         pixels: `uint8[images, height, width]`, or with a last axis of three colours.
         labels: `[images]`, integers.
-        classes: How many there are.
+        classes: Number of classes.
 
     Yields:
         The examples.
 
     Raises:
-        UserError: A label is none of the classes.
+        UserError: If a label is out of range.
     """
     if labels.max() >= classes:
-        raise UserError(f"{where}: holds the label {labels.max()}, the classes are 0 to {classes - 1}")
+        raise UserError(f"{where}: has the label {labels.max()}, but the classes are 0 to {classes - 1}")
     for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
         yield f"{part}-{index:05d}", {"image": encode_png(image), "label": int(label), "index": index}
 
 
 def parse(where: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an IDX file of bytes.
+    """Parse an IDX file of bytes.
 
     Args:
-        where: The file, for the messages.
-        data: What is in it, packed by gzip or not.
-        shape: The axes that it should have.
+        where: The file, for error messages.
+        data: The content of the file, with or without gzip compression.
+        shape: The expected shape.
 
     Returns:
         `uint8[shape]`.
 
     Raises:
-        UserError: It is damaged, or has another shape.
+        UserError: If the file is damaged, or has another shape.
 
     >>> parse("x", bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), (2,)).tolist()
     [7, 9]
@@ -154,10 +154,10 @@ def parse(where: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     header = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4) for length in shape)
     expected = len(header) + int(np.prod(shape))
     try:
-        # Told by its content: browsers unpack downloads without renaming them.
+        # Recognise gzip by the content, because browsers unpack downloads without renaming them.
         if data[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                # One byte more shows that it is too long, and no more of it is unpacked.
+                # Unpack at most one byte more than expected, which shows that the file is too long.
                 data = file.read(expected + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{where}: not a complete gzip file ({one_line(error)})") from error
@@ -180,5 +180,5 @@ def _parse_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _most(shape: tuple[int, ...]) -> int:
-    """Return the most bytes that a file of this shape has, with some to spare for what gzip may add."""
+    """Return the largest size in bytes of a file of this shape, including the overhead that gzip may add."""
     return int(np.prod(shape)) + 2**20

@@ -1,4 +1,4 @@
-"""Data sets of TFDS as class banks: one declaration each, the same preparation and loading for all."""
+"""Prepare and load data sets of TFDS as class banks, from one declaration for each data set."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -11,15 +11,15 @@ from metajax.data.download import RemoteFile, find, obtain
 from metajax.errors import UserError
 
 Choose = Callable[[list[str]], dict[str, list[int]]]
-"""From the names of all classes to the indices of those of each split."""
+"""`class names -> {split: indices of the classes in this split}`."""
 
 
 class Split(NamedTuple):
-    """A way of splitting the classes.
+    """A partition of the classes into splits.
 
     Attributes:
-        description: Who published it, and how many classes each part has.
-        choose: Picks them.
+        description: The author of the partition, and the number of classes in each split.
+        choose: The function that assigns classes to splits.
     """
 
     description: str
@@ -27,10 +27,10 @@ class Split(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What is in a data set's original files.
+    """The contents of a data set's original files.
 
     Attributes:
-        image_shape: Height, width, channels; `None` where they differ.
+        image_shape: Height, width, channels; `None` for a length that differs between images.
         class_names: One name per label.
         parts: Examples of each official part.
     """
@@ -41,11 +41,11 @@ class Contents(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """A data set's original files, where they can be read without TensorFlow.
+    """The original files of a data set that can be read without TensorFlow.
 
     Attributes:
         files: The files.
-        read: From their names to where they lie, and on to the contents.
+        read: `{file name: path} -> contents`.
     """
 
     files: tuple[RemoteFile, ...]
@@ -53,20 +53,20 @@ class Originals(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """All that tells one data set of images from another.
+    """The declaration of a data set of images.
 
     Attributes:
-        store: Its name, form and version in TFDS.
-        title: Its name in prose.
-        licence: Under which terms it may be used.
-        description: What it holds, in a sentence.
-        splits: The ways of splitting it; the default comes first.
+        store: Name, config and version in TFDS.
+        title: Full name of the data set.
+        licence: Licence of the data set.
+        description: The content in one sentence.
+        splits: The partitions into splits, by name; the default comes first.
         size: Default side of an image in pixels.
         channels: 1 for greyscale, 3 for colour.
-        mirrors: Whether a mirror image shows the same class: not so for characters.
-        limit: Images of a class that are taken from each official part; `None` takes all.
-        transpose: Whether TFDS has its rows as columns.
-        originals: Its files; `None` where TFDS must prepare it.
+        mirrors: Whether a mirror image belongs to the same class; not so for characters.
+        limit: Largest number of images of a class from each official part; `None` for all images.
+        transpose: Whether TFDS stores the images transposed.
+        originals: The original files; `None` if only TFDS can prepare the data set.
     """
 
     store: records.Store
@@ -85,19 +85,19 @@ class ImageSet(NamedTuple):
 def load_images(
     images: ImageSet, split: str | None = None, size: int | None = None, data_dir: Path | None = None
 ) -> Dataset:
-    """Loads a data set of images, which are cropped to a square and resized.
+    """Load a data set of images; the images are cropped to squares and resized.
 
     Args:
-        images: Its declaration.
-        split: A key of its `splits`; by default the first.
-        size: Side of an image in pixels; by default its own.
-        data_dir: Where it was prepared; see `metajax.data.prepare`.
+        images: The declaration of the data set.
+        split: A key of the declaration's `splits`. Default: the first key.
+        size: Side of an image in pixels. Default: the declaration's `size`.
+        data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
-        The data set; its images are `uint8[examples, size, size, channels]`, those of all official parts.
+        The data set, with the images `uint8[examples, size, size, channels]` of all official parts.
 
     Raises:
-        UserError: It is not prepared or damaged, or there is no such split.
+        UserError: If the data set is not prepared or damaged, or if there is no such split.
     """
     name = images.store.name
     split = next(iter(images.splits)) if split is None else split
@@ -115,18 +115,18 @@ def load_images(
 
 
 def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Stores a data set of images as records: from its original files, or from what TFDS prepared elsewhere.
+    """Store a data set of images as records, from its original files or from a folder that TFDS has prepared.
 
     Args:
-        images: Its declaration.
-        source: A folder with the original files, or one that TFDS prepared as ArrayRecord; `None` downloads.
-        data_dir: Where to store the records.
+        images: The declaration of the data set.
+        source: A folder with the original files, or one that TFDS prepared as ArrayRecord; `None` downloads the files.
+        data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The records' folder. If it is there already nothing is done.
+        The folder of the records. If it already exists, nothing is done.
 
     Raises:
-        UserError: A file is missing or damaged, only TFDS can prepare it, or the disk is full.
+        UserError: If a file is missing or damaged, if only TFDS can prepare the data set, or if the disk is full.
     """
     store, originals = images.store, images.originals
     folder = records.directory(store, data_dir)
@@ -150,10 +150,10 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
 
 
 def info(images: ImageSet) -> DatasetInfo:
-    """Describes a data set of images to the command line.
+    """Return the description of a data set of images for the command line.
 
     Args:
-        images: Its declaration.
+        images: The declaration of the data set.
 
     Returns:
         The description.
@@ -171,15 +171,15 @@ def info(images: ImageSet) -> DatasetInfo:
 
 
 def named(validation: str = "", test: str = "", separator: str | None = None) -> Choose:
-    """Splits by the names of classes; those that are not named are for training.
+    """Return a partition by the names of classes. All other classes are for training.
 
     Args:
-        validation: Names of the classes to validate on.
-        test: Names of the classes to test on.
-        separator: What stands between names; by default white space.
+        validation: Names of the validation classes.
+        test: Names of the test classes.
+        separator: Separator between names. Default: white space.
 
     Returns:
-        Picks the classes; raises `UserError` if one of them is not there.
+        The function that assigns classes to splits. It raises a `UserError` if a class is missing.
 
     >>> named(test="a c")(["a", "b", "c"])
     {'train': [1], 'test': [0, 2]}
@@ -197,14 +197,14 @@ def named(validation: str = "", test: str = "", separator: str | None = None) ->
 
 
 def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose:
-    """Splits by the numbers of classes, from 0; those that are not listed are for training.
+    """Return a partition by the numbers of classes, from 0. All other classes are for training.
 
     Args:
-        validation: Classes to validate on.
-        test: Classes to test on.
+        validation: Validation classes.
+        test: Test classes.
 
     Returns:
-        Picks the classes; raises `UserError` if one of them is not there.
+        The function that assigns classes to splits. It raises a `UserError` if a class is missing.
 
     >>> numbered(validation=[1], test=[0])(["a", "b", "c"])
     {'train': [2], 'validation': [1], 'test': [0]}
@@ -222,13 +222,13 @@ def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose
 
 
 def drawn(seed: int = 0) -> Choose:
-    """Split at random, 64 % / 16 % / 20 %, where nobody has published a split.
+    """Return a random partition, 64 % / 16 % / 20 %, for a data set without a published one.
 
     Args:
-        seed: Of the random split.
+        seed: Seed of the random partition.
 
     Returns:
-        Picks the classes, the same ones every time.
+        The function that assigns classes to splits, with the same result in every call.
 
     >>> {split: len(chosen) for split, chosen in drawn()([str(c) for c in range(62)]).items()}
     {'train': 40, 'validation': 10, 'test': 12}

@@ -1,4 +1,4 @@
-"""Which images a folder or a zip archive holds, and to which split and class they belong."""
+"""List the images in a folder or a zip archive, with their splits and classes."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from metajax.errors import UserError
 SPLITS = ("train", "validation", "test")
 """The splits, in order."""
 _MAX_LINKED = 100_000
-"""Folders entered through links: a few links to each other's folders would lead to millions."""
+"""Largest number of folders entered through links, because a few links between folders could lead to millions."""
 _SPLIT_WORD = re.compile(
     r"(?:meta)?(?:(train(?:ing)?)|(val(?:id|idate|idation|idating)?|dev)|(test(?:ing)?))(?:set|data|split)?"
 )
@@ -26,8 +26,8 @@ class Entry(NamedTuple):
     """An image file of the source.
 
     Attributes:
-        path: Its path below the source, with slashes.
-        stamp: Changes whenever the content does: size and time, or size and checksum.
+        path: Path relative to the source, with slashes.
+        stamp: A text that changes when the content changes: size and time, or size and checksum.
     """
 
     path: str
@@ -40,8 +40,8 @@ class Source(NamedTuple):
     Attributes:
         entries: The images, sorted by path.
         others: Paths of the other visible files.
-        empty: Folders that hold no file at all.
-        read: From a path to the file's bytes; raises `OSError`, `zipfile.BadZipFile` and the like.
+        empty: Folders without any file.
+        read: `path -> bytes of the file`; raises `OSError`, `zipfile.BadZipFile` or a similar exception.
     """
 
     entries: list[Entry]
@@ -51,14 +51,13 @@ class Source(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the images are arranged.
+    """The images of a source by split and class.
 
     Attributes:
-        groups: From split and class to the paths of its images; the split is "" where the folders name
-            classes only. Sorted.
-        stray: Images outside any class folder.
-        others: From split and class to the paths of files in its folder that are no images.
-        nested: For each class whose images lie in several folders below its own, the names of these.
+        groups: Paths of the images by (split, class), sorted. The split is "" if the folders are only classes.
+        stray: Images outside all class folders.
+        others: Paths of the other files in class folders, by (split, class).
+        nested: For each class whose images are in several subfolders of its folder, the names of the subfolders.
     """
 
     groups: dict[tuple[str, str], list[str]]
@@ -69,16 +68,16 @@ class Layout(NamedTuple):
 
 @contextmanager
 def open_source(source: Path) -> Iterator[Source]:
-    """Lists the images of a folder or a zip archive.
+    """List the images in a folder or a zip archive.
 
     Args:
         source: The folder or archive.
 
     Yields:
-        Its images, readable inside the `with` block.
+        The files of the source. They can be read inside the `with` block.
 
     Raises:
-        UserError: There is neither, or it cannot be read.
+        UserError: If `source` is neither a folder nor a zip archive, or cannot be read.
     """
     if source.is_dir():
         yield _folder(source)
@@ -94,18 +93,19 @@ def open_source(source: Path) -> Iterator[Source]:
 
 
 def arrange(source: Path, entries: list[Entry], others: Iterable[str] = ()) -> Layout:
-    """Recognise `split/class/image` and `class/image`, below any number of single top folders.
+    """Recognise the structures `split/class/image` and `class/image`, below any number of single top folders.
 
     Args:
-        source: For messages.
+        source: The source, for error messages.
         entries: The images.
-        others: Paths of files that are no images.
+        others: Paths of files that are not images.
 
     Returns:
-        The arrangement. Deeper folders belong to the class above them.
+        The images by split and class. Images in deeper folders belong to the class folder above them.
 
     Raises:
-        UserError: Only some of the folders are splits, several are one split, or splits have other names.
+        UserError: If only some of the folders are splits, if two folders are the same split, or if splits have unknown
+            names.
 
     >>> found = arrange(Path("x"), [Entry("top/train/cat/1.png", ""), Entry("top/val/dog/a/2.png", "")])
     >>> list(found.groups)
@@ -145,11 +145,11 @@ def split_of(name: str, *, anywhere: bool = False) -> str | None:
     """Recognise the name of a split.
 
     Args:
-        name: Name of a folder or of a list, without its ending.
-        anywhere: Whether other words may stand beside it.
+        name: Name of a folder, or of a list without its suffix.
+        anywhere: Whether the name may contain other words.
 
     Returns:
-        `train`, `validation` or `test`; `None` for another name, or if several splits are named.
+        `train`, `validation` or `test`; `None` for another name, or if the name contains several splits.
 
     >>> [split_of(name) for name in ("Train", "valid", "meta_test", "train_images", "valley")]
     ['train', 'validation', 'test', None, None]
@@ -164,10 +164,10 @@ def split_of(name: str, *, anywhere: bool = False) -> str | None:
 
 
 def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]:
-    """Find the folders that are splits, with the split that each is; none if the folders are classes."""
+    """Return the split of each folder that is a split; empty if the folders are classes."""
     tops = sorted({parts[0] for parts in paths if len(parts) > 1})
     deep = {parts[0] for parts in paths if len(parts) > 2}
-    # A class may well be called "train": it is a split only where class folders lie in it.
+    # A class may be called "train". A folder is a split only if it contains class folders.
     named = {top for top in deep if split_of(top)}
     splits = {top: split for top in tops if (split := split_of(top) or split_of(top, anywhere=True))}
     if not named and len({splits[top] for top in deep if top in splits}) < 2:
@@ -193,11 +193,11 @@ def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]
 
 
 def _archive(archive: zipfile.ZipFile) -> Source:
-    """List the members of a zip archive; nothing is ever unpacked to the disk."""
+    """List the members of a zip archive. Members are never unpacked to the disk."""
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for info in archive.infolist():
-        # Some programs of Windows write backslashes, and an absolute path is one below the archive.
+        # Some Windows programs write backslashes. An absolute path counts as relative to the archive.
         path = info.filename.replace("\\", "/").lstrip("/")
         if info.is_dir() or path.endswith("/"):
             folders.add(path.rstrip("/"))
@@ -216,7 +216,7 @@ def _archive(archive: zipfile.ZipFile) -> Source:
 
 
 def _folder(source: Path) -> Source:
-    """Walks a folder; links are followed, but no folder is entered twice along one path."""
+    """Walk a folder. Links are followed, but no folder is entered twice along one path."""
     entries, others, empty = [], [], []
     waiting = [(source, frozenset([os.path.realpath(source)]), False)]
     linked = 0
@@ -254,18 +254,18 @@ def _entry(source: Path, path: Path) -> Entry | None:
     try:
         status = path.stat()
         stamp, regular = f"{status.st_size} {status.st_mtime_ns}", stat.S_ISREG(status.st_mode)
-    except OSError:  # a dangling link: named as unreadable later
+    except OSError:  # a dangling link; it is reported as unreadable later
         stamp, regular = "unreadable", False
     return Entry(name, stamp) if _is_image(name, head if regular else None) else None
 
 
 def _is_visible(path: str) -> bool:
-    """Leaves out hidden files and the shadows that macOS puts into archives."""
+    """Return whether a file is not hidden and not metadata that macOS puts into archives."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
 def _is_image(path: str, head: Callable[[str], bytes] | None) -> bool:
-    """Tell an image by its ending, or by its first bytes where it has none but perhaps a number."""
+    """Return whether a file is an image, by its suffix; by its content if it has no suffix or only a number."""
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in SUFFIXES:
         return True
@@ -273,12 +273,12 @@ def _is_image(path: str, head: Callable[[str], bytes] | None) -> bool:
         return False
     try:
         return looks_like_image(head(path))
-    # zipfile reports damage through many types.
+    # zipfile raises many types of exceptions for damaged files.
     except Exception:
         return False
 
 
 def _has_single_top(paths: list[tuple[str, ...]]) -> bool:
-    """Tells whether one folder, which is no split, holds everything, and class folders besides."""
+    """Return whether one folder, which is not a split, contains all files and also class folders."""
     tops = {parts[0] for parts in paths}
     return len(tops) == 1 and min(map(len, paths)) >= 3 and split_of(next(iter(tops))) is None

@@ -1,4 +1,4 @@
-"""Published lists of the classes or images of each split, as those of mini-ImageNet and tiered-ImageNet."""
+"""Read published lists of the classes or images of each split, such as mini-ImageNet's and tiered-ImageNet's."""
 
 import codecs
 import csv
@@ -22,16 +22,16 @@ _FILE_COLUMNS = (
 )
 _CLASS_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "labels", "classes")
 _LABEL_COLUMNS = (*_CLASS_COLUMNS, "category", "category_name", "target", "wnid", "class_id", "label_id")
-"""Also a column of labels beside one of files; alone each could be the name of a class."""
+"""Names of the label column of a table with a file column. Without a file column each could be the name of a class."""
 _FORM = "a list has a header and columns, filename,label, or the name of one class in a line"
 
 
 class Line(NamedTuple):
-    """What a list says in one line.
+    """The content of a line of a list.
 
     Attributes:
         label: Name of the class.
-        file: One of its images; "" stands for all that lie in a folder of the class' name.
+        file: An image of the class; "" for all images in a folder with the name of the class.
     """
 
     label: str
@@ -39,22 +39,23 @@ class Line(NamedTuple):
 
 
 def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
-    """Assigns images to splits and classes as published lists say, wherever they lie below the source.
+    """Assign images to splits and classes by published lists. The images may be in any folders of the source.
 
     Args:
-        source: The folder or archive, for messages.
-        entries: Its images.
-        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, ending in `.csv`, `.tsv`
-            or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
-            images (Ravi and Larochelle's mini-ImageNet); any other lists classes, the first of its columns (Ren et
-            al.'s tiered-ImageNet), a text file one in a line. Columns are separated by commas, semicolons or tabs.
+        source: The folder or archive, for error messages.
+        entries: The images of the source.
+        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, with the suffix `.csv`,
+            `.tsv` or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
+            images (Ravi and Larochelle's mini-ImageNet). Any other table lists classes in its first column (Ren et
+            al.'s tiered-ImageNet); a text file lists one class per line. Columns are separated by commas, semicolons or
+            tabs.
 
     Returns:
-        The arrangement; what is not listed is left out.
+        The listed images by split and class. Images that are not listed are ignored.
 
     Raises:
-        UserError: A list is missing or cannot be read, lists a class or an image that another one lists too, or
-            something that is not there.
+        UserError: If a list is missing or cannot be read, if two lists contain the same class or image, or if a listed
+            class or image is missing.
     """
     places = _Places(source, entries)
     groups: dict[tuple[str, str], list[str]] = {}
@@ -85,7 +86,7 @@ def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
 
 
 class _Places:
-    """Where images lie, by their names and by the folders above them."""
+    """An index of images by their names and by the folders above them."""
 
     def __init__(self, source: Path, entries: list[Entry]):
         place = Path(os.path.abspath(source))
@@ -101,28 +102,28 @@ class _Places:
                 self.by_folder.setdefault(folder, []).append(entry.path)
 
     def find(self, line: Line) -> list[str]:
-        """List all images that a line may mean."""
+        """Return all images that a line may refer to."""
         if not line.file:
             return self.by_folder.get(line.label, [])
         wanted = PurePosixPath(line.file.replace("\\", "/")).parts
         if not wanted:
             return []
-        # Some lists leave out the endings.
+        # Some lists omit the suffixes.
         images = self.by_name.get(wanted[-1]) or self.by_stem.get(wanted[-1], [])
         images = [path for path in images if self._is(path, wanted[:-1])]
-        # Names may repeat from class to class.
+        # Images of different classes may have the same name.
         inside = [path for path in images if line.label in PurePosixPath(path).parts]
         return images if len(images) == 1 else inside or images
 
     def _is(self, path: str, folders: tuple[str, ...]) -> bool:
-        """Tell whether an image may lie in these folders, which may begin above the source or within."""
+        """Return whether an image may be in these folders, which may begin above the source or inside it."""
         above = (self.top, *PurePosixPath(path).parts[:-1])
         shorter = min(len(above), len(folders))
         return not shorter or above[-shorter:] == folders[-shorter:]
 
 
 def _find(lists: Path) -> dict[str, Path]:
-    """Find the list of each split, and warn of others."""
+    """Find the list of each split, and warn about other files."""
     if not lists.is_dir():
         raise UserError(f"{lists}: no such folder; it should hold train.csv, val.csv and test.csv, or the same as .txt")
     try:
@@ -154,7 +155,7 @@ def _read(path: Path) -> list[Line]:
     if not numbers:
         raise UserError(f"{path}: is empty")
     separator = ""
-    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # Excel's own header
+    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # a header that Excel writes
         separator = declared[1]
         numbers = numbers[1:]
     rows = _rows(path, texts, numbers, separator)
@@ -182,7 +183,7 @@ def _read(path: Path) -> list[Line]:
 
 
 def _text(path: Path) -> str:
-    """Read a text in UTF-8, or in the UTF-16 that spreadsheets write."""
+    """Read a text file in UTF-8, or in UTF-16, which spreadsheets write."""
     try:
         data = read_file(path)
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -203,7 +204,7 @@ def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> l
     if not separator:
         known = (*_FILE_COLUMNS, *_LABEL_COLUMNS)
         by_header = [s for s in _SEPARATORS if s in first and _column(_header(first.split(s)), known) is not None]
-        # Names of classes in a text file may hold anything but a tab.
+        # Class names in a text file may contain any character except a tab.
         usual = "\t" if path.suffix.lower() == ".txt" else _SEPARATORS
         separator = by_header[0] if by_header else max(usual, key=first.count)
         if separator not in first and path.suffix.lower() == ".txt":
@@ -211,7 +212,7 @@ def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> l
     rows = []
     for number in numbers:
         try:
-            # Line by line: a stray quotation mark would swallow all lines up to the next one.
+            # Parse each line separately, because an unmatched quotation mark would join lines up to the next one.
             (row,) = csv.reader([texts[number - 1]], delimiter=separator, skipinitialspace=True, strict=True)
         except csv.Error as error:
             raise UserError(
@@ -226,7 +227,7 @@ def _header(cells: list[str]) -> list[str]:
 
 
 def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    """Find the first of some columns."""
+    """Return the index of the first column with one of some names; `None` if there is none."""
     return next((header.index(name) for name in names if name in header), None)
 
 

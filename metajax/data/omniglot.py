@@ -24,11 +24,11 @@ DRAWINGS = 20
 SIDE = 105
 """Height and width of a drawing in pixels."""
 RANDOM_CHARACTER = {"train": 1100, "validation": 100, "test": 423}
-"""Characters in each part of the split by random character."""
+"""Number of characters in each part of the split by random character."""
 _MAX_BYTES = 2**20
-"""Largest file of a drawing: they have about 300 bytes."""
+"""Largest size of a drawing's file in bytes; the files have about 300 bytes."""
 SPLIT_SEED = 0
-"""Seed of that split: of numpy's `RandomState`, whose stream is frozen for ever."""
+"""Seed of the split by random character, for NumPy's `RandomState`, whose stream never changes."""
 
 FILES = (
     RemoteFile(
@@ -55,7 +55,7 @@ _DRAWING = re.compile(r"[0-9]+_[0-9]+\.png", re.IGNORECASE)
 
 
 class _Drawing(NamedTuple):
-    """One file, not read yet; `where` names it for messages."""
+    """A file that is not read yet; `where` is its name for messages."""
 
     character: str
     name: str
@@ -63,22 +63,22 @@ class _Drawing(NamedTuple):
 
 
 def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Path | None = None) -> Dataset:
-    """Loads Omniglot, dark ink (0) on a light ground (255).
+    """Load Omniglot, with dark ink (0) on a light background (255).
 
     Args:
-        split: `random_character` draws 1,100 characters for training, 100 for validation, 423 for testing
-            from all alphabets, the same ones every time; `alphabet` trains on the official background set
-            (964 characters, 30 alphabets), tests on the official evaluation set (659 characters of 20
-            other alphabets), and has no validation.
-        size: Side of an image in pixels; other sizes than 105 are resampled with Lanczos' filter.
-        data_dir: Where the data set was prepared; see `metajax.data.prepare`.
+        split: `random_character` splits the characters of all alphabets at random: 1,100 for training, 100 for
+            validation, 423 for the test, the same in every call. `alphabet` has the official background set (964
+            characters, 30 alphabets) for training, the official evaluation set (659 characters of 20 other alphabets)
+            for the test, and no validation split.
+        size: Side of an image in pixels; other sizes than 105 are resampled with a Lanczos filter.
+        data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, 1]`, 20 per class. A class is named
         `part/Alphabet/characterNN`.
 
     Raises:
-        UserError: The data set is not prepared or damaged, or `split` does not exist.
+        UserError: If the data set is not prepared or damaged, or if `split` does not exist.
     """
     dataset.check_options("omniglot", INFO.splits, split, size)
     bank = records.load_bank(_STORE, data_dir, size)
@@ -94,18 +94,18 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
 
 
 def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Stores Omniglot as records, from a download or from local files.
+    """Store Omniglot as records, from a download or from local files.
 
     Args:
-        source: A directory that holds `images_background.zip` and `images_evaluation.zip`, or the same
-            unpacked; `None` downloads the official archives.
-        data_dir: Where to store the records.
+        source: A directory with `images_background.zip` and `images_evaluation.zip`, packed or unpacked; `None`
+            downloads the official archives.
+        data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The records' folder. If it is there already nothing is done.
+        The folder of the records. If it already exists, nothing is done.
 
     Raises:
-        UserError: A file is missing, damaged or not what it should be, or the disk is full.
+        UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.
     """
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):
@@ -123,7 +123,7 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
 
 
 def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
-    """Lists the drawings of a part by character, in order, and counts them."""
+    """List the drawings of a part by character, in order, and check their number."""
     characters: dict[str, list[_Drawing]] = {}
     for name in sorted(_names(place)):
         path = PurePosixPath(name)
@@ -147,7 +147,7 @@ def _names(place: Path) -> list[str]:
 
 
 def _examples(place: Path, listing: dict[str, list[_Drawing]], first_label: int) -> Iterator[records.Example]:
-    """Reads and checks the drawings of a part."""
+    """Read and check the drawings of a part."""
     drawings = [
         (label, index, drawing)
         for label, drawings in enumerate(listing.values(), first_label)
@@ -185,8 +185,8 @@ def _open_zip(place: Path) -> zipfile.ZipFile:
 
 
 def _check_png(drawing: _Drawing, data: bytes) -> None:
-    """Sees that a drawing decodes and has the official size."""
-    # The width and height stand at a fixed place in every PNG file.
+    """Check that a drawing can be decoded and has the official size."""
+    # The width and height are at a fixed position in every PNG file.
     shape = (int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
     try:
         decode(data, SIDE, 1)

@@ -1,4 +1,4 @@
-"""From an encoded image of any kind to `uint8[size, size, channels]`."""
+"""Decode images of many formats to `uint8[size, size, channels]`."""
 
 import functools
 import io
@@ -10,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metajax.data.disk import one_line
 
-# Never EPS, which Pillow hands to Ghostscript, nor formats that need another program or that hold no 8-bit levels.
-# TGA comes last: its files begin with no signature, so that it would take damaged files of other formats.
+# Not EPS, which Pillow passes to Ghostscript, and no formats that need another program or have no 8-bit levels.
+# TGA comes last: its files have no signature, so the decoder would accept damaged files of other formats.
 _FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "ICNS"),
     *("PCX", "QOI", "SGI", "SUN", "PSD", "DDS", "TGA"),
@@ -22,24 +22,24 @@ _SUFFIXES = (
     *(".ico", ".icns", ".pcx", ".qoi", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".psd", ".dds", ".tga"),
 )
 HEIF_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
-"""Endings of the photographs of many phones, which Pillow cannot read without another package."""
+"""File suffixes of photographs of many phones. Pillow needs another package to read these files."""
 SUFFIXES = frozenset(_SUFFIXES) | HEIF_SUFFIXES
-"""Endings of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 HEIF_ADVICE = "a HEIC image: `pip install pillow-heif` to read it"
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"])
 _MAX_PIXELS = 2**27
-"""A camera's 108 megapixels, in three copies of 4 bytes a pixel, stay below 2 GB."""
+"""Largest number of pixels of an image. Three copies of a 108-megapixel photograph, 4 bytes per pixel, fit in 2 GB."""
 
 
 class BadImageError(ValueError):
-    """Bytes that are no image Pillow can decode; the message says why, the caller knows which file."""
+    """Pillow cannot decode the bytes as an image. The message has the reason; the caller adds the name of the file."""
 
 
 def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """Decodes an image, crops its centre to a square and resizes that.
+    """Decode an image, crop its centre square and resize the square.
 
-    Greyscale levels and colours stay as they are in the file: dark ink stays dark. Transparency is laid
-    on white, 16-bit levels keep their upper byte, a camera's rotation flag is obeyed.
+    Greyscale levels and colours are not inverted: dark ink stays dark. Transparent pixels are blended with white,
+    16-bit levels are reduced to their upper byte, and the image is rotated by the camera's orientation flag.
 
     Args:
         data: The encoded file.
@@ -50,7 +50,7 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
         `uint8[size, size, channels]`. An image that already has the right size is not resampled.
 
     Raises:
-        BadImageError: The bytes are not a whole image.
+        BadImageError: If the bytes are not a complete image.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (6, 4), "red").save(file, "PNG")
@@ -63,29 +63,29 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
                 raise BadImageError(
                     f"{file.width}×{file.height} pixels are more than the {_MAX_PIXELS:,} that are read"
                 )
-            # In place and cropped first, to keep few copies of a large image.
+            # Work in place and crop first, to make few copies of a large image.
             ImageOps.exif_transpose(file, in_place=True)
             image = _to_mode(_square(file), "L" if channels == 1 else "RGB")
         if image.width != size:
-            # Pillow silently takes the nearest pixel in modes 1 and P: the image is in L or RGB by now.
+            # In modes 1 and P Pillow would silently resize by nearest neighbour, so the image is now in L or RGB.
             image = image.resize((size, size), Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
         reason = HEIF_ADVICE if _is_heif(data) else "not an image, or of a kind that is not read"
         raise BadImageError(reason) from None
-    # Pillow reports damage through many types: OSError, SyntaxError, struct.error, zlib.error, MemoryError, ...
+    # Pillow raises many exception types for damage: OSError, SyntaxError, struct.error, zlib.error, MemoryError, ...
     except Exception as error:
         raise BadImageError(HEIF_ADVICE if _is_heif(data) and not reads_heif() else one_line(error)) from error
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
 def looks_like_image(head: bytes) -> bool:
-    r"""Tell from its first 16 bytes whether a file without an ending is an image.
+    r"""Return whether a file without a suffix is an image, from its first 16 bytes.
 
     Args:
         head: The first bytes of the file.
 
     Returns:
-        Whether they are the signature of a common format.
+        Whether the bytes are the signature of a common image format.
 
     >>> looks_like_image(b"\x89PNG" + bytes(12)), looks_like_image(b"All rights reser")
     (False, False)
@@ -99,10 +99,10 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def formats() -> tuple[str, ...]:
-    """List the formats that `decode` reads here.
+    """List the formats that `decode` supports with the installed packages.
 
     Returns:
-        Their names in Pillow. An older Pillow has fewer, and the package pillow-heif adds one.
+        The names of the formats in Pillow. An older Pillow supports fewer; the package pillow-heif adds one.
     """
     _init()
     return tuple(name for name in _FORMATS if name in Image.OPEN) + (("HEIF",) if reads_heif() else ())
@@ -115,10 +115,10 @@ def _init() -> None:
 
 @functools.cache
 def reads_heif() -> bool:
-    """Tell whether Pillow reads HEIC images here.
+    """Return whether Pillow can read HEIC images.
 
     Returns:
-        Whether the package pillow-heif is installed; it is then registered with Pillow.
+        Whether the package pillow-heif is installed. If it is, the function registers it with Pillow.
     """
     if "HEIF" not in Image.OPEN:
         try:
@@ -130,7 +130,7 @@ def reads_heif() -> bool:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Of large images, for which `decode` has a limit of its own, and of damage that leaves the image readable.
+    # Ignore warnings about large images, which `decode` limits itself, and about damage to readable images.
     warnings.simplefilter("ignore")
     return Image.open(io.BytesIO(data), formats=formats())
 
@@ -140,13 +140,13 @@ def _is_heif(head: bytes) -> bool:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Encodes an image without loss, fast rather than small.
+    """Encode an image as PNG, without loss, with fast and not with strong compression.
 
     Args:
         pixels: `uint8[height, width]` or `uint8[height, width, 3]`.
 
     Returns:
-        The file.
+        The content of the PNG file.
 
     >>> decode(encode_png(np.full((2, 2), 7, np.uint8)), 2, 1).ravel().tolist()
     [7, 7, 7, 7]
@@ -157,8 +157,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts to 8-bit greyscale or colour."""
-    if image.mode.startswith("I"):  # I;16 and its byte orders, or 16-bit levels held in 32 bits
+    """Convert an image to 8-bit greyscale or colour."""
+    if image.mode.startswith("I"):  # I;16 with any byte order, or 16-bit levels stored in 32 bits
         grey = Image.new("L", image.size)
         for box in _bands(image):
             levels = np.asarray(image.crop(box)).astype(np.int64)
@@ -176,7 +176,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Cut an image into horizontal bands, to keep few copies of a large one."""
+    """Yield the boxes of horizontal bands of an image. Processing bands needs fewer copies of a large image."""
     for top in range(0, image.height, 256):
         yield 0, top, image.width, min(top + 256, image.height)
 

@@ -1,7 +1,7 @@
-"""TFDS data sets in ArrayRecord files, written and read without TensorFlow.
+"""Write and read TFDS data sets in ArrayRecord files without TensorFlow.
 
-tensorflow-datasets needs TensorFlow to encode arrays and to unpack archives, not to store bytes: so the
-images go in as encoded PNG files and come out undecoded, and the archives are opened elsewhere.
+tensorflow-datasets needs TensorFlow to encode arrays and to unpack archives, but not to store bytes. So this module
+stores and reads images as encoded PNG files, and other modules unpack the archives.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from metajax.data.pixels import decode
 from metajax.errors import UserError
 
 Example = tuple[str | int, dict[str, Any]]
-"""A unique key and the features."""
+"""An example: a unique key and the features."""
 
 
 class Record(NamedTuple):
@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
     Attributes:
         label: The class.
-        index: The image's place, as it was written, or in the file where none was.
+        index: The stored index of the image, or its position in the file if no index is stored.
         pixels: `uint8[size, size, channels]`.
     """
 
@@ -38,14 +38,14 @@ class Record(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Where the records of one data set lie.
+    """The name and version of a data set's records, which determine their folder.
 
     Attributes:
-        name: Name of the data set, also the name of its folder.
-        version: Changes whenever the records do.
-        description: A sentence for the data set's own metadata.
-        homepage: Where it comes from.
-        config: Which of TFDS' several forms of it, if there are several.
+        name: Name of the data set and of its folder.
+        version: Version of the records; it changes when the records change.
+        description: A sentence for the metadata of the data set.
+        homepage: Address of the data set's website.
+        config: Name of TFDS' config, if TFDS has several configs of the data set.
     """
 
     name: str
@@ -56,27 +56,27 @@ class Store(NamedTuple):
 
 
 def directory(store: Store, data_dir: Path | None) -> Path:
-    """Names the folder of a data set's records.
+    """Return the folder of a data set's records.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
 
     Returns:
-        `DATA_DIR/NAME/VERSION`, or `DATA_DIR/NAME/CONFIG/VERSION`, where TFDS would put it too.
+        `DATA_DIR/NAME/VERSION`, or `DATA_DIR/NAME/CONFIG/VERSION`, as in TFDS.
     """
     return resolve_data_dir(data_dir) / store.name / store.config / store.version
 
 
 def is_prepared(store: Store, data_dir: Path | None) -> bool:
-    """Tells whether a data set's records are there.
+    """Return whether a data set's records exist.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
 
     Returns:
-        Whether they are. TFDS renames a finished folder into place, so half a data set never is.
+        Whether the folder exists. TFDS writes a temporary folder and renames it, so the folder is always complete.
     """
     return (directory(store, data_dir) / "dataset_info.json").is_file()
 
@@ -88,18 +88,18 @@ def write(
     class_names: list[str],
     splits: Mapping[str, Iterable[Example]],
 ) -> None:
-    """Writes a data set's records.
+    """Write a data set's records.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
-        image_shape: Height, width, channels of every image; `None` where they differ.
+        image_shape: Height, width, channels of every image; `None` for a length that differs between images.
         class_names: One name per label.
-        splits: For each split its examples: `image` (an encoded PNG), `label`, `index` (its place among the
-            images of the class or of the split).
+        splits: For each split its examples: `image` (an encoded PNG), `label`, `index` (the position among the images
+            of the class or of the split).
 
     Raises:
-        UserError: The disk is full or cannot be written to, or an iterable raised it.
+        UserError: If the disk is full or not writable, or if an iterable of `splits` raises a `UserError`.
     """
     import tensorflow_datasets as tfds
 
@@ -111,7 +111,7 @@ def write(
         }
     )
 
-    # An ad hoc builder of TFDS' own would ask TensorFlow whether the examples are one of its data sets.
+    # TFDS' ad hoc builder would use TensorFlow to check whether the examples are a TensorFlow data set.
     class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = store.name
         VERSION = tfds.core.Version(store.version)
@@ -132,17 +132,17 @@ def write(
     with writing_to(root), preparing(store, data_dir), quiet():
         try:
             builder = RecordBuilder(data_dir=root, file_format="array_record")
-            # TFDS makes a folder for downloads, by default outside the data directory.
+            # TFDS creates a folder for downloads, by default outside the data directory.
             builder.download_and_prepare(download_dir=root / "downloads")
         except OSError:
-            # Two processes may prepare at once; the slower one cannot rename over the other's result.
+            # Two processes may prepare at once; the slower process cannot rename its folder over the other one.
             if not is_prepared(store, data_dir):
                 raise
 
 
 @contextlib.contextmanager
 def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Make the folder above a data set's records, and remove what killed preparations left in it.
+    """Create the parent folder of a data set's records, and remove the temporary files of killed preparations.
 
     Args:
         store: The data set.
@@ -152,7 +152,7 @@ def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
         Nothing.
 
     Raises:
-        OSError: The folder cannot be made, or it would be written through a symbolic link.
+        OSError: If the folder cannot be created, or if a symbolic link is in its path.
     """
     above, root = directory(store, data_dir).parent, resolve_data_dir(data_dir)
     for folder in (above, root / "downloads"):
@@ -163,23 +163,23 @@ def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
 
 
 def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
-    """Identifies the prepared records, without reading them.
+    """Return a fingerprint of the prepared records without reading them.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
 
     Returns:
-        Name, size and time of every file.
+        Name, size and modification time of every file.
 
     Raises:
-        UserError: The data set is not prepared.
+        UserError: If the data set is not prepared.
     """
     if not is_prepared(store, data_dir):
         command = f"metajax data prepare {store.name}{_option(data_dir)}"
         raise UserError(
             f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}`, "
-            "with --source DIR to take local files"
+            "with --source DIR to use local files"
         )
     files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
@@ -188,21 +188,21 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
 def read(
     store: Store, data_dir: Path | None, split: str, size: int, channels: int = 1, limit: int | None = None
 ) -> Iterator[Record]:
-    """Reads and decodes a split's records.
+    """Read and decode a split's records.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
-        split: Name of the split as it was written.
+        split: Name of the split in the records.
         size: Side of a decoded image in pixels.
         channels: 1 for greyscale, 3 for colour.
-        limit: How many images of a class are enough; by default all.
+        limit: Largest number of images of a class. Default: all images.
 
     Yields:
         The records in the order of the file, which is shuffled.
 
     Raises:
-        UserError: The files are damaged or gone.
+        UserError: If the files are damaged or missing.
     """
     folder = directory(store, data_dir)
     import tensorflow_datasets as tfds
@@ -210,8 +210,8 @@ def read(
     with _undamaged(store, data_dir):
         builder: Any = tfds.builder_from_directory(folder)
         features = builder.info.features
-        # Left to itself TFDS decodes with OpenCV or Pillow, whichever is there, and the two disagree on
-        # one-bit images: 0 and 255 against 0 and 1.
+        # By default TFDS decodes with OpenCV or Pillow, depending on which is installed. The two differ for one-bit
+        # images: one gives 0 and 255, the other 0 and 1.
         images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         source = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
         enough = Counter(dict.fromkeys(range(features["label"].num_classes), limit)) if limit else None
@@ -223,7 +223,7 @@ def read(
                     if not enough[label]:
                         continue
                     enough[label] -= 1
-                # A cut-off file is not noticed by the reader: it yields empty records, which do not decode.
+                # The reader does not detect a truncated file; it yields empty records, which cannot be decoded.
                 yield Record(label, int(record.get("index", place)), decode(record["image"], size, channels))
             if enough is not None and not enough.total():
                 return
@@ -231,7 +231,7 @@ def read(
 
 @contextlib.contextmanager
 def _undamaged(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Says what to do about anything that goes wrong while prepared records are read."""
+    """Convert any exception while reading prepared records into a `UserError` with advice."""
     try:
         yield
     except Exception as error:
@@ -255,23 +255,23 @@ def load_bank(
     limit: int | None = None,
     transpose: bool = False,
 ) -> Bank:
-    """Loads all images of a prepared data set, decoded once and cached.
+    """Load all images of a prepared data set. They are decoded once and cached.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
         size: Side of a decoded image in pixels.
         channels: 1 for greyscale, 3 for colour.
-        parts: The official parts to keep apart: each class is then as many classes of the bank, one after
-            the other. By default the parts are pooled, in alphabetical order.
-        limit: How many images of a class in a part are enough; by default all.
-        transpose: Whether rows are to become columns.
+        parts: The official parts to keep separate: the bank then has consecutive classes for the parts of each class.
+            Default: merge the parts, in alphabetical order.
+        limit: Largest number of images of a class from each part. Default: all images.
+        transpose: Whether to transpose the images.
 
     Returns:
-        The images class by class, within it part by part, within it by their index.
+        The images, sorted by class, then by part, then by index.
 
     Raises:
-        UserError: The data set is not prepared, or it is damaged.
+        UserError: If the data set is not prepared, or is damaged.
     """
     key = {"records": fingerprint(store, data_dir), "size": size, **({"limit": limit} if limit else {})}
     root = resolve_data_dir(data_dir)
@@ -298,7 +298,7 @@ def load_bank(
 
 
 def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Reads the names of a prepared data set's classes and of its parts."""
+    """Return the names of a prepared data set's classes, and of its parts."""
     import tensorflow_datasets as tfds
 
     with _undamaged(store, data_dir):
@@ -308,7 +308,7 @@ def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from printing and from drawing progress bars.
+    """Prevent TFDS from printing messages and progress bars.
 
     Yields:
         Nothing.
@@ -316,7 +316,7 @@ def quiet() -> Iterator[None]:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    # TFDS has no public way to ask; one who has turned the bars off does not want them back.
+    # Restore the previous setting, in case the user has disabled progress bars. TFDS has no public function to read it.
     shown = getattr(tqdm_utils, "_active", True)
     tfds.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""An experiment as plain, typed values: what a config file holds and the command line overrides."""
+"""Experiments as plain, typed settings, which a config file defines and the command line overrides."""
 
 from pathlib import Path
 

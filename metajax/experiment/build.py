@@ -1,4 +1,4 @@
-"""From settings to the pure functions that a run is made of."""
+"""Build the pure functions of a run from the settings of an experiment."""
 
 import functools
 from pathlib import Path
@@ -19,7 +19,7 @@ from metajax.types import ApplyFn, LossFn, Params, TaskSampler
 
 
 class Parts(NamedTuple):
-    """What `build` makes."""
+    """The result of `build`."""
 
     tasks: Tasks
     apply: ApplyFn
@@ -30,22 +30,22 @@ class Parts(NamedTuple):
 
 
 def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks | None = None) -> Parts:
-    """Turn an experiment into its tasks, model, loss, learner and outer optimiser.
+    """Build the tasks, model, loss, learner and outer optimiser of an experiment.
 
     Args:
         experiment: The settings.
-        data_dir: Where data sets are prepared; by default where `metajax data prepare` puts them.
-        tasks: What `experiment.task.tasks(data_dir)` returned, where the caller has it; default: call it.
+        data_dir: Folder of prepared data sets. Default: the default folder of `metajax data prepare`.
+        tasks: The result of `experiment.task.tasks(data_dir)`, if the caller has it. Default: call it.
 
     Returns:
-        The parts, the model freshly initialised from the seed.
+        The parts of the run. The model is initialised from the seed.
 
     Raises:
-        UserError: If settings do not go together, or a data set is missing.
+        UserError: If settings contradict each other, or if a data set is missing.
     """
     tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
     if not tasks.samplers:
-        raise UserError("task has no split to draw tasks from")
+        raise UserError("task has no split from which tasks can be sampled")
     support = _support(next(iter(tasks.samplers.values())))
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
@@ -68,14 +68,14 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
         raise UserError(f"learner: {error}") from error
     if experiment.evaluation.non_transductive and not weighs:
         raise UserError(
-            "evaluation.non_transductive: the loss of these tasks does not look at data.mask, so it cannot leave out "
-            "the support set that each query is predicted with: weigh examples by data.mask, or set it to False"
+            "evaluation.non_transductive: the loss of these tasks does not use data.mask, so it cannot ignore the "
+            "support set in the batch of each query: weight examples by data.mask, or set it to False"
         )
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
 
 
 def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test"]) -> jax.Array:
-    """A key of its own for each use of a seed.
+    """Return a separate key for each purpose of a seed.
 
     Raises:
         UserError: If the seed is out of range.
@@ -86,7 +86,7 @@ def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test
 
 
 def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int | None:
-    """Examples of an inner minibatch in evaluation, whose support set may be smaller than training's."""
+    """Return the size of an inner minibatch in evaluation; the support set may be smaller than in training."""
     chosen = experiment.evaluation.batch_size
     _check_batch_size("evaluation.batch_size", chosen, support_examples)
     if chosen is not None or experiment.inner.batch_size is None:
@@ -95,10 +95,10 @@ def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int 
 
 
 def check_training(experiment: Experiment, tasks: Tasks) -> None:
-    """Check what training needs, and what would otherwise come out when it is over.
+    """Check the requirements of training, and those of the evaluation that follows training.
 
     Raises:
-        UserError: If the tasks lack a split, or a setting does not fit one.
+        UserError: If the tasks lack a split, or if a setting does not fit the tasks of a split.
     """
     for split in ("train", "test"):
         if split not in tasks.samplers:
@@ -115,25 +115,25 @@ def check_training(experiment: Experiment, tasks: Tasks) -> None:
 
 
 def _support(sampler: TaskSampler) -> Any:
-    """The shapes of a support set."""
+    """Return the shapes of a support set."""
     return jax.eval_shape(sampler, jax.random.key(0)).support
 
 
 def _check_padded(module: nnx.Module) -> None:
-    """What would see the padding of tasks of varying size."""
+    """Raise a `UserError` if the model uses batch normalisation, because padding would change its statistics."""
     if any(isinstance(part, BatchNorm | nnx.BatchNorm) for _, part in nnx.iter_graph(module)):
         raise UserError(
             "model: batch normalisation would count the padding of tasks of varying size: choose --model.norm group, "
-            "which normalises each example alone"
+            "which normalises each example separately"
         )
 
 
 def _check_whole_support(experiment: Experiment) -> None:
-    """What would hide a class of a task, or be drawn from its padding."""
+    """Raise a `UserError` if a batch size is set: a minibatch may lack a class of the task, or contain padding."""
     if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
         raise UserError(
             "inner.batch_size and evaluation.batch_size must be None where ways differ, between training and test or "
-            "from task to task: a minibatch does not show how many its task has"
+            "from task to task: a minibatch does not show the number of ways of its task"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of settings that name the field and say what would be right."""
+"""Checks of settings. Each error message names the field and the valid values."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from metajax.errors import UserError
 
 
 def types_are_right(spec: Any, owner: str = "") -> None:
-    """Raise unless each field of settings, and of settings in them, has the type that it is declared with."""
+    """Raise a `UserError` unless each field of settings, including nested settings, has its declared type."""
     field_types_are_right(spec, owner)
     for field in dataclasses.fields(spec):
         path, value = f"{owner}{field.name}", getattr(spec, field.name)
@@ -23,17 +23,17 @@ def types_are_right(spec: Any, owner: str = "") -> None:
 
 
 def field_types_are_right(spec: Any, owner: str = "") -> None:
-    """Raise unless each field of settings has the type that it is declared with; nested settings are not checked."""
+    """Raise a `UserError` unless each field of settings has its declared type; nested settings are not checked."""
     hints = typing.get_type_hints(type(spec))
     for field in dataclasses.fields(spec):
         path, value, hint = f"{owner}{field.name}", getattr(spec, field.name), hints[field.name]
-        if isinstance(value, type):  # which has all that a protocol asks for
+        if isinstance(value, type):  # a class has all attributes of the protocol, too
             raise UserError(f"{path} must be settings, {value.__name__}(...), got the class {value.__name__}")
         try:
             typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{path} must be {_described(hint)}, got {shown(value)}") from error
-        if not type(spec).__module__.startswith("metajax."):  # settings of the user's own may be of any size
+        if not type(spec).__module__.startswith("metajax."):  # the user's own settings have no limits
             continue
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path} must be a finite number, got {shown(value)}")
@@ -51,23 +51,23 @@ def _described(hint: Any) -> str:
 
 
 LARGEST = 2**31 - 1
-"""The largest int32, in which steps and sizes are counted on a device."""
+"""The largest int32. Devices count steps and sizes in int32."""
 
 MOST_TASKS = 1_000_000
-"""Tasks of a meta-step or of an evaluation, and meta-steps of one call."""
+"""Largest number of tasks in a meta-step or an evaluation, and of meta-steps in a call."""
 
 MOST_EXAMPLES = 100_000
-"""Ways, shots and queries."""
+"""Largest number of ways, shots and queries."""
 
 LARGEST_IMAGE = 4096
-"""Side of an image, in pixels."""
+"""Largest side of an image, in pixels."""
 
 MOST_FEATURES, MOST_CHANNELS = 16_384, 4_096
-"""Width of a layer: two such layers have 1 GB of parameters between them, of convolutions 0.6 GB."""
+"""Largest width of a layer. The matrix between two such layers has 1 GB; the kernel of a convolution has 0.6 GB."""
 
 
 def whole(owner: str, low: int, high: int, **fields: int | None) -> None:
-    """Raise unless each field is from `low` to `high`; `None` passes. `types_are_right` refuses fractions."""
+    """Raise a `UserError` unless each field is `None` or from `low` to `high`. `types_are_right` rejects fractions."""
     for name, value in fields.items():
         _number(owner, name, value)
         if value is not None and not low <= value:
@@ -77,7 +77,7 @@ def whole(owner: str, low: int, high: int, **fields: int | None) -> None:
 
 
 def positive(owner: str, **fields: float | None) -> None:
-    """Raise unless each field is a number above 0 that float32 holds; `None` passes."""
+    """Raise a `UserError` unless each field is `None` or a positive number in the range of float32."""
     for name, value in fields.items():
         _number(owner, name, value)
         if value is None:
@@ -89,7 +89,7 @@ def positive(owner: str, **fields: float | None) -> None:
 
 
 def in_range(owner: str, low: float, high: float, **fields: float) -> None:
-    """Raise unless each field is at least `low` and at most `high`."""
+    """Raise a `UserError` unless each field is at least `low` and at most `high`."""
     for name, value in fields.items():
         _number(owner, name, value)
         if value is None or not low <= value <= high:
@@ -102,8 +102,8 @@ def _number(owner: str, name: str, value: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, cut where it is very long."""
-    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to print thousands of digits
+    """Return a value as text for a message; a very long text is truncated."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python does not print numbers with thousands of digits
         return "a number above 10^30" if value > 0 else "a number below -10^30"
     text = f"{value:g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

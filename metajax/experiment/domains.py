@@ -1,4 +1,4 @@
-"""Several data sets as the domains of one experiment, as settings."""
+"""Settings for tasks from several data sets, the domains of one experiment."""
 
 import dataclasses
 from functools import partial
@@ -16,29 +16,29 @@ class Source:
     """One domain of `Domains`."""
 
     name: str
-    """What reports call it."""
+    """Name of the domain in reports."""
     task: TaskSpec
-    """Its data set; ways and shots are those of `Domains`."""
+    """Data set of the domain. Its ways and shots are ignored; `Domains` sets the sizes of tasks."""
     train: bool = True
-    """Whether it is trained on, and validated, or kept for the test."""
+    """Use the domain for training and validation; otherwise only for the test."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domains:
-    """Classes of several data sets, in episodes of random ways and random, unequal shots: Meta-Dataset's protocol."""
+    """Episodes with random ways and unequal random shots from several data sets: Meta-Dataset's protocol."""
 
     sources: tuple[Source, ...]
-    """The data sets; their images must be of one size, with as many channels."""
+    """The data sets. All images must have the same size and number of channels."""
     min_ways: int = 5
-    """Fewest classes in a task."""
+    """Smallest number of classes in a task."""
     max_ways: int = 50
-    """Most classes in a task, and outputs of the model."""
+    """Largest number of classes in a task; also the number of the model's outputs."""
     max_support: int = 500
-    """Most support examples of a task."""
+    """Largest number of support examples in a task."""
     max_support_per_class: int = 100
-    """What a class adds to the size of the support set, at most."""
+    """Largest contribution of a class to the size of the support set."""
     max_queries: int = 10
-    """Most query examples of each class."""
+    """Largest number of query examples of each class."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, min_ways=self.min_ways, max_ways=self.max_ways)
@@ -46,10 +46,10 @@ class Domains:
         whole("task", 1, MOST_EXAMPLES, max_support_per_class=self.max_support_per_class)
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"task.sources must have names of their own, got {', '.join(names) or 'no source'}")
+            raise UserError(f"task.sources must have different names, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers; a split has the domains whose data set has it."""
+        """Make the samplers. A split contains the domains whose data set has this split."""
         made = {source.name: _of_source(source, data_dir) for source in self.sources}
         banks = {name: each.banks for name, each in made.items()}
         holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}
@@ -72,13 +72,13 @@ class Domains:
                 raise UserError(f"task: {error} (split {split!r}; domain {names})") from error
             domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
         if "train" not in samplers:
-            raise UserError("task.sources: none is trained on: set train=True for one that has a training split")
+            raise UserError("task.sources: no source is for training: set train=True for one with a training split")
         loss = partial(classification_loss, varied_ways=True)
         return Tasks(samplers, self.max_ways, loss, domains=domains, holds=holds, varied_ways=True)
 
 
 def _of_source(source: Source, data_dir: Path | None) -> Tasks:
-    """The tasks of a source, for their banks: its own ways and shots do not count."""
+    """Return the tasks of a source, of which only the class banks are used; its ways and shots are ignored."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
     counted = {name: value for name, value in fewest.items() if name in fields}
@@ -87,5 +87,5 @@ def _of_source(source: Source, data_dir: Path | None) -> Tasks:
     if getattr(spec, "images", None) == "host":
         raise UserError(f"task.sources: the images of {source.name} must be on the device: set images='device'")
     if not made.banks:
-        raise UserError(f"task.sources: {source.name} is no data set of classes, so it can be no domain")
+        raise UserError(f"task.sources: {source.name} has no classes, so it cannot be a domain")
     return made

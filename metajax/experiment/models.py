@@ -1,4 +1,4 @@
-"""Models as settings."""
+"""Settings of models."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from metajax.experiment.checks import LARGEST_IMAGE, MOST_CHANNELS, MOST_FEATURE
 
 @runtime_checkable
 class ModelSpec(Protocol):
-    """A model as settings; a config file may bring its own."""
+    """Settings of a model; a config file may define its own class."""
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module for examples of `shape` and for `outputs` outputs."""
@@ -27,7 +27,7 @@ class MLP:
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the hidden layers."""
     normalise: bool = False
-    """Batch normalisation before each ReLU."""
+    """Use batch normalisation before each ReLU."""
 
     def __post_init__(self):
         for width in self.hidden:
@@ -45,11 +45,11 @@ class Conv4:
     channels: int = 64
     """Channels of each block."""
     pool: bool = False
-    """Pool 2×2 and flatten (mini-ImageNet) rather than stride 2 and the mean over space (Omniglot)."""
+    """Use 2×2 max-pooling and flatten (mini-ImageNet) instead of stride 2 and the mean over space (Omniglot)."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalise by the batch at hand, or by groups of channels of each example."""
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
     use_scale: bool = False
-    """Whether batch normalisation learns a scale, besides its offset."""
+    """Learn a scale in batch normalisation, in addition to the offset."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS, channels=self.channels)
@@ -78,7 +78,7 @@ class ResNet12:
     widths: tuple[int, int, int, int] = (64, 160, 320, 640)
     """Channels of the four blocks."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalise by the batch at hand, or by groups of channels of each example."""
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
 
     def __post_init__(self):
         for width in self.widths:
@@ -94,11 +94,11 @@ class ResNet18:
     """ResNet-18."""
 
     width: int = 64
-    """Channels of the first stage; each later one doubles them."""
+    """Channels of the first stage; each later stage doubles the channels."""
     stem: Literal["small", "large"] = "small"
-    """For images of about 32 pixels, or of about 224."""
+    """Use the variant for images of about 32 pixels; otherwise the variant for about 224 pixels."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalise by the batch at hand, or by groups of channels of each example."""
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS // 8, width=self.width)
@@ -120,13 +120,13 @@ class ViT:
     """A small vision Transformer."""
 
     patch: int = 7
-    """Side of a patch, a divisor of the image's."""
+    """Side of a patch in pixels; it must divide the side of the image."""
     width: int = 128
     """Size of a patch's features."""
     layers: int = 4
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 4
-    """Attention heads of a block, a divisor of the width."""
+    """Attention heads of a block; the number must divide the width."""
 
     def __post_init__(self):
         whole("model", 1, LARGEST_IMAGE, patch=self.patch)

@@ -1,4 +1,4 @@
-"""How papers evaluated, by name."""
+"""Evaluation protocols of papers, by name."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ class Protocol:
     """An evaluation protocol.
 
     Attributes:
-        source: Where it is from.
-        num_tasks: Test tasks.
-        steps: Inner steps; every one from 0 on is reported.
-        queries: Queries of a class; `None` for as many as there are shots.
-        batch_size: Support examples of an inner step; `None` as in the config.
-        transductive: Which of the two numbers the paper reports as its own.
+        source: The paper.
+        num_tasks: Number of test tasks.
+        steps: Inner steps; the report has all steps from 0 on.
+        queries: Queries of each class; `None` for the number of shots.
+        batch_size: Support examples in an inner step; `None` for the value in the config.
+        transductive: Whether the paper reports transductive results; if not, it reports non-transductive results.
     """
 
     source: str
@@ -28,14 +28,14 @@ class Protocol:
     transductive: bool
 
     def apply(self, experiment: Experiment) -> Experiment:
-        """The experiment, evaluated by this protocol.
+        """Return the experiment with the evaluation settings of this protocol.
 
         Raises:
-            UserError: If its tasks have no number of queries to set.
+            UserError: If the experiment's tasks have no setting for the number of queries.
         """
         test = getattr(experiment.task, "test", None)
         if not isinstance(test, Shots):
-            raise UserError("a protocol sets shots and queries, which the tasks of this experiment do not have")
+            raise UserError("a protocol sets shots and queries, but the tasks of this experiment have no such settings")
         queries = test.shots if self.queries is None else self.queries
         task = dataclasses.replace(experiment.task, test=dataclasses.replace(test, queries=queries))  # type: ignore[type-var]
         evaluation = dataclasses.replace(experiment.evaluation, num_tasks=self.num_tasks, steps=self.steps)
@@ -52,4 +52,4 @@ PROTOCOLS = {
     "reptile_mini_imagenet_5_shot": Protocol(f"{_REPTILE}, mini-ImageNet 5-shot", 10_000, 50, 1, 15, False),
     "metajax": Protocol("our own: 15 queries a class", 600, 10, 15, None, False),
 }
-"""By name; a support set smaller than the batch size of an inner step is an error that says so."""
+"""Protocols by name. If a support set is smaller than the protocol's batch size, evaluation raises a `UserError`."""

@@ -1,4 +1,4 @@
-"""The settings of an experiment, each with its meaning, its unit and its check."""
+"""The settings of an experiment, with the meaning, unit and check of each setting."""
 
 import dataclasses
 from typing import Literal, Protocol, runtime_checkable
@@ -14,18 +14,18 @@ from metajax.learners import Ingredients, MetaLearner
 from metajax.partition import named, opposite
 
 _MOST_STEPS = 100_000
-"""Inner steps."""
+"""Largest number of inner steps."""
 
 _MOST_UNROLLED = 200
-"""Inner steps in a compiled program without a loop."""
+"""Largest number of inner steps that may be unrolled."""
 
 _MOST_MEASURED = 100_000_000
-"""Tasks times inner steps of an evaluation: all their metrics are kept in the host's memory."""
+"""Largest product of tasks and inner steps of an evaluation, because the host keeps all metrics in memory."""
 
 
 @runtime_checkable
 class LearnerSpec(Protocol):
-    """A meta-learner as settings; each learner's file has its own."""
+    """Settings of a meta-learner; the module of each learner defines its own class."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""
@@ -34,21 +34,21 @@ class LearnerSpec(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inner:
-    """Adaptation to one task."""
+    """Settings of the inner loop, the adaptation to one task."""
 
     learning_rate: float
-    """Rate of the inner optimiser, for a loss that is a mean over examples. (MAML's code sums over ways and divides by
-    shots: its rate times the number of ways is the same here.)"""
+    """Learning rate of the inner optimiser, for a loss that is a mean over examples. MAML's code sums over ways and
+    divides by shots, so multiply its rate by the number of ways."""
     steps: int = 1
-    """Gradient steps in training; with 0 MAML is joint training, fine-tuned in evaluation."""
+    """Gradient steps in training. With 0 steps MAML is joint training, and evaluation fine-tunes the model."""
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     """The inner optimiser."""
     beta1: float = 0.9
-    """Decay of the momentum, or of Adam's first moment; Reptile sets 0."""
+    """Decay of the momentum, or of Adam's first moment; Reptile uses 0."""
     beta2: float = 0.999
     """Decay of Adam's second moment."""
     batch_size: int | None = None
-    """Support examples in each step; None for all of them."""
+    """Support examples in each step; None for the whole support set."""
     first_order: bool = False
     """Treat inner gradients as constants: first-order MAML."""
     frozen: tuple[str, ...] = ()
@@ -76,34 +76,34 @@ class Inner:
             first_order=self.first_order,
             mixed_mode=execution.mixed_mode,
             remat=execution.remat,
-            # of training's loop: evaluation may take many more steps
+            # The number of steps in training decides, because evaluation may take many more steps.
             unroll=None if execution.unroll is None else self.steps if execution.unroll else 1,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
-    """The optimiser of the meta-parameters."""
+    """Settings of the outer optimiser, which updates the meta-parameters."""
 
     learning_rate: float
-    """Peak rate."""
+    """Peak learning rate."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """The outer optimiser; Reptile's own is SGD."""
+    """The outer optimiser; Reptile's paper uses SGD."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls from its peak over the training."""
+    """Schedule of the learning rate, from its peak at the start of training to its final value."""
     final_fraction: float = 0.0
-    """The last rate of a schedule, as a fraction of the peak."""
+    """Final learning rate of a schedule, as a fraction of the peak."""
     clip_norm: float | None = None
     """Clip the meta-gradient to this global norm."""
     clip_value: float | None = None
-    """Clip each element of the meta-gradient to ± this."""
+    """Clip each element of the meta-gradient to ± this value."""
 
     def __post_init__(self):
         positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
         in_range("outer", 0, 1, final_fraction=self.final_fraction)
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """Make the optimiser, its schedule stretched over `steps`."""
+        """Make the optimiser with a schedule over `steps` meta-steps."""
         peak, last = self.learning_rate, self.learning_rate * self.final_fraction
         rate = {
             "constant": lambda: optax.constant_schedule(peak),
@@ -119,18 +119,18 @@ class Outer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How long to meta-train, and how."""
+    """Settings of meta-training."""
 
     steps: int
-    """Meta-steps."""
+    """Number of meta-steps."""
     tasks_per_step: int
     """Tasks averaged in a meta-step (the meta-batch)."""
     steps_per_call: int = 25
-    """Meta-steps compiled into one call: metrics, progress and interrupts come once a call."""
+    """Meta-steps compiled into one call. Metrics, progress and interrupts are handled once per call."""
     checkpoint_every: int = 1000
     """Meta-steps between checkpoints."""
     keep: int = 3
-    """Checkpoints kept, besides the best."""
+    """Number of most recent checkpoints to keep, in addition to the best one."""
 
     def __post_init__(self):
         whole("training", 1, LARGEST, steps=self.steps, checkpoint_every=self.checkpoint_every, keep=self.keep)
@@ -139,10 +139,10 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is measured at each checkpoint, and chooses the best one by the lowest loss."""
+    """Settings of the validation at each checkpoint. The best checkpoint has the lowest validation loss."""
 
     num_tasks: int = 100
-    """Validation tasks, the same each time; 0 for none."""
+    """Number of validation tasks; 0 for no validation. All checkpoints use the same tasks."""
 
     def __post_init__(self):
         whole("validation", 0, MOST_TASKS, num_tasks=self.num_tasks)
@@ -150,18 +150,19 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How the trained learner is evaluated."""
+    """Settings of the evaluation of the trained learner."""
 
     steps: int
-    """Inner steps; every one from 0 on is reported."""
+    """Inner steps; the report has all steps from 0 on."""
     num_tasks: int = 600
-    """Test tasks."""
+    """Number of test tasks."""
     batch_size: int | None = None
-    """Support examples in each inner step; None as in training, or all if the support set is smaller."""
+    """Support examples in each inner step; None for the value of training, or the whole support set if it is
+    smaller."""
     checkpoint: Literal["last", "best"] = "last"
-    """Evaluate the end of training, or the checkpoint with the lowest validation loss."""
+    """Evaluate the last checkpoint, or the checkpoint with the lowest validation loss."""
     non_transductive: bool = True
-    """Also predict each query alone with the support set."""
+    """Also evaluate non-transductively: predict each query in a batch with only the support set."""
 
     def __post_init__(self):
         whole("evaluation", 1, MOST_TASKS, num_tasks=self.num_tasks)
@@ -176,22 +177,23 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a run is carried out: its speed and memory; what comes out is the same up to rounding."""
+    """Settings of execution, which change speed and memory. They change results only by rounding."""
 
     chunk_size: int | None = None
-    """Tasks that run together on a device; None chooses by device and model."""
+    """Tasks that run together on a device; None chooses a number for the device and the model."""
     unroll: bool | None = None
-    """Unroll the inner steps in the compiled program, which compiles longer; None does so up to 5 of them."""
+    """Unroll the inner steps in the compiled program, which takes longer to compile; None unrolls up to 5 steps."""
     mixed_mode: bool | None = None
-    """Differentiate inner gradients by forward-over-reverse products, which store far less than plain reverse mode;
-    None does so from 10,000 adapting parameters on."""
+    """Differentiate inner gradients by forward-over-reverse Hessian-vector products, which store far less than plain
+    reverse mode; None uses them from 10,000 adapting parameters on."""
     remat: bool = False
-    """Keep only inner gradients and a state every √steps steps for the backward pass: the least memory, more time."""
+    """Store only the inner gradients, and a state every √steps steps, for the backward pass. This needs the least
+    memory and more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
-    """Of the operands of products, summed in float32. The default is JAX's own for the device, but bfloat16 on a CPU
-    that multiplies it (AMX, AVX-512), where it rounds operands of convolutions only: up to 2.2 times as fast on
-    Omniglot and as accurate there; with few channels (mini-ImageNet's model on AVX-512) 0.9 to 1.4 times, by the
-    hour."""
+    """Precision of the operands of matrix products; sums are in float32. The default is JAX's default for the device,
+    except on a CPU with bfloat16 instructions (AMX, AVX-512): there the operands of convolutions, and only these, are
+    rounded to bfloat16. On Omniglot this is up to 2.2 times as fast, with the same accuracy. With few channels
+    (mini-ImageNet's model on AVX-512) the speed-up varies between 0.9 and 1.4, depending on the hour."""
 
     def __post_init__(self):
         whole("execution", 1, MOST_TASKS, chunk_size=self.chunk_size)
@@ -201,7 +203,7 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A meta-learning experiment, whole: with its seed it determines the run."""
+    """The complete settings of a meta-learning experiment. Together with the seed they determine the run."""
 
     task: TaskSpec
     model: ModelSpec
@@ -213,7 +215,7 @@ class Experiment:
     evaluation: EvaluationSettings
     execution: Execution = Execution()
     seed: int = 0
-    """Seed of the initial values, of the tasks, of all."""
+    """Seed of the initial values, the tasks, and all other random numbers."""
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:

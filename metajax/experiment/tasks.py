@@ -1,4 +1,4 @@
-"""Where an experiment's tasks come from, as settings."""
+"""Settings of tasks."""
 
 import dataclasses
 import itertools
@@ -20,18 +20,19 @@ from metajax.types import ApplyFn, ClassBank, LossFn, TaskSampler
 
 
 class Tasks(NamedTuple):
-    """Samplers by split, and what a model needs to know of them.
+    """Task samplers by split, and the properties of the tasks that a model depends on.
 
     Attributes:
-        samplers: A sampler for each of `train`, `validation` and `test` that exists.
-        outputs: Outputs of a model: the ways, or the size of a target.
-        loss: From a model's `apply` to the loss on a batch.
-        class_names: Names of the classes of each split; empty where there are none.
-        banks: The class bank of each split and what is made of its images, where tasks are episodes of one.
-        domains: For each split the samplers of its domains by name, where tasks come from several.
-        on_host: Those of each split whose images stay on the host, which training may fetch ahead.
-        holds: How much each split has, and a fingerprint, to tell whether a data set is still the same.
-        varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then leaves out the rest.
+        samplers: The samplers by split (`train`, `validation`, `test`). A split may be missing.
+        outputs: Number of outputs of a model: the ways, or the size of a target.
+        loss: `apply -> loss_fn`: makes the loss on a batch from a model's `apply`.
+        class_names: Names of the classes of each split; empty for tasks without classes.
+        banks: The class bank of each split and the processing of its images, if the tasks are episodes of one bank.
+        domains: For each split the samplers of its domains by name, if the tasks come from several domains.
+        on_host: For each split the tasks with images on the host, which training prefetches.
+        holds: For each split the number of images and a fingerprint, to detect changes of a data set.
+        varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then ignores the surplus
+            outputs.
     """
 
     samplers: dict[str, TaskSampler]
@@ -47,24 +48,24 @@ class Tasks(NamedTuple):
 
 @runtime_checkable
 class TaskSpec(Protocol):
-    """A family of tasks as settings; a config file may bring its own."""
+    """Settings of a family of tasks; a config file may define its own class."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers; `data_dir` is where data sets are prepared."""
+        """Make the samplers; `data_dir` is the folder of prepared data sets."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shots:
-    """Sizes of a task's two sets."""
+    """Sizes of a task's support and query sets."""
 
     shots: int = 1
     """Support examples (of each class)."""
     queries: int = 15
     """Query examples (of each class)."""
     ways: int | None = None
-    """Classes of a task in this split, by default `task.ways`. Prototypes are learned better from more classes than
-    they are tested with; a learned head has an output for each, and those that a task has no class for do not count."""
+    """Classes of a task in this split (default: task.ways). Prototypical networks learn better from more classes than
+    in the test. A learned head has one output for each class; the loss ignores outputs without a class in the task."""
 
     def __post_init__(self):
         whole("task.train/test", 1, MOST_EXAMPLES, shots=self.shots, queries=self.queries)
@@ -78,7 +79,7 @@ class Sinusoid:
     train: Shots = Shots(shots=10, queries=10)
     test: Shots = Shots(shots=5, queries=100)
     oracle: bool = False
-    """Amplitude and phase are among the inputs: a bound on what adaptation can reach."""
+    """Add amplitude and phase to the inputs. The error is then a lower bound for adaptation."""
 
     def __post_init__(self):
         if self.train.ways or self.test.ways:
@@ -93,7 +94,7 @@ class Sinusoid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glyphs:
-    """Characters that the computer invents, without end."""
+    """Randomly generated characters, without limit."""
 
     ways: int = 5
     """Characters in a task."""
@@ -102,7 +103,7 @@ class Glyphs:
     size: int = 28
     """Side of an image, in pixels."""
     drawer: float = 1.0
-    """How much drawers differ: 0 not at all, 1 about as in Omniglot."""
+    """Strength of the differences between drawers: 0 for none, 1 for about those of Omniglot."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
@@ -135,11 +136,12 @@ class Omniglot:
     train: Shots = Shots(shots=1, queries=1)
     test: Shots = Shots()
     split: Literal["random_character", "alphabet"] = "random_character"
-    """1,100/100/423 characters at random, or 964/659 by alphabet (harder; no validation characters)."""
+    """Split of the characters: 1,100/100/423 at random, or 964/659 by alphabet (harder; no validation characters)."""
     rotations: Literal["all", "train", "none"] = "all"
-    """Where characters turned by 90°, 180°, 270° are classes too: at test as well, in training only, or nowhere."""
+    """Where characters rotated by 90°, 180° and 270° are additional classes: in all splits, only in training, or
+    nowhere."""
     invert: bool = True
-    """Ink as 1 on a ground of 0 (MAML), or as drawn, dark on light (Reptile)."""
+    """Invert images to ink 1 on a background of 0 (MAML); otherwise ink is dark on light (Reptile)."""
     size: int = 28
     """Side of an image, in pixels."""
 
@@ -163,18 +165,18 @@ class Omniglot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FashionMNIST:
-    """Pictures of ten kinds of clothing, 7,000 of each."""
+    """Images of ten kinds of clothing, 7,000 of each."""
 
     ways: int = 5
     """Classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     split: Literal["by_class", "by_example"] = "by_class"
-    """Classes 0-4 for training and 5-9 for test, or all ten in both and other pictures."""
+    """Split by class (0-4 for training, 5-9 for test), or by image (all ten classes in both)."""
     flip: bool = True
-    """Mirror pictures at random in training."""
+    """Mirror images at random in training."""
     shift: int = 2
-    """Move pictures by up to so many pixels in training."""
+    """Shift images at random by up to this number of pixels in training."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
@@ -188,26 +190,27 @@ class FashionMNIST:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """Photographs, drawings or characters of a prepared data set, tasks made of its classes."""
+    """Tasks with the classes of a prepared data set: photographs, drawings or characters."""
 
     dataset: Literal[
         "cifar100", "emnist", "kmnist", "quickdraw_bitmap", "caltech_birds2011", "oxford_flowers102", "dtd"
     ] = "cifar100"
     """A data set of `metajax data list`."""
     split: str | None = None
-    """Which of its splits by class, e.g. cifar_fs or fc100; by default its first."""
+    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100 (default: the first one)."""
     ways: int = 5
     """Classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int | None = None
-    """Images are cropped to a square and resized to so many pixels; by default what is usual for the data set."""
+    """Side in pixels to which square crops of the images are resized (default: the usual size of the data set)."""
     flip: bool | None = None
-    """Mirror images at random in training; by default where the mirror image shows the same thing."""
+    """Mirror images at random in training (default: if a mirror image belongs to the same class)."""
     shift: int = 4
-    """Move images by up to so many pixels in training."""
+    """Shift images at random by up to this number of pixels in training."""
     images: Literal["device", "host"] = "device"
-    """Where all images are kept: on the host, from where they are fetched ahead, if the device cannot hold them."""
+    """Memory for the images: device, or host for images that do not fit on the device. Training prefetches images from
+    the host."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
@@ -233,24 +236,25 @@ class Folder:
     train: Shots = Shots()
     test: Shots = Shots()
     size: int = 84
-    """Images are cropped to a square and resized to so many pixels."""
+    """Side in pixels to which square crops of the images are resized."""
     channels: Literal[1, 3] = 3
-    """Grey or colour."""
+    """Channels of the images: 1 for greyscale, 3 for colour."""
     flip: bool = True
     """Mirror images at random in training."""
     shift: int = 4
-    """Move images by up to so many pixels in training."""
+    """Shift images at random by up to this number of pixels in training."""
     split_seed: int = 0
-    """Splits the classes, where the folder does not say which are for training and which for test."""
+    """Seed of the random split of the classes, if the folder has no folders for the splits."""
     images: Literal["device", "host"] = "device"
-    """Where all images are kept: on the host, from where they are fetched ahead, if the device cannot hold them."""
+    """Memory for the images: device, or host for images that do not fit on the device. Training prefetches images from
+    the host."""
     split_lists: Path | None = None
     """A folder of published lists, train/val/test.csv (filename,label) or .txt (class names): mini-ImageNet's."""
     strict: bool = False
-    """A corrupt image is an error, and not skipped with a warning."""
+    """Report a corrupt image as an error instead of skipping it with a warning."""
 
     def __post_init__(self):
-        for name in ("source", "split_lists"):  # a run may be evaluated from another folder than it began in
+        for name in ("source", "split_lists"):  # evaluation may run in another working directory
             path = getattr(self, name)
             if path is not None:
                 object.__setattr__(self, name, Path(path).expanduser().absolute())
@@ -279,7 +283,7 @@ class Folder:
 def _augmented(
     dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int, *, on_host: bool = False
 ) -> Tasks:
-    """Samplers for every split of a data set, whose images are mirrored and moved in training."""
+    """Make samplers for every split of a data set, with images mirrored and shifted in training."""
     transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
     options = {"transform": tasks.chain(*transforms) if transforms else None}
     return _episodes(dataset, ways, train, test, {"train": options}, on_host=on_host)
@@ -294,7 +298,7 @@ def _episodes(
     *,
     on_host: bool = False,
 ) -> Tasks:
-    """Samplers for every split of a data set, with the options of each."""
+    """Make samplers for every split of a data set, with the options of each split."""
     make = host_episodes if on_host else tasks.episodes
 
     def episodes(split: str, bank: ClassBank) -> Any:
@@ -327,7 +331,10 @@ def _episodes(
 
 
 def _check_classes(dataset: data.Dataset, split: str, ways: int, turned: set[str]) -> None:
-    """Raise a `UserError` unless a split has the classes of a task; those `turned` count each class four times."""
+    """Raise a `UserError` unless a split has enough classes for a task.
+
+    In the splits of `turned`, the three rotations of a class count as additional classes.
+    """
     sizes = {name: len(bank.counts) * (4 if name in turned else 1) for name, bank in dataset.splits.items()}
     if ways <= sizes[split]:
         return
@@ -352,14 +359,14 @@ def _named(dataset: data.Dataset) -> str:
 
 
 def _held(bank: ClassBank, names: list[str]) -> str:
-    """How much, and a fingerprint: of the names and sizes of classes, and of an image of each."""
+    """Describe a class bank: its size, and a fingerprint of the names and sizes of classes and one image of each."""
     said = zlib.crc32(repr((names, bank.counts.tolist())).encode())
     said = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), said)
     return f"{bank.counts.sum()} images of {len(bank.counts)} classes ({said:08x})"
 
 
 def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
-    """Tasks whose training and test have the ways of their own that they ask for."""
+    """Return the tasks with separate ways for training and test, if `train` or `test` sets them."""
     ways = {train.ways or tasks.outputs, test.ways or tasks.outputs}
     varied = len(ways) > 1
     return tasks._replace(outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied)

@@ -1,4 +1,4 @@
-"""Meta-learners: one file each, one interface."""
+"""Meta-learners: one module for each algorithm, with a common interface."""
 
 from metajax.learners._interface import (
     Adaptation,

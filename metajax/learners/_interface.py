@@ -1,4 +1,4 @@
-"""What a meta-learner is: an estimator of a meta-gradient on one task."""
+"""The interface of meta-learners. A meta-learner estimates a meta-gradient from one task."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,11 +13,11 @@ from metajax.types import ApplyFn, LossFn, MetaParams, Metrics, Params, PyTree, 
 
 
 class Estimate(NamedTuple):
-    """What one task says; averaged over the tasks of a step, entry by entry.
+    """The meta-gradient, metrics and learner state from one task. Each field is averaged over the meta-batch.
 
     Attributes:
-        gradient: The meta-gradient, of the structure of the meta-parameters; for any optax optimiser.
-        metrics: Scalars by name, `loss` among them, measured on the query set after adaptation.
+        gradient: The meta-gradient, with the structure of the meta-parameters. Any optax optimiser can apply it.
+        metrics: Scalars by name, including `loss`, measured on the query set after adaptation.
         state: The learner's state after this task.
     """
 
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 class Adapt(Protocol):
-    """Adapt to the support set of one task; usable alone."""
+    """Adapt to the support set of one task; also useful outside training."""
 
     def __call__(
         self,
@@ -40,18 +40,18 @@ class Adapt(Protocol):
         batch_size: int | None = None,
         observe: Callable[[Params], PyTree] | None = None,
     ) -> Adapted:
-        """Return the adapted parameters, the inner optimiser's state and what `observe` saw at every step."""
+        """Return the adapted parameters, the inner optimiser's state and the values of `observe` at every step."""
         ...
 
 
 class MetaLearner(NamedTuple):
-    """Three pure functions on one task; `vmap`, `jit` and averaging over tasks are the caller's.
+    """Three pure functions on one task. The caller applies `vmap`, `jit` and the average over tasks.
 
     Attributes:
-        init: `params -> (meta_params, state)`: what is meta-learned, starting from a model's parameters, and
-            what the learner carries from step to step (`()` if nothing).
-        adapt: `(meta_params, support, rng, *, state, steps, batch_size, observe) -> Adapted`, whose parameters are the
-            model's.
+        init: `params -> (meta_params, state)`: the initial meta-parameters, made from a model's parameters, and the
+            learner's state, which is passed from meta-step to meta-step (`()` if the learner has no state).
+        adapt: `(meta_params, support, rng, *, state, steps, batch_size, observe) -> Adapted`. Its field `params` has
+            the adapted parameters of the model.
         gradient: `(meta_params, task, rng, state) -> Estimate`.
     """
 
@@ -66,16 +66,16 @@ def checked_learner(
     gradient: Callable[..., Estimate],
     entries: Collection[str] = (),
 ) -> MetaLearner:
-    """Make a learner of three functions, and check the arguments of its calls.
+    """Make a learner from three functions, and check the arguments of its calls.
 
     Args:
         init: As in `MetaLearner`.
         adapt: As in `MetaLearner`.
         gradient: As in `MetaLearner`.
-        entries: Names of the entries of the meta-parameters, if these are a dict that the learner makes.
+        entries: Names of the entries of the meta-parameters, if the learner's meta-parameters are a dict.
 
     Returns:
-        A learner that raises a `TypeError` for arguments of another form, and takes an integer seed for a key.
+        A learner that raises a `TypeError` for arguments of the wrong type, and accepts an integer seed as `rng`.
     """
 
     def check(meta_params: MetaParams) -> None:
@@ -132,12 +132,12 @@ def check_estimate(estimate: Any, meta_params: MetaParams) -> None:
 
 
 class Adaptation(NamedTuple):
-    """How the inner loop works on one task; `InnerLoop` says when it calls the functions.
+    """The inner loop's arguments for one task; `InnerLoop` describes when it calls the functions.
 
     Attributes:
-        params: What adapts, at its start.
-        view: `(params, step) -> the model's parameters`.
-        rescale: `(updates, step) -> updates`.
+        params: The initial values of the adapting parameters.
+        view: `(params, step) -> the model's parameters`. Default: identity.
+        rescale: `(updates, step) -> updates`. Default: identity.
     """
 
     params: PyTree
@@ -146,13 +146,15 @@ class Adaptation(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a relative of MAML does otherwise; `maml` takes any number of them, each working on what the last one left.
+    """A modification of MAML's inner loop.
+
+    `maml` takes any number of parts and applies them in order; each part receives the output of the previous one.
 
     Attributes:
-        name: Under which its share of the meta-parameters is kept.
-        change: `(what it meta-learned, adaptation, support) -> adaptation`.
-        init: `(model's params) -> what it meta-learns`; `None` for a part that meta-learns nothing more.
-        steps: Inner steps that the part was made for, if it has values for each step; `None` for any number.
+        name: Key of the part's meta-parameters in the dict of all meta-parameters.
+        change: `(the part's meta-parameters, adaptation, support) -> adaptation`.
+        init: `(model's params) -> the part's initial meta-parameters`; `None` for a part without meta-parameters.
+        steps: Number of inner steps that the part was made for, if it has per-step values; `None` for any number.
     """
 
     name: str
@@ -162,7 +164,7 @@ class Part(NamedTuple):
 
 
 class Ingredients(NamedTuple):
-    """What an experiment hands to a learner's settings.
+    """The arguments that an experiment passes to the `build` method of a learner's settings.
 
     Attributes:
         loss_fn: The loss on a batch.

@@ -1,4 +1,4 @@
-"""ANIL: only the head adapts in the inner loop, on features that are meta-learned."""
+"""ANIL and BOIL. ANIL adapts only the head in the inner loop; BOIL adapts all parameters except the head."""
 
 import dataclasses
 
@@ -10,16 +10,16 @@ from metajax.types import LossFn
 
 
 def only(adapts: Chooses, setting: str = "what adapts") -> Part:
-    """Let only some leaves adapt in the inner loop; the others are meta-learned and stay put there.
+    """Adapt only the leaves that a mask selects; the inner loop does not change the other leaves.
 
-    The inner gradient by the others is not computed at all.
+    The other leaves are still meta-learned. The inner gradient with respect to them is not computed.
 
     Args:
-        adapts: The leaves that adapt, as a predicate `(path, leaf) -> bool` or a pytree of bools.
-        setting: What an error calls them.
+        adapts: Mask of the leaves that adapt: a predicate `(path, leaf) -> bool` or a pytree of bools.
+        setting: Name of the mask in error messages.
 
     Returns:
-        A part for `maml`, of the name `only`, that meta-learns nothing more.
+        A part for `maml` with the name `only` and without meta-parameters.
 
     >>> only(named("head")).name
     'only'
@@ -37,11 +37,11 @@ def _called(head: str) -> str:
 
 
 def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
-    r"""Almost No Inner Loop: MAML whose inner loop adapts the head alone.
+    r"""Make the learner of Almost No Inner Loop: MAML whose inner loop adapts only the head.
 
     With :math:`\theta = (\theta_{body}, \theta_{head})` the inner step is
     :math:`\theta_{head} \leftarrow \theta_{head} - \alpha \nabla_{\theta_{head}} L(\theta_{body}, \theta_{head})`; the
-    meta-gradient is by both.
+    meta-gradient is taken with respect to both.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
@@ -66,10 +66,10 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
 
 
 def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
-    r"""Body Only update in Inner Loop: MAML whose inner loop adapts all but the head.
+    r"""Make the learner of Body Only update in Inner Loop: MAML whose inner loop adapts all parameters but the head.
 
-    The inner step is :math:`\theta_{body} \leftarrow \theta_{body} - \alpha \nabla_{\theta_{body}} L`; so features must
-    change with the task, where ANIL's are reused.
+    The inner step is :math:`\theta_{body} \leftarrow \theta_{body} - \alpha \nabla_{\theta_{body}} L`. So the features
+    must change for each task, whereas ANIL reuses the same features.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.

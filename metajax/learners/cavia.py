@@ -15,22 +15,22 @@ from metajax.types import LossFn
 
 
 def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
-    r"""Adapt a context vector alone, which shifts some leaves of the model by a meta-learned linear map of it.
+    r"""Adapt only a context vector. A meta-learned linear map of the vector is added to some leaves of the model.
 
-    A context appended to a layer's inputs is equivalent to such a map of the layer's bias. A map of the scales and
-    offsets of normalisation modulates feature maps (FiLM).
+    Adding such a map to a layer's bias is equivalent to appending the context to the layer's inputs. Adding it to the
+    scales and offsets of normalisation modulates feature maps (FiLM).
 
     Args:
-        size: Size of the context vector; it starts from 0 in every task.
-        shifts: The leaves that it shifts, as a predicate `(path, leaf) -> bool` or a pytree of bools.
+        size: Size of the context vector. The vector starts from 0 in every task.
+        shifts: Mask of the leaves that the context shifts: a predicate `(path, leaf) -> bool` or a pytree of bools.
         rng: A key for the maps' initial values, normal with standard deviation :math:`1/\sqrt{size}`.
 
     Returns:
-        A part for `maml`, of the name `context_maps`, which meta-learns `[size, ...]` for each such leaf, in the leaf's
-        dtype.
+        A part for `maml` with the name `context_maps`. It meta-learns an array `[size, ...]` for each shifted leaf, in
+        the leaf's dtype.
 
     Raises:
-        ValueError: If `size` is below 1; from the part's `init`, if no leaf is chosen.
+        ValueError: If `size` is below 1. The part's `init` raises a `ValueError` if the mask selects no leaf.
 
     >>> part = context(4, named("bias"), jax.random.key(0))
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
@@ -41,7 +41,7 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, shifts, "shifts")[0])
         if not leaves:
-            raise ValueError("a context needs leaves to shift, but none is chosen")
+            raise ValueError("a context needs leaves to shift, but the mask selects none")
         keys = jax.random.split(rng, len(leaves))
         return structure.unflatten(
             [
@@ -66,25 +66,25 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
 def cavia(
     loss_fn: LossFn, inner: InnerLoop, *parts: Part, shifts: Chooses, rng: jax.Array, size: int = 5
 ) -> MetaLearner:
-    r"""CAVIA: fast context adaptation; a few context parameters adapt, all others are shared by the tasks.
+    r"""Make the learner of CAVIA (fast context adaptation): a small context vector adapts; tasks share the parameters.
 
-    The inner step is :math:`\phi \leftarrow \phi - \alpha \nabla_\phi L(\phi, \theta)` from :math:`\phi = 0`, the
-    meta-gradient :math:`\nabla_\theta L_{query}(\phi_S, \theta)`.
+    The inner step is :math:`\phi \leftarrow \phi - \alpha \nabla_\phi L(\phi, \theta)` from :math:`\phi = 0`. The
+    meta-gradient is :math:`\nabla_\theta L_{query}(\phi_S, \theta)`.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
-        inner: The inner loop, from `inner_loop`; rates may be far larger than MAML's.
+        inner: The inner loop, from `inner_loop`. Inner learning rates may be much larger than for MAML.
         *parts: Parts to combine it with; see `maml`.
         shifts: The leaves that the context shifts; see `context`.
         rng: A key for initial values.
         size: Size of the context vector.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the model's, `"init"`, and the maps of the context, `"context_maps"`;
-        `adapt` returns the model's parameters, shifted.
+        A `MetaLearner` whose meta-parameters are `"init"`, the model's parameters, and `"context_maps"`, the linear
+        maps of the context. `adapt` returns the model's parameters with the shifts added.
 
     Raises:
-        ValueError: If `size` is below 1; from `init`, if no leaf is chosen.
+        ValueError: If `size` is below 1. The learner's `init` raises a `ValueError` if the mask selects no leaf.
 
     References:
         Zintgraf et al., `Fast Context Adaptation via Meta-Learning <https://arxiv.org/abs/1810.03642>`_, 2019.
@@ -108,8 +108,8 @@ class CAVIA:
     size: int = 5
     """Size of the context vector."""
     shifts: tuple[str, ...] = ("bias",)
-    """Names of the parameters that the context shifts: "layers/0/bias" is a context among a network's inputs; "norms"
-    modulates feature maps, by FiLM if the normalisation has scales."""
+    """Names of the parameters that the context shifts. "layers/0/bias" is equivalent to a context among the network's
+    inputs; "norms" modulates feature maps (FiLM if the normalisation has scales)."""
 
     def __post_init__(self):
         if not 1 <= self.size <= 100_000:

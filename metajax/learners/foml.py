@@ -13,18 +13,18 @@ from metajax.types import LossFn
 
 
 def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
-    r"""First-order meta-learning by the last gradient: Reptile's relative that keeps only :math:`g_S` of its sum.
+    r"""Make the learner of FOML. Its meta-gradient is the last inner gradient, the last term of Reptile's sum.
 
-    The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`, on the whole support set even if the inner loop takes
-    minibatches; the authors' code takes the last minibatch, or examples kept apart for it.
-    (First-order MAML takes it on the query set, after the last step; that is `maml` with a first-order inner loop.)
+    The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`. It is computed on the whole support set, even if the
+    inner loop uses minibatches; the authors' code uses the last minibatch, or separate examples. First-order MAML
+    instead uses the gradient on the query set after the last step; use `maml` with a first-order inner loop for it.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`, of at least one step.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation. The query set is only looked at for the metrics.
+        A `MetaLearner` whose meta-parameters are the initialisation. The query set is used only for the metrics.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
@@ -42,7 +42,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
-        raise ValueError("the last inner gradient needs at least one inner step")
+        raise ValueError("FOML needs at least one inner step, because it uses the last inner gradient")
 
     def adapt(meta_params, support, rng, *, state=(), **options):
         return inner.run(loss_fn, meta_params, support, rng, **options)
@@ -52,7 +52,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         before = adapt(meta_params, task.support, support_key, steps=inner.steps - 1)
         grads = jax.grad(lambda params: evaluate_loss(loss_fn, params, task.support, support_key)[0])(before.params)
         fast, slow = inner.split(grads)
-        grads = merge(fast, jax.tree.map(jnp.zeros_like, slow))  # what does not adapt has no inner gradient
+        grads = merge(fast, jax.tree.map(jnp.zeros_like, slow))  # leaves that do not adapt have no inner gradient
         after = adapt(before.params, task.support, support_key, steps=1, opt_state=before.opt_state)
         _, metrics = evaluate_loss(loss_fn, after.params, task.query, query_key)
         return Estimate(grads, metrics, ())

@@ -1,4 +1,4 @@
-"""iMAML: the meta-gradient by implicit differentiation of a proximal inner problem."""
+"""iMAML: compute the meta-gradient by implicit differentiation of a proximal inner problem."""
 
 import dataclasses
 
@@ -24,28 +24,31 @@ def imaml(
     damping: float = 0.0,
     pull_once: bool = False,
 ) -> MetaLearner:
-    r"""Implicit MAML: what the inner loop does on the way is neither stored nor differentiated.
+    r"""Make the learner of implicit MAML, which neither stores nor differentiates the steps of the inner loop.
 
-    The inner loop minimises :math:`L_{support}(\phi) + \frac{\lambda}{2} \lVert \phi - \theta \rVert^2` from
-    :math:`\theta` to about :math:`\phi^*`, where the meta-gradient is
-    :math:`\left(I + \frac{1}{\lambda} \nabla^2 L_{support}(\phi^*)\right)^{-1} \nabla L_{query}(\phi^*)`, solved by
-    a few steps of conjugate gradients on Hessian-vector products. Memory does not grow with the inner steps.
+    The inner loop starts from :math:`\theta` and approximately minimises
+    :math:`L_{support}(\phi) + \frac{\lambda}{2} \lVert \phi - \theta \rVert^2`. At the minimum :math:`\phi^*` the
+    meta-gradient is
+    :math:`\left(I + \frac{1}{\lambda} \nabla^2 L_{support}(\phi^*)\right)^{-1} \nabla L_{query}(\phi^*)`. A few steps
+    of conjugate gradients on Hessian-vector products solve this linear system. Memory does not grow with the number of
+    inner steps.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`, with as many steps as the inner problem needs.
-        strength: :math:`\lambda`, of the pull towards the initialisation.
+        strength: :math:`\lambda`, the strength of the proximal term, which pulls the parameters towards the
+            initialisation.
         cg_steps: Steps of conjugate gradients.
-        damping: Added to :math:`\lambda` where the Hessian is divided by it: keeps the system positive where the
-            Hessian is not.
-        pull_once: Adapt to the support loss alone, then take one step on the pull, from a fresh state of the inner
-            optimiser, in training and in evaluation. The authors' code does so by SGD; it solves the system with a
-            damping of λ + 20 and scales the gradient by one half. The result is not a minimum of the inner problem, and
-            the meta-gradient is a heuristic.
+        damping: Added to :math:`\lambda` in the factor :math:`1/\lambda` of the Hessian. It keeps the system positive
+            definite where the Hessian is not.
+        pull_once: Adapt to the support loss only. Then take one step on the proximal term, from a fresh state of the
+            inner optimiser, both in training and in evaluation. The authors' code does so with SGD; it solves the
+            system with a damping of λ + 20 and scales the gradient by one half. The result is not a minimum of the
+            inner problem, so the meta-gradient is a heuristic.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt get the implicit
-        gradient too, the mixed second derivatives' share included.
+        A `MetaLearner` whose meta-parameters are the initialisation. Leaves that do not adapt also receive the implicit
+        gradient, including the term with mixed second derivatives.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
@@ -63,7 +66,7 @@ def imaml(
     """
     check_loss(loss_fn)
     check_inner_loop(inner)
-    strength, damping = float(strength), float(damping)  # Python's floats do not promote the parameters' dtype
+    strength, damping = float(strength), float(damping)  # Python floats do not promote the parameters' dtype
     if strength <= 0 or damping < 0 or cg_steps < 1:
         raise ValueError(
             "strength must be positive, damping not negative and cg_steps at least 1, "
@@ -100,12 +103,12 @@ def imaml(
         support_gradient = jax.grad(lambda params: evaluate_loss(loss_fn, params, task.support, support_key)[0])
         by_fast, by_slow = inner.split(grads)
 
-        def hessian_times(fast):  # by all parameters, along those that adapt
+        def hessian_times(fast):  # rows of all parameters; `fast` is a direction of the adapting parameters
             nothing = jax.tree.map(jnp.zeros_like, inner.split(adapted)[1])
             product = jax.jvp(support_gradient, (adapted,), (merge(fast, nothing),))[1]
             return jax.tree.map(lambda leaf: leaf / (strength + damping), product)
 
-        # Conjugate gradients need one dtype for all leaves, and lose their way in fewer digits than float32 has.
+        # Conjugate gradients need one dtype for all leaves, and do not converge with less precision than float32.
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(by_fast))
 
         def matrix(fast):
@@ -125,13 +128,14 @@ class IMAML:
     """iMAML as settings."""
 
     strength: float = 2.0
-    """Of the pull towards the initialisation, λ."""
+    """λ, the strength of the proximal term, which pulls the parameters towards the initialisation."""
     cg_steps: int = 5
     """Steps of conjugate gradients."""
     damping: float = 0.0
-    """Added to λ where the Hessian is divided by it."""
+    """Added to λ in the factor 1/λ of the Hessian."""
     pull_once: bool = False
-    """Adapt without the pull, then take one step on it, in training and in evaluation, as the authors' code does."""
+    """Adapt without the proximal term, then take one step on that term, in training and in evaluation, as the authors'
+    code does."""
 
     def __post_init__(self):
         if not 1 <= self.cg_steps <= 10_000:

@@ -1,4 +1,4 @@
-"""Low-rank adaptation in the inner loop: chosen matrices adapt by a product of two thin ones."""
+"""Low-rank adaptation in the inner loop: each update of a weight matrix is a product of two thin matrices."""
 
 import dataclasses
 
@@ -15,22 +15,24 @@ from metajax.types import LossFn
 
 
 def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
-    r"""Adapt some weights :math:`W` as :math:`W + A B` with thin :math:`A`, :math:`B`; the rest stays put.
+    r"""Adapt some weights :math:`W` as :math:`W + A B` with thin :math:`A`, :math:`B`; other parameters do not adapt.
 
-    A kernel of more than two axes counts as a matrix from all but its last axis to the last.
+    A kernel with more than two axes is reshaped to a matrix: the last axis gives the columns, all others the rows.
 
     Args:
         rank: Columns of :math:`A` and rows of :math:`B`.
-        adapts: The weights, as a predicate `(path, leaf) -> bool` or a pytree of bools; each of two axes or more.
-        rng: A key for :math:`A`'s initial values, normal with standard deviation :math:`1/\sqrt{inputs}`; :math:`B`
-            starts from 0, so that nothing is changed at first.
+        adapts: Mask of the weights: a predicate `(path, leaf) -> bool` or a pytree of bools. Each selected weight must
+            have at least two axes.
+        rng: A key for :math:`A`'s initial values, normal with standard deviation :math:`1/\sqrt{inputs}`. :math:`B`
+            starts from 0, so the initial update :math:`A B` is 0.
 
     Returns:
-        A part for `maml`, of the name `low_rank`, which meta-learns the initial :math:`A` and :math:`B` of each weight,
+        A part for `maml` with the name `low_rank`. It meta-learns the initial :math:`A` and :math:`B` of each weight,
         in the weight's dtype.
 
     Raises:
-        ValueError: If `rank` is below 1; from the part's `init`, if no weight is chosen, or a vector.
+        ValueError: If `rank` is below 1. The part's `init` raises a `ValueError` if the mask selects no weight, or a
+            vector.
 
     >>> part = low_rank(2, named("kernel"), jax.random.key(0))
     >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
@@ -41,7 +43,7 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, adapts, "adapts")[0])
         if not leaves or any(jnp.ndim(leaf) < 2 for leaf in leaves):
-            raise ValueError("low-rank adaptation needs weights of two axes or more, and at least one")
+            raise ValueError("low-rank adaptation needs at least one weight, and only weights of two axes or more")
         pairs = []
         for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True):
             inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]
@@ -64,10 +66,10 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
 def lora(
     loss_fn: LossFn, inner: InnerLoop, *parts: Part, adapts: Chooses, rng: jax.Array, rank: int = 4
 ) -> MetaLearner:
-    r"""MAML that adapts chosen weights by updates of low rank alone.
+    r"""Make the learner of MAML whose inner loop adapts some weights by low-rank updates, and no other parameters.
 
-    The inner loop runs on :math:`A, B` of :math:`W = W_0 + A B`; :math:`W_0`, all other parameters and the initial
-    :math:`A, B` are meta-learned, differentiated through the inner loop.
+    The inner loop adapts :math:`A, B` of :math:`W = W_0 + A B`. The meta-parameters are :math:`W_0`, all other
+    parameters and the initial :math:`A, B`; their meta-gradient is differentiated through the inner loop.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
@@ -78,11 +80,12 @@ def lora(
         rank: Rank of the updates.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the model's, `"init"`, and the initial factors, `"low_rank"`; `adapt`
-        returns the model's parameters, updates added.
+        A `MetaLearner` whose meta-parameters are `"init"`, the model's parameters, and `"low_rank"`, the initial
+        factors. `adapt` returns the model's parameters with the updates added.
 
     Raises:
-        ValueError: If `rank` is below 1; from `init`, if no weight is chosen, or one is a vector.
+        ValueError: If `rank` is below 1. The learner's `init` raises a `ValueError` if the mask selects no weight, or a
+            vector.
 
     References:
         Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, 2021.

@@ -1,4 +1,4 @@
-"""MAML: differentiate the query loss through the inner loop; and the seam for its relatives."""
+"""MAML: differentiate the query loss through the inner loop. Other learners modify MAML by a `Part`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,24 +19,25 @@ def maml(
     step_weights: Callable[[jax.Array], jax.Array] | None = None,
     second_order_from: int = 0,
 ) -> MetaLearner:
-    r"""Model-agnostic meta-learning, of second or first order, and the base of its relatives.
+    r"""Make the learner of model-agnostic meta-learning, second-order or first-order, with optional modifications.
 
-    The meta-gradient of a task is :math:`\nabla_\theta L_{query}(U_S(\theta))`, with :math:`U_S` the inner loop on
-    the support set. An inner loop made with `first_order=True` gives first-order MAML: the Jacobian of
-    :math:`U_S` is replaced by the identity. With no inner steps it is joint training on all tasks.
+    The meta-gradient of a task is :math:`\nabla_\theta L_{query}(U_S(\theta))`, where :math:`U_S` is the inner loop on
+    the support set. An inner loop made with `first_order=True` gives first-order MAML: the Jacobian of :math:`U_S` is
+    replaced by the identity. With 0 inner steps MAML is joint training on all tasks.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
         inner: The inner loop, from `inner_loop`.
-        *parts: What is done otherwise: which parameters adapt, learned rates, and so on; each relative of MAML is
-            a part or two, and they combine.
-        step_weights: MAML++'s multi-step loss: `meta-steps done -> weights float[steps]` of the query losses after
-            each inner step, whose sum is then the meta-loss.
-        second_order_from: First order until so many meta-steps are done.
+        *parts: Modifications of the inner loop: which parameters adapt, learned rates, and so on. ANIL, Meta-SGD and
+            other variants of MAML are one or two parts. Parts can be combined.
+        step_weights: MAML++'s multi-step loss: `completed meta-steps -> weights float[steps]`. The meta-loss is the
+            weighted sum of the query losses after each inner step.
+        second_order_from: First-order until meta-step `second_order_from`, then second-order.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation, or, if parts meta-learn more, a dict of it as
-        `"init"` and theirs by name. It carries the count of meta-steps if anything depends on it, else nothing.
+        A `MetaLearner` whose meta-parameters are the initialisation. If parts have meta-parameters, it is a dict with
+        the initialisation as `"init"` and each part's meta-parameters under its name. The learner's state is the number
+        of completed meta-steps if `step_weights` or `second_order_from` is set, else `()`.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
@@ -62,7 +63,7 @@ def maml(
             raise TypeError(f"a modification of MAML is a metajax.Part, got {describe(part)}")
     names = [part.name for part in parts]
     if len({"init", *names}) <= len(names):
-        raise ValueError(f"parts need names of their own, other than init, got {', '.join(names)}")
+        raise ValueError(f"parts need different names, other than init, got {', '.join(names)}")
     _check_steps(inner.steps, parts, step_weights)
     counts = step_weights is not None or second_order_from > 0
     more = {part.name: part.init for part in parts if part.init is not None}
@@ -118,12 +119,12 @@ def maml(
 
 
 def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[jax.Array], jax.Array] | None) -> None:
-    """Raise a `ValueError` if something has values for each inner step, and another number of them."""
+    """Raise a `ValueError` if a part or `step_weights` has per-step values for a number of steps other than `steps`."""
     for part in parts:
         if part.steps not in (None, steps):
             raise ValueError(
-                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: give "
-                "both the same number"
+                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: use "
+                "the same number for both"
             )
     if step_weights is None:
         return
@@ -136,7 +137,7 @@ def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[ja
 
 @dataclasses.dataclass(frozen=True)
 class MAML:
-    """MAML as settings; `inner.first_order` makes it first-order MAML, `inner.steps = 0` joint training."""
+    """MAML as settings. `inner.first_order` gives first-order MAML; `inner.steps = 0` gives joint training."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

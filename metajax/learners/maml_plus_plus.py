@@ -1,4 +1,4 @@
-"""MAML++: learned rates per layer and step, a multi-step loss, values per step for normalisation, annealed order."""
+"""MAML++: per-layer per-step rates, a multi-step loss, per-step normalisation offsets, first order at the start."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from metajax.types import LossFn
 
 
 def _norms(path: str, leaf: Any) -> bool:
-    """Normalisation, where there is any."""
+    """Return whether a leaf belongs to a normalisation layer; a model may have none."""
     return named("norms")(path, leaf)
 
 
 def rates_per_layer_and_step(steps: int) -> Part:
-    """Multiply each leaf's inner update by a factor of the leaf and the step, meta-learned from 1 on.
+    """Multiply the inner update by a meta-learned factor for each leaf and inner step. The factors start at 1.
 
     Args:
-        steps: Inner steps in training, which must be those of the inner loop. In evaluation later steps use the factors
-            of the last one.
+        steps: Inner steps in training; must equal the `steps` of the inner loop. In evaluation all later steps use the
+            factors of the last training step.
 
     Returns:
-        A part for `maml`, of the name `step_rates`, which meta-learns `[steps]` factors for each leaf, in the leaf's
+        A part for `maml` with the name `step_rates`. It meta-learns factors `[steps]` for each leaf, in the leaf's
         dtype.
 
     Raises:
@@ -58,21 +58,22 @@ def _check_steps(name: str, steps: int) -> None:
 
 
 def values_per_step(chooses: Chooses, steps: int) -> Part:
-    """Give some leaves a meta-learned value for each inner step, instead of adapting them: offsets of normalisation.
+    """Give some leaves a meta-learned value for each inner step instead of adapting them.
 
-    Statistics per step need nothing more: they are those of the batch at hand, at every step.
+    MAML++ uses it for the offsets of normalisation. MAML++'s per-step normalisation statistics need no extra code,
+    because metajax always normalises by the statistics of the current batch.
 
     The query loss after `s` steps uses value `s`. The authors' code has `steps` values, not `steps + 1`, and evaluates
-    the query set with the value that the support set used before the last update; metajax differs on purpose, so that
-    the value fits the features that the query set has.
+    the query set with the value that the support set used before the last update. metajax differs on purpose: its value
+    `s` is trained with the features after `s` steps.
 
     Args:
-        chooses: The leaves, as a predicate `(path, leaf) -> bool` or a pytree of bools.
-        steps: Inner steps in training, which must be those of the inner loop. In evaluation later steps use the values
-            of the last one.
+        chooses: Mask of the leaves: a predicate `(path, leaf) -> bool` or a pytree of bools.
+        steps: Inner steps in training; must equal the `steps` of the inner loop. In evaluation all later steps use the
+            last value.
 
     Returns:
-        A part for `maml`, of the name `per_step`, which meta-learns `[steps + 1, ...]` for each such leaf.
+        A part for `maml` with the name `per_step`. It meta-learns `[steps + 1, ...]` for each selected leaf.
 
     Raises:
         ValueError: If `steps` is below 1.
@@ -100,15 +101,15 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
 
 
 def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
-    """Weights of a multi-step loss: equal at first, then ever more on the last step.
+    """Return a schedule for the weights of a multi-step loss: equal at first, then shifted to the last inner step.
 
     Args:
         steps: Inner steps.
-        over: Meta-steps over which the weights of all but the last step fall linearly, to 3 % of their first value.
-            From meta-step `over` on they are 0, and the last step's weight is 1, as in the authors' code.
+        over: Meta-steps over which the weights of all inner steps but the last fall linearly to 3 % of their initial
+            value. From meta-step `over` on these weights are 0 and the last weight is 1, as in the authors' code.
 
     Returns:
-        `meta-steps done -> float32[steps]`, whose sum is 1.
+        `completed meta-steps -> float32[steps]`; the weights sum to 1.
 
     Raises:
         ValueError: If a count is below 1.
@@ -136,23 +137,24 @@ def maml_plus_plus(
     anneal_loss: int = 5_000,
     second_order_from: int = 0,
 ) -> MetaLearner:
-    r"""MAML++, put together of its parts.
+    r"""Make the learner of MAML++: `maml` with the parts of MAML++.
 
-    The inner step is :math:`\phi_l \leftarrow \phi_l - \alpha_{l,s} \nabla_{\phi_l} L(\phi; b_s)` with a rate for each
-    layer :math:`l` and step :math:`s` and offsets of normalisation :math:`b_s` for each step; the meta-loss is
-    :math:`\sum_s v_s L_{query}(\phi_s)` with weights annealed towards the last step. All rates, offsets and the
-    initialisation are meta-learned. The cosine rate is the outer optimiser's.
+    The inner step is :math:`\phi_l \leftarrow \phi_l - \alpha_{l,s} \nabla_{\phi_l} L(\phi; b_s)`, with a rate for each
+    layer :math:`l` and step :math:`s`, and per-step normalisation offsets :math:`b_s`. The meta-loss is
+    :math:`\sum_s v_s L_{query}(\phi_s)`, with weights annealed towards the last step. The rates, the offsets and the
+    initialisation are meta-learned. MAML++'s cosine schedule is a setting of the outer optimiser.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
         *parts: Parts to combine it with; see `maml`.
-        per_step: Leaves with a value for each inner step, which do not adapt.
+        per_step: Mask of the leaves that have per-step values and do not adapt.
         anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed.
-        second_order_from: First order until so many meta-steps are done.
+        second_order_from: First-order until meta-step `second_order_from`, then second-order.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are `"init"`, `"step_rates"` and `"per_step"`; it counts meta-steps.
+        A `MetaLearner` whose meta-parameters are `"init"`, `"step_rates"` and `"per_step"`. The learner's state is the
+        number of completed meta-steps.
 
     References:
         Antoniou et al., `How to Train Your MAML <https://arxiv.org/abs/1810.09502>`_, 2018.
@@ -182,11 +184,11 @@ class MAMLPlusPlus:
     """MAML++ as settings."""
 
     per_step: tuple[str, ...] | None = None
-    """Names of parameters with a value for each inner step, which do not adapt; by default "norms", where there are."""
+    """Names of parameters that have per-step values and do not adapt. Default: "norms", if the model has them."""
     anneal_loss: int = 5_000
-    """Meta-steps over which the multi-step loss moves to the last step."""
+    """Meta-steps over which the weights of the multi-step loss are annealed towards the last step."""
     second_order_from: int = 0
-    """First order until so many meta-steps are done."""
+    """First-order until this meta-step, then second-order."""
 
     def __post_init__(self):
         if not 1 <= self.anneal_loss < 2**31:

@@ -13,11 +13,11 @@ from metajax.types import LossFn
 
 
 def learned_rates() -> Part:
-    """Multiply each parameter's inner update by a factor of its own, of either sign, that is meta-learned from 1 on.
+    """Multiply each parameter's inner update by a meta-learned factor. The factors start at 1 and may become negative.
 
     Returns:
-        A part for `maml`, of the name `rates`. Its factors are those of the model's
-        parameters, so it does not combine with parts that adapt something else, a context or low-rank factors.
+        A part for `maml` with the name `rates`. It has one factor for each of the model's parameters. So it cannot be
+        combined with parts that adapt other arrays, such as a context or low-rank factors.
 
     >>> learned_rates().init({"w": 3.0})
     {'w': Array(1., dtype=float32, weak_type=True)}
@@ -32,10 +32,10 @@ def learned_rates() -> Part:
 
 
 def diagonal_preconditioner() -> Part:
-    r"""Multiply each parameter's inner update by a positive factor :math:`e^p`, :math:`p` meta-learned from 0 on.
+    r"""Multiply each parameter's inner update by a positive factor :math:`e^p`. The meta-learned :math:`p` starts at 0.
 
     Returns:
-        A part for `maml`, of the name `log_diagonal`.
+        A part for `maml` with the name `log_diagonal`.
 
     >>> diagonal_preconditioner().init({"w": 3.0})
     {'w': Array(0., dtype=float32, weak_type=True)}
@@ -51,19 +51,20 @@ def diagonal_preconditioner() -> Part:
 
 
 def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:
-    r"""Meta-SGD: MAML that also meta-learns the inner rate of every parameter.
+    r"""Make the learner of Meta-SGD: MAML that also meta-learns the inner learning rate of every parameter.
 
-    The inner step is :math:`\phi \leftarrow \phi - \alpha \circ \nabla L(\phi)`, the meta-gradient by
-    :math:`\theta` and :math:`\alpha`. Here :math:`\alpha` is the inner optimiser's rate times a factor that starts at
-    1, so that one outer rate does for both, and the inner optimiser may be any.
+    The inner step is :math:`\phi \leftarrow \phi - \alpha \circ \nabla L(\phi)`. The meta-gradient is taken with
+    respect to :math:`\theta` and :math:`\alpha`. In metajax :math:`\alpha` is the inner optimiser's learning rate times
+    a factor that starts at 1. So one outer learning rate suits both :math:`\theta` and the factors, and the inner
+    optimiser may be any optax optimiser.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
-        inner: The inner loop, from `inner_loop`; the paper's is one step of SGD.
+        inner: The inner loop, from `inner_loop`. The paper uses one step of SGD.
         *parts: Parts to combine it with; see `maml`.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation, `"init"`, and the factors, `"rates"`.
+        A `MetaLearner` whose meta-parameters are `"init"`, the initialisation, and `"rates"`, the factors.
 
     References:
         Li et al., `Meta-SGD: Learning to Learn Quickly for Few-Shot Learning
@@ -82,7 +83,7 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:
 
 @dataclasses.dataclass(frozen=True)
 class MetaSGD:
-    """Meta-SGD as settings; `inner.learning_rate` is where its rates start."""
+    """Meta-SGD as settings. Its learned rates start at `inner.learning_rate`."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

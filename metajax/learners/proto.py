@@ -1,4 +1,4 @@
-"""Prototypes: prototypical networks, and MAML whose head starts from them."""
+"""Prototypical networks, and Proto-MAML, whose head starts from class prototypes."""
 
 import dataclasses
 
@@ -17,19 +17,19 @@ from metajax.types import ApplyFn, Batch, LossFn
 def prototypes(embed: ApplyFn, head: str = "head") -> Part:
     r"""Start the head, a linear layer, from the prototypes of the support set, the classes' mean features.
 
-    Its kernel starts as :math:`2 c_k` and its bias as :math:`-\lVert c_k \rVert^2`, so that logits are minus the
-    squared distances to the prototypes, up to a constant. The meta-gradient also flows through them; of the model's own
-    head only the size counts.
+    The kernel starts as :math:`2 c_k` and the bias as :math:`-\lVert c_k \rVert^2`, so that the logits are the negative
+    squared distances to the prototypes, up to a constant. The meta-gradient also flows through the prototypes. The
+    values of the model's head are not used, only their shapes.
 
-    The support set is embedded in a batch of its own: with batch normalisation it is normalised by its own statistics,
-    in training and in evaluation, as in the other learners.
+    The support set is embedded as one batch, without the query set. With batch normalisation it is normalised by its
+    own statistics, in training and in evaluation, as in the other learners.
 
     Args:
-        embed: `(params, x, rng) -> features [examples, size]`, what goes into the head; see `models.features`.
+        embed: `(params, x, rng) -> features [examples, size]`, the inputs of the head; see `models.features`.
         head: Path of the head among the parameters, with leaves `kernel [size, ways]` and `bias [ways]`.
 
     Returns:
-        A part for `maml`, of the name `prototypes`, that meta-learns nothing more. The support set must be a `Batch`.
+        A part for `maml` with the name `prototypes` and without meta-parameters. The support set must be a `Batch`.
 
     >>> prototypes(lambda params, x, rng: x).name
     'prototypes'
@@ -47,14 +47,14 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         if jnp.ndim(support.y) != 1 or not jnp.issubdtype(jnp.result_type(support.y), jnp.integer):
             shape, dtype = jnp.shape(support.y), jnp.result_type(support.y)
             raise ValueError(f"prototypes need integer labels [examples], got {dtype}{list(shape)}")
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 could not count more than 256 examples
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums in bfloat16 cannot count beyond 256
         members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
         if support.mask is not None:
             members = members * support.mask[:, None].astype(x.dtype)
         centres = (members.T @ x) / jnp.maximum(members.sum(0), 1)[:, None]
         kernel = leaves[f"{head}/kernel"]
         if centres.T.shape != kernel.shape:
-            raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is of another layer")
+            raise ValueError(f"features {x.shape} do not fit {head}/kernel {kernel.shape}: embed is for another layer")
         start = {f"{head}/kernel": 2 * centres.T, f"{head}/bias": -jnp.square(centres).sum(-1)}
 
         def started(path, leaf):
@@ -66,15 +66,15 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
 
 
 def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, head: str = "head") -> MetaLearner:
-    r"""Proto-MAML: MAML whose head starts from the prototypes of each task.
+    r"""Make the learner of Proto-MAML: MAML whose head starts from the prototypes of each task.
 
-    The inner loop starts from :math:`(\theta_{body}, 2 c_k, -\lVert c_k \rVert^2)` and adapts all of it.
+    The inner loop starts from :math:`(\theta_{body}, 2 c_k, -\lVert c_k \rVert^2)` and adapts all parameters.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
         inner: The inner loop, from `inner_loop`.
         *parts: Parts to combine it with; see `maml`.
-        embed: The features that go into the head; see `prototypes`.
+        embed: The function that computes the inputs of the head; see `prototypes`.
         head: Path of the head among the parameters.
 
     Returns:
@@ -95,20 +95,22 @@ def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, 
 def prototypical_network(
     loss_fn: LossFn, *, embed: ApplyFn, head: str = "head", inner: InnerLoop | None = None
 ) -> MetaLearner:
-    r"""Prototypical networks: classify by the nearest class mean in a meta-learned feature space; no inner steps.
+    r"""Make the learner of prototypical networks, which classify by the nearest class mean in a learned feature space.
 
-    The meta-gradient is that of the query loss of
-    :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Evaluated with inner steps, they
-    fine-tune.
+    Training uses no inner steps. The meta-gradient is the gradient of the query loss of
+    :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Inner steps in evaluation fine-tune the
+    network on the support set.
 
-    With batch normalisation the authors' code differs: in training it normalises support and query set in one batch, in
-    evaluation by running statistics. Here each set is normalised by its own statistics, as in the other learners.
+    With batch normalisation the authors' code differs from metajax. In training it normalises the support and query
+    sets in one batch, in evaluation by running statistics. metajax normalises each set by its own statistics, as in the
+    other learners.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
-        embed: The features that go into the head; see `prototypes`.
+        embed: The function that computes the inputs of the head; see `prototypes`.
         head: Path of the head among the parameters.
-        inner: A loop of 0 steps that says how they fine-tune; by default by SGD at a rate of 0.01.
+        inner: An inner loop of 0 steps that defines how evaluation fine-tunes. Default: SGD with a learning rate of
+            0.01.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the model's.
@@ -146,7 +148,7 @@ class ProtoMAML:
 
 @dataclasses.dataclass(frozen=True)
 class PrototypicalNetwork:
-    """Prototypical networks as settings; with `inner.steps = 0`. More steps in evaluation fine-tune."""
+    """Prototypical networks as settings. `inner.steps` must be 0; inner steps in evaluation fine-tune the network."""
 
     head: str = "head"
     """Path of the head, a linear layer, among the parameters."""

@@ -11,28 +11,28 @@ from metajax.types import LossFn
 
 
 def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False) -> MetaLearner:
-    r"""Reptile: the meta-gradient of a task is minus its parameter delta, :math:`\theta - U_S(\theta)`.
+    r"""Make the learner of Reptile. Its meta-gradient is the negative parameter change, :math:`\theta - U_S(\theta)`.
 
-    Averaged over tasks and applied by SGD with rate :math:`\epsilon`, that is the paper's
-    :math:`\theta \leftarrow \theta + \epsilon \frac{1}{n} \sum_i (U_i(\theta) - \theta)`, with a rate annealed
-    linearly from 1 to 0; any other optax optimiser may take its place. The query set is only looked at for
-    the metrics.
+    Averaged over tasks and applied by SGD with rate :math:`\epsilon`, it gives the paper's update
+    :math:`\theta \leftarrow \theta + \epsilon \frac{1}{n} \sum_i (U_i(\theta) - \theta)`. The paper anneals
+    :math:`\epsilon` linearly from 1 to 0. Any other optax optimiser may replace SGD. The query set is used only for the
+    metrics.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
-        inner: The inner loop, from `inner_loop`; the paper's takes minibatches of the support set with Adam, β₁ = 0.
+        inner: The inner loop, from `inner_loop`. The paper uses minibatches of the support set and Adam with β₁ = 0.
         carry_optimizer: Keep the inner optimiser's state from meta-step to meta-step and into evaluation. The authors'
-            code hands the state from task to task; here all tasks of a meta-step start from the same state, and the
-            next meta-step starts from the average of their last states. `adapt` without a state starts from a fresh
-            one.
+            code passes the state from task to task. In metajax all tasks of a meta-step start from the same state, and
+            the next meta-step starts from the average of their final states. `adapt` without a state starts from a
+            fresh state.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation, and whose state is the inner optimiser's
-        when it is carried.
+        A `MetaLearner` whose meta-parameters are the initialisation. The learner's state is the inner optimiser's state
+        if `carry_optimizer` is set, else `()`.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
-        ValueError: If it has no steps.
+        ValueError: If `inner` has no steps.
 
     References:
         Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018.
@@ -47,7 +47,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
     check_loss(loss_fn)
     check_inner_loop(inner)
     if inner.steps < 1:
-        raise ValueError("Reptile moves towards what inner steps reach: it needs at least one")
+        raise ValueError("Reptile needs at least one inner step, because it moves towards the adapted parameters")
 
     def init(params):
         return params, inner.init(params) if carry_optimizer else ()
@@ -71,7 +71,7 @@ class Reptile:
     """Reptile as settings."""
 
     carry_optimizer: bool = False
-    """Keep the inner optimiser's state from task to task and into evaluation, as the paper's code does."""
+    """Keep the inner optimiser's state from meta-step to meta-step and into evaluation, like the authors' code."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

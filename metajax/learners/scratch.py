@@ -1,4 +1,4 @@
-"""Training from scratch: the baseline that learns nothing across tasks."""
+"""Training from scratch: a baseline without meta-learning."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ from metajax.types import LossFn
 
 
 def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
-    r"""Train on each task alone, from the initial values that the model came with.
+    r"""Make a baseline learner that trains on each task separately, from the model's initial parameters.
 
-    The meta-gradient is 0, so the initialisation stays what it was; what a meta-learner reaches beyond
-    :math:`L_{query}(U_S(\theta_0))` it has learned from other tasks.
+    The meta-gradient is 0, so the initialisation never changes. If a meta-learner reaches a lower query loss than
+    :math:`L_{query}(U_S(\theta_0))`, the difference comes from the other tasks.
 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
@@ -52,7 +52,7 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
-    """Training from scratch as settings; one meta-step is enough, since nothing is learned in it."""
+    """Training from scratch as settings. One meta-step is enough, because meta-steps do not change the parameters."""
 
     def build(self, given: Ingredients) -> MetaLearner:
         """Make the learner."""

@@ -1,4 +1,4 @@
-"""Models as Flax NNX modules, and the adapter that turns any module into pure functions."""
+"""Models as Flax NNX modules, and `functional`, which converts a module into a pure function and its parameters."""
 
 from metajax.models.conv4 import Conv4
 from metajax.models.functional import features, functional

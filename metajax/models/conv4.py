@@ -12,17 +12,17 @@ from metajax.models.layers import BatchNorm, Conv, NormKind, convolve_and_pool, 
 class Conv4(nnx.Module):
     """Four blocks of 3×3 convolution, normalisation and ReLU, then a linear layer.
 
-    The Omniglot form (the default: 64 channels, stride 2, mean over space) and the mini-ImageNet form
-    (`channels=32, pool=True`: stride 1, 2×2 max-pooling, features flattened).
+    The default is the Omniglot variant: 64 channels, stride 2, mean over space. `channels=32, pool=True` is the
+    mini-ImageNet variant: stride 1, 2×2 max-pooling, features flattened.
 
     Args:
         outputs: Size of the output: the ways.
         image_shape: `(height, width, channels)` of an image.
         channels: Channels of each block.
-        pool: The mini-ImageNet form.
-        norm: By the statistics of the batch at hand, or by groups of channels.
-        use_scale: Whether batch normalisation learns a scale as well as an offset; MAML's code does not.
-        rngs: Source of the initial values.
+        pool: Whether to use the mini-ImageNet variant.
+        norm: Normalisation by the statistics of the current batch, or by groups of channels.
+        use_scale: Whether batch normalisation learns a scale as well as an offset. MAML's code learns only an offset.
+        rngs: Random streams for the initial values.
 
     References:
         Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016; Finn et al.,
@@ -56,11 +56,11 @@ class Conv4(nnx.Module):
         self.pool = pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
         images = x.shape
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
-                # An increasing line commutes with the maximum: do it on a quarter of the values.
+                # An increasing affine map commutes with the maximum, so apply it to the pooled quarter of the values.
                 x, moments = convolve_and_pool(conv, x)
                 factor, shift = norm.line(*moments)
                 x = (x * factor + shift).astype(jnp.result_type(x, norm.offset[...]))

@@ -1,4 +1,4 @@
-"""Turn a module of any kind into a pure function and its parameters."""
+"""Convert an NNX module, a Linen module or a pair `(init, apply)` into a pure function and its parameters."""
 
 import functools
 import inspect
@@ -19,35 +19,36 @@ from metajax.types import ApplyFn, Params, PyTree
 
 
 def functional(module: Any, *init_args: Any, **options: Any) -> tuple[ApplyFn, Params]:
-    """Turn a model into a pure `apply(params, x, rng)` and its parameters, a pytree of arrays.
+    """Convert a model into a pure function `apply(params, x, rng)` and its parameters, a pytree of arrays.
 
     Args:
         module: One of
             an NNX module, called as `module(x, **options)`;
-            a Linen module, with `init_args = (key, x, ...)` and `options` for its `init`; a dict of keys names its
-            random streams. What follows `x`, a flag `train` for example, and `options` are passed on at every call;
-            a pair `(init, apply)` of functions, with `init_args` and `options` for `init`. It is called as
+            a Linen module, with `init_args = (key, x, ...)` and `options` for its `init`. `key` may be a dict of keys
+            by the names of the random streams. The arguments after `x`, for example a flag `train`, and `options` are
+            passed at every call;
+            a pair `(init, apply)` of functions, with `init_args` and `options` for `init`. `apply` is called as
             `apply(params, x, rng)`. The `apply` of Haiku takes `rng` second: use `(init, lambda params, x, rng:
             apply(params, rng, x))`. The `init` of `jax.example_libraries.stax` returns a shape first: use `(lambda *a:
             init(*a)[1], lambda params, x, rng: apply(params, x, rng=rng))`.
-        *init_args: As above.
-        **options: As above.
+        *init_args: See `module`.
+        **options: See `module`.
 
     Returns:
-        `(apply, params)`. Everything in the module that is not a parameter is held constant, running statistics
-        included: what a forward pass writes there is dropped. `rng` feeds dropout and other noise. Without `rng` an NNX
-        module uses the streams that it was made with, the same at every call.
+        `(apply, params)`. All state of the module except the parameters is constant, including running statistics:
+        `apply` drops the changes that a forward pass makes to the state. `rng` is the key for dropout and other noise.
+        Without `rng` an NNX module uses its own random streams, with the same values at every call.
 
-        Dropout stays as the module has it. To switch off dropout alone, for evaluation, make a second pair: after
-        `module.set_attributes(nnx.Dropout, deterministic=True)` of an NNX module, with the module's own flag of a Linen
-        module. Do not use `module.eval()`: it makes batch normalisation use running statistics, which metajax never
-        updates.
+        `functional` does not change the module's dropout. To switch off only dropout, for evaluation, make a second
+        pair: for an NNX module after `module.set_attributes(nnx.Dropout, deterministic=True)`, for a Linen module with
+        the module's flag for dropout. Do not use `module.eval()`: it makes batch normalisation use running statistics,
+        which metajax never updates.
 
     Raises:
-        TypeError: If `module` is none of these, or the arguments do not fit it.
+        TypeError: If `module` is of another kind, or if the arguments do not fit it.
         ValueError: If there are no parameters, if a parameter is not a floating-point array, or if batch normalisation
-            would use running statistics that were never updated. Statistics that were updated before are a
-            `UserWarning`. `apply` checks them at its first call with inputs of a new shape.
+            would use running statistics that were never updated. For running statistics that were updated before,
+            there is only a `UserWarning`. `apply` checks the statistics at its first call with inputs of a new shape.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -98,15 +99,16 @@ def _check_params(kind: str, params: Params) -> None:
 
 
 def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
-    """What goes into a model's last layer, a linear one.
+    """Return a function that computes the inputs of a model's last layer, which must be linear.
 
     Args:
-        apply: A model `(params, x, rng) -> outputs`; an NNX module's, or your own pair's. (Linen checks shapes.)
-        head: Path of the last layer among its parameters, with leaves `kernel [size, outputs]` and maybe `bias`.
+        apply: A model `(params, x, rng) -> outputs`, from an NNX module or a pair. A Linen module does not work,
+            because Linen checks the shapes of parameters.
+        head: Path of the last layer among the parameters, with leaves `kernel [size, outputs]` and optionally `bias`.
 
     Returns:
-        `(params, x, rng) -> features [examples, size]`: the model with the identity for its last layer. It raises a
-        `ValueError` if there is no such layer.
+        `(params, x, rng) -> features [examples, size]`: the model with its last layer replaced by the identity. The
+        function raises a `ValueError` if the parameters have no such layer.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -144,7 +146,7 @@ def _from_nnx(module: nnx.Module, options: dict[str, Any]) -> tuple[ApplyFn, Par
 
 
 def _replaced(state: nnx.State, values: PyTree) -> nnx.State:
-    """Return a copy of a state that has other values."""
+    """Return a copy of an NNX state with its values replaced."""
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, values)
     return state
@@ -187,9 +189,9 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tuple) -> None:
-    """Raise a `ValueError`, or warn, where batch normalisation uses running statistics and not the batch at hand.
+    """Raise a `ValueError`, or warn, if batch normalisation uses running statistics instead of the current batch.
 
-    The traced program shows it, whatever flag or argument of a module decides it.
+    The check inspects the traced program, so it does not depend on the flags and arguments of a module.
     """
     program = jax.make_jaxpr(run)(statistics, *arguments).jaxpr
     _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
@@ -218,10 +220,10 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
 
 
 def _from_pair(apply: Callable[..., Any]) -> ApplyFn:
-    """Return the `apply` of a pair, whose errors say what it was called with."""
+    """Wrap the `apply` of a pair, so that its errors list the shapes of the arguments."""
     try:
         signature = inspect.signature(apply)
-    except ValueError:  # some compiled functions have none
+    except ValueError:  # some compiled functions have no signature
         signature = None
     if signature is not None:
         try:
@@ -252,7 +254,7 @@ def _from_pair(apply: Callable[..., Any]) -> ApplyFn:
 
 
 def _described(tree: PyTree) -> str:
-    """Return the shapes of a pytree's arrays, and other leaves as they are, in at most 200 characters."""
+    """Describe a pytree in at most 200 characters: the dtypes and shapes of arrays, and the values of other leaves."""
 
     def described(leaf):
         return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)

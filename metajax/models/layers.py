@@ -1,4 +1,4 @@
-"""The layers few-shot models are made of: convolution, normalisation without state, pooling."""
+"""Layers for few-shot models: convolution, normalisation without running statistics, pooling."""
 
 import contextlib
 import contextvars
@@ -16,24 +16,24 @@ from metajax.models.convolution import convolve
 
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
-"""Activations in use at once: about what a core's own cache holds."""
+"""Bytes of activations in a block: about the size of a core's private cache."""
 _FEW_CHANNELS = 16
-"""Channels of images below which a convolution takes less time than to store its output and read it again."""
+"""Number of input channels below which recomputing a convolution is faster than storing and reading its output."""
 _in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
 class Conv(nnx.Module):
-    """A 2-D convolution, fast in derivatives of any order and under `vmap` with weights of each task's own.
+    """A 2-D convolution that is fast in derivatives of any order and under `vmap` with per-task weights.
 
     Args:
         in_features: Input channels.
         out_features: Output channels.
         kernel_size: Side of the square kernel.
         stride: Step between outputs.
-        padding: Zeros on each side; `None` is half the kernel, rounded down, which with stride 1 and an odd side keeps
-            the size ("same").
-        use_bias: Whether to add a bias; of no use before normalisation.
-        rngs: Source of the initial values (He normal).
+        padding: Zeros on each side. `None` is half the kernel size, rounded down; with stride 1 and an odd kernel size
+            the output then has the size of the input ("same").
+        use_bias: Whether to add a bias. A bias has no effect before normalisation.
+        rngs: Random streams for the initial values (He normal).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -59,22 +59,22 @@ class Conv(nnx.Module):
         self.padding = kernel_size // 2 if padding is None else padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, height, width, in]` to `[batch, height', width', out]`."""
+        """Map `[batch, height, width, in]` to `[batch, height', width', out]`."""
         out = convolve(x, self.kernel[...], stride=self.stride, padding=self.padding)
         return out if self.bias is None else out + self.bias[...]
 
 
 class BatchNorm(nnx.Module):
-    """Normalise each channel by the statistics of the batch at hand, always; nothing is remembered.
+    """Normalise each channel by the statistics of the current batch, without running statistics.
 
-    That is what MAML does, in the inner loop, at the query and at test. Running statistics over tasks give
+    MAML normalises like this in the inner loop, on the query set and in evaluation. Running statistics over tasks give
     near-chance accuracy.
 
     Args:
         features: Channels, the last axis.
-        use_scale: Whether to learn a scale; MAML's has an offset only.
+        use_scale: Whether to learn a scale. MAML's normalisation has only an offset.
         epsilon: Added to the variance.
-        rngs: Unused; all layers are made alike.
+        rngs: Unused; all layers have the same constructor arguments.
     """
 
     def __init__(self, features: int, *, use_scale: bool = True, epsilon: float = 1e-3, rngs: nnx.Rngs):
@@ -83,13 +83,13 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Any shape with channels last; statistics over every other axis."""
+        """Normalise an array of any shape with channels last. Statistics are over all other axes."""
         axes, wide = tuple(range(x.ndim - 1)), _widened(x)
         factor, shift = self.line(wide.mean(axes), jnp.square(wide).mean(axes))
         return (wide * factor + shift).astype(jnp.result_type(x, self.offset[...]))
 
     def line(self, mean: jax.Array, mean_square: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the factor and the shift that normalise channels of these moments, in the moments' dtype.
+        """Return the factor and the shift that normalise channels with these moments, in the moments' dtype.
 
         Without a scale the factor is positive.
         """
@@ -99,13 +99,13 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalise groups of channels of each example alone, so that no example sees another.
+    """Normalise groups of channels of each example separately, so that no example influences another.
 
     Args:
         features: Channels, the last axis.
-        groups: Groups; the largest divisor of `features` up to it is taken.
+        groups: Largest number of groups. The layer uses the largest divisor of `features` that is at most `groups`.
         epsilon: Added to the variance.
-        rngs: Unused; all layers are made alike.
+        rngs: Unused; all layers have the same constructor arguments.
     """
 
     def __init__(self, features: int, *, groups: int = 8, epsilon: float = 1e-3, rngs: nnx.Rngs):
@@ -115,7 +115,7 @@ class GroupNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, ..., channels]`; statistics over the middle axes and the channels of a group."""
+        """Normalise `[batch, ..., channels]`. Statistics are over the middle axes and the channels of a group."""
         grouped = _widened(x).reshape(*x.shape[:-1], self.groups, -1)
         axes = (*range(1, x.ndim - 1), x.ndim)
         mean, mean_square = (values.mean(axes, keepdims=True) for values in (grouped, jnp.square(grouped)))
@@ -125,28 +125,29 @@ class GroupNorm(nnx.Module):
 
 
 def _widened(x: jax.Array) -> jax.Array:
-    """Return `x` in float32 at least, as Flax does: moments of a narrower type would lose most of their digits."""
+    """Return `x` in at least float32, as Flax does: moments in half precision would lose most of their digits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -> jax.Array:
-    # One pass more over the activations, x − mean, would cost as much as the convolution; as flax's fast variance, this
-    # loses digits where the mean is a thousand times the deviation, so features should come roughly normalised.
+    # Another pass over the activations, for x − mean, would take as long as the convolution. Like Flax's fast variance,
+    # this formula loses digits if the mean is a thousand times the deviation, so inputs should be roughly normalised.
     variance = nnx.relu(mean_square - jnp.square(mean))
     return jax.lax.rsqrt(variance + epsilon)
 
 
 def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
-    """Normalisation by batch statistics or by groups of channels."""
+    """Make a normalisation layer that uses batch statistics or groups of channels."""
     if kind == "batch":
         return BatchNorm(features, use_scale=use_scale, rngs=rngs)
     return GroupNorm(features, rngs=rngs)
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Maximum over windows of `size` by `size`, side by side; a remainder at the edge is dropped.
+    """Compute max-pooling with non-overlapping windows of `size` by `size`; a remainder at the edge is dropped.
 
-    By comparisons of neighbours, whose derivatives of any order are cheap; of equal ones the first is taken.
+    The maximum is computed by comparisons of neighbours, whose derivatives of any order are cheap. The first of equal
+    values receives the gradient.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
@@ -158,7 +159,7 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
 
 @contextlib.contextmanager
 def nothing_twice() -> Iterator[None]:
-    """Trace models so that nothing is computed again in the backward pass, to count what has to be computed."""
+    """Trace models without rematerialisation in the backward pass, to count the operations that are necessary."""
     before = _in_blocks.set(False)
     try:
         yield
@@ -167,17 +168,18 @@ def nothing_twice() -> Iterator[None]:
 
 
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """A convolution, pooled by maximum, and its moments before that.
+    """Compute a convolution with max-pooling, and the moments of the convolution's output before pooling.
 
-    On a CPU a large one goes by blocks of examples that stay in the cache; if these have few channels, it is computed
-    again in the backward pass.
+    On a CPU a large convolution is computed in blocks of examples that stay in the cache. If the images have few
+    channels, the backward pass recomputes the convolution.
 
     Args:
         conv: The convolution.
         x: `[examples, height, width, in]`.
 
     Returns:
-        `[examples, height' // 2, width' // 2, out]`, and of each channel the mean and the mean square, `[out]`.
+        The pooled output, `[examples, height' // 2, width' // 2, out]`, and the mean and the mean square of each
+        channel, both `[out]`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -196,7 +198,7 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
 
 def _pooled_sums(conv: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A convolution, pooled, and of each channel before that the sum and the sum of squares."""
+    """Compute a convolution with max-pooling, and each channel's sum and sum of squares before pooling."""
     out = conv(x)  # pyright: ignore[reportCallIssue]
     wide = _widened(out)
     return max_pool(out), wide.sum((0, 1, 2)), jnp.square(wide).sum((0, 1, 2))
@@ -206,7 +208,7 @@ def _pooled_sums(conv: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array, 
 def _pooled_sums_by_blocks(
     graph: nnx.GraphDef, weights: nnx.State, x: jax.Array, *, block: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`_pooled_sums` of so many examples at a time."""
+    """Compute `_pooled_sums` in blocks of `block` examples."""
 
     def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         pooled, total, square = _pooled_sums(nnx.merge(graph, weights), x)
@@ -218,7 +220,7 @@ def _pooled_sums_by_blocks(
 
 
 def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """The largest of each `size` neighbours along an axis."""
+    """Return the maximum of each group of `size` neighbours along an axis."""
     length = x.shape[axis] // size
     x = jax.lax.slice_in_dim(x, 0, length * size, axis=axis)
     groups = x.reshape(*x.shape[:axis], length, size, *x.shape[axis + 1 :])

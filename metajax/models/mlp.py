@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: MAML's for the sinusoid and its fully connected one for Omniglot."""
+"""Multi-layer perceptrons: MAML's models for the sinusoid and, fully connected, for Omniglot."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ class MLP(nnx.Module):
         inputs: Size of a flattened input.
         outputs: Size of the output.
         hidden: Widths of the hidden layers.
-        normalise: Batch normalisation (by the batch at hand) before each ReLU.
+        normalise: Whether to add batch normalisation, by the statistics of the current batch, before each ReLU.
         kernel_init: Initialiser of the kernels; biases start from 0. The default with `normalise` is a truncated normal
-            of standard deviation 0.01, as in MAML's code. The default without is Glorot's normal: with it the sinusoid
-            trains with 1, 5 and 10 inner steps at the published inner rate, where He's scale diverges.
-        rngs: Source of the initial values.
+            of standard deviation 0.01, as in MAML's code. The default without `normalise` is Glorot normal: with it,
+            training on sinusoids converges for 1, 5 and 10 inner steps at the published inner rate, where He normal
+            diverges.
+        rngs: Random streams for the initial values.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.
@@ -56,7 +57,7 @@ class MLP(nnx.Module):
         self.head = head
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[examples, ...]` to `[examples, outputs]`."""
+        """Map `[examples, ...]` to `[examples, outputs]`."""
         x = x.reshape(x.shape[0], -1)
         for i, layer in enumerate(self.layers):
             x = layer(x)

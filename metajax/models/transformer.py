@@ -1,4 +1,4 @@
-"""Transformers: a causal one over tokens, and one over the patches of an image."""
+"""Transformers: a causal language model over tokens, and a vision Transformer over the patches of an image."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ class Transformer(nnx.Module):
 
     Args:
         vocabulary: Number of tokens, and of logits.
-        length: Most tokens in a sequence.
+        length: Largest number of tokens in a sequence.
         width: Size of a token's features.
         layers: Blocks.
         heads: Attention heads of a block; a divisor of `width`.
@@ -49,7 +49,7 @@ class Transformer(nnx.Module):
         self.head = nnx.Linear(width, vocabulary, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """`int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
+        """Map `int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
         x = self.embedding[...][tokens] + self.positions[...][: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -59,7 +59,7 @@ class Transformer(nnx.Module):
 class ViT(nnx.Module):
     """A small vision Transformer: patches as tokens, learned positions, the mean over tokens before the linear layer.
 
-    Normalisation is by layer, within an example, so that no example sees another: transductive and
+    Layer normalisation uses the statistics of one example, so no example influences another: transductive and
     non-transductive predictions are the same.
 
     Args:
@@ -72,7 +72,7 @@ class ViT(nnx.Module):
         rngs: Source of the initial values.
 
     Raises:
-        ValueError: If `heads` does not divide `width`, or `patch` the image.
+        ValueError: If `heads` does not divide `width`, or if `patch` does not divide the height and width of the image.
 
     References:
         Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021; mean pooling
@@ -110,7 +110,7 @@ class ViT(nnx.Module):
         self.head = nnx.Linear(width, outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
         n, height, across, channels = x.shape
         p = self.patch
         patches = x.reshape(n, height // p, p, across // p, p, channels).transpose(0, 1, 3, 2, 4, 5)

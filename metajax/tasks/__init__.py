@@ -1,4 +1,4 @@
-"""Where tasks come from: pure, traceable samplers `rng -> Task`."""
+"""Task samplers: pure, traceable functions `rng -> Task`."""
 
 from metajax.tasks.augment import chain, flip, invert, shift
 from metajax.tasks.episodes import draw_without_replacement, episodes

@@ -1,4 +1,4 @@
-"""Transforms of one image, to be compiled into the sampling of episodes."""
+"""Transforms of one image. They are compiled into the sampling of episodes."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from metajax.tasks.episodes import Transform
 
 
 def invert(image: jax.Array, rng: jax.Array) -> jax.Array:
-    """Ink as 1 on a ground of 0, for drawings that are stored dark on light; MAML does so, Reptile does not.
+    """Invert an image, so that dark ink on a light background becomes 1 on 0. MAML inverts Omniglot; Reptile does not.
 
     >>> import jax, jax.numpy as jnp, metajax as mj
     >>> mj.tasks.invert(jnp.zeros((1, 1, 1)), jax.random.key(0)).item()
@@ -17,12 +17,12 @@ def invert(image: jax.Array, rng: jax.Array) -> jax.Array:
 
 
 def flip(image: jax.Array, rng: jax.Array) -> jax.Array:
-    """Mirror left and right, one time in two."""
+    """Mirror an image left to right with probability 1/2."""
     return jnp.where(jax.random.bernoulli(rng), image[:, ::-1], image)
 
 
 def shift(pixels: int) -> Transform:
-    """Move by up to `pixels` up or down and left or right, repeating the edge.
+    """Return a transform that shifts an image by up to `pixels` along both axes, with edge padding.
 
     >>> import jax, jax.numpy as jnp, metajax as mj
     >>> mj.tasks.shift(2)(jnp.ones((8, 8, 3)), jax.random.key(0)).shape
@@ -38,7 +38,7 @@ def shift(pixels: int) -> Transform:
 
 
 def chain(*transforms: Transform) -> Transform:
-    """One transform after the other, each with a key of its own."""
+    """Return a transform that applies the given transforms in order, each with its own key."""
 
     def transform(image: jax.Array, rng: jax.Array) -> jax.Array:
         for i, each in enumerate(transforms):

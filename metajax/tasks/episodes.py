@@ -26,24 +26,24 @@ def episodes(
     rotations: bool = False,
     transform: Transform | None = None,
 ) -> TaskSampler:
-    """Few-shot classification episodes: `ways` classes in random order, their examples without replacement.
+    """Return a sampler of few-shot classification episodes: random classes, examples sampled without replacement.
 
     Args:
         bank: The classes, with any number of examples each; images are `uint8`, or floats in `[0, 1]`.
         ways: Classes in an episode.
         shots: Support examples of each class.
         queries: Query examples of each class.
-        rotations: Whether each class turned by 90°, 180° and 270° is a class too: four times the classes.
-        transform: Applied to each image, with a key of its own: augmentation, ink inversion.
+        rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
+        transform: Applied to each image, with a separate key: augmentation, ink inversion.
 
     Returns:
         A sampler of tasks whose `x` is `float32[ways * shots or queries, height, width, channels]` in `[0, 1]`, and
-        whose `y` is `int32` labels in `[0, ways)`. Which class gets which label, and the order of the examples,
-        are drawn anew for each task, so that neither says anything of the class.
+        whose `y` is `int32` labels in `[0, ways)`. The assignment of labels to classes and the order of the examples
+        are random in each task, so neither reveals the class.
 
     Raises:
-        ValueError: If the bank has too few classes, or a class too few examples; or if its arrays are not those that
-            `ClassBank` describes.
+        ValueError: If the bank has too few classes, if a class has too few examples, or if the bank's arrays do not
+            have the shapes and values that `ClassBank` describes.
 
     References:
         Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016. Rotated classes: Santoro et
@@ -69,11 +69,11 @@ def _sample(bank: ClassBank, rng: jax.Array, **options: Any) -> Task:
 
 
 class Episode(NamedTuple):
-    """What an episode is made of, drawn before any image is looked at.
+    """The indices of an episode's examples, sampled without reading images, and the function that makes the task.
 
     Attributes:
-        rows: Its examples in the bank, support first, `int32[examples]`.
-        of: From their images `[examples, height, width, channels]`, as in the bank, to the task.
+        rows: Indices of the examples in the bank, support first, `int32[examples]`.
+        of: `images[rows] -> task`, for images `[examples, height, width, channels]` in the bank's dtype.
     """
 
     rows: jax.Array
@@ -91,7 +91,7 @@ def draw_episode(
     rotations: bool,
     transform: Transform | None,
 ) -> Episode:
-    """Draw an episode of a bank whose classes have these `starts` and `counts`; see `episodes`."""
+    """Sample an episode from a bank whose classes have these `starts` and `counts`; see `episodes`."""
     class_key, example_key, order_key, transform_key = jax.random.split(rng, 4)
     num_classes = counts.shape[0]
     chosen = draw_without_replacement(class_key, num_classes * (4 if rotations else 1), ways)
@@ -131,15 +131,15 @@ def draw_episode(
 def draw_without_replacement(
     rng: jax.Array, population: int | jax.Array, draws: int | jax.Array, most: int | None = None
 ) -> jax.Array:
-    """Draw distinct integers in random order; the population may be traced and as large as one likes.
+    """Sample distinct integers in random order. The population may be traced and of any size.
 
-    Floyd's algorithm, in as many steps as draws whatever the population, then a shuffle.
+    Floyd's algorithm takes one step for each sample, for any population; a shuffle follows.
 
     Args:
         rng: A key.
-        population: Integers are drawn from `0..population-1`; at least `draws`.
-        draws: How many; static, or traced if there is `most`.
-        most: Length of the result, static; what comes after the first `draws` means nothing.
+        population: The integers are sampled from `[0, population)`; at least `draws`.
+        draws: Number of samples; static, or traced if `most` is set.
+        most: Length of the result, static. Entries after the first `draws` have no meaning.
 
     Returns:
         `int32[draws]`, or `int32[most]`.
@@ -169,13 +169,13 @@ def draw_without_replacement(
 
 
 def shuffle_first(rng: jax.Array, count: int | jax.Array, size: int) -> jax.Array:
-    """The first `count` of `0..size-1` in random order, then the others; `int32[size]`, `count` may be traced."""
+    """Return the integers `[0, count)` in random order, then `[count, size)`: `int32[size]`. `count` may be traced."""
     order = jax.random.permutation(rng, size)
     return order[jnp.argsort(order >= count, stable=True)]
 
 
 def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turn a square image by `turns` quarter turns anticlockwise, as `jnp.rot90` does."""
+    """Rotate a square image anticlockwise by `turns` times 90°, as `jnp.rot90` does."""
     transposed = image.transpose(1, 0, 2)
     return jnp.select(
         [turns == 0, turns == 1, turns == 2],
@@ -191,11 +191,11 @@ def to_float(images: jax.Array) -> jax.Array:
 
 
 def check_bank(bank: ClassBank, name: str = "the bank") -> None:
-    """Raise a `ValueError` unless a bank's arrays are those that `ClassBank` describes.
+    """Raise a `ValueError` unless a bank's arrays have the shapes and values that `ClassBank` describes.
 
     Args:
         bank: The bank. Images of a float type are read once, in blocks, to check their values.
-        name: What messages call it.
+        name: Name of the bank in error messages.
     """
     shape = np.shape(bank.images)
     dtype = bank.images.dtype if hasattr(bank.images, "dtype") else np.asarray(bank.images).dtype
@@ -221,7 +221,7 @@ def check_bank(bank: ClassBank, name: str = "the bank") -> None:
 
 
 def _check_values(images: Any, name: str) -> None:
-    """Raise a `ValueError` unless float images are finite and in `[0, 1]`, but for rounding."""
+    """Raise a `ValueError` unless float images are finite and, up to rounding, in `[0, 1]`."""
     block = max(1, 2**22 // max(1, math.prod(images.shape[1:])))
     for begin in range(0, len(images) if math.prod(images.shape) else 0, block):
         part = images[begin : begin + block]
@@ -238,7 +238,7 @@ def _check_values(images: Any, name: str) -> None:
 
 
 def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
-    """Raise a `ValueError` unless a bank has enough classes and examples for such episodes."""
+    """Raise a `ValueError` unless a bank has enough classes and examples for these ways, shots and queries."""
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
         check_count(name, value)
     check_bank(bank)

@@ -1,7 +1,7 @@
-"""Glyphs: an endless family of drawn characters, made on the device.
+"""Glyphs: an endless family of drawn characters, generated on the device.
 
-A class is a character: a few random strokes. An example is one drawer's rendering of it: the same strokes with an
-unsteady hand, slanted, stretched, shifted, with a pen of another width. So image classification needs no download.
+A class is a character: a few random strokes. An example is one drawer's rendering of the character: its strokes with
+noise, slanted, stretched, shifted, and with a random pen width. So image classification needs no download.
 """
 
 import jax
@@ -15,14 +15,15 @@ _POINTS_PER_STROKE = 12
 
 
 def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float = 1.0) -> TaskSampler:
-    """Few-shot classification of characters that nobody has seen before.
+    """Return a sampler of few-shot classification tasks with new random characters in every task.
 
     Args:
         ways: Characters in an episode.
-        shots: Support drawings of each.
-        queries: Query drawings of each.
+        shots: Support drawings of each character.
+        queries: Query drawings of each character.
         size: Side of an image, in pixels.
-        drawer: How much drawers differ; 0 makes them all alike, 1 is about as much as Omniglot's.
+        drawer: Strength of the differences between drawers. 0 means no differences; 1 is about the variation of
+            Omniglot.
 
     Returns:
         A sampler of tasks whose `x` is `float32[ways * shots or queries, size, size, 1]`, ink 1 on a ground of 0, and
@@ -57,20 +58,20 @@ def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float
 
 
 def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Invent a character.
+    """Sample a random character.
 
     Args:
         rng: A key.
 
     Returns:
-        Control points of its strokes, `float32[MAX_STROKES, 4, 2]` as `(x, y)`, each stroke a cubic Bézier curve; the
-        character as drawn spans `[-0.9, 0.9]`; and which strokes it has, `bool[MAX_STROKES]`.
+        The control points of the strokes as `(x, y)`, `float32[MAX_STROKES, 4, 2]`, and a mask of the strokes that the
+        character has, `bool[MAX_STROKES]`. Each stroke is a cubic Bézier curve. The character spans `[-0.9, 0.9]`.
     """
     count_key, start_key, step_key, bend_key, join_key, where_key = jax.random.split(rng, 6)
     count = jax.random.choice(count_key, jnp.arange(1, MAX_STROKES + 1), p=jnp.array([0.15, 0.35, 0.3, 0.2]))
     start = jax.random.uniform(start_key, (MAX_STROKES, 2), minval=-0.8, maxval=0.8)
     end = jax.random.uniform(step_key, (MAX_STROKES, 2), minval=-0.9, maxval=0.9)
-    # Some strokes begin on the one before, as in letters.
+    # Some strokes begin on the previous stroke, as in letters.
     joins = jax.random.bernoulli(join_key, 0.5, (MAX_STROKES, 1))
     along = jax.random.uniform(where_key, (MAX_STROKES, 1))
     before = jnp.roll(start + along * (end - start), 1, axis=0)
@@ -81,7 +82,7 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     middle = start[:, None] + thirds * (end - start)[:, None] + bend
     control = jnp.concatenate([start[:, None], middle, end[:, None]], axis=1)
     present = jnp.arange(MAX_STROKES) < count
-    # Fill the page: writers do, whatever the character.
+    # Scale every character to fill the page, as writers do.
     curve = _curve(control).reshape(-1, 2)
     drawn = jnp.repeat(present, _POINTS_PER_STROKE)[:, None]
     low, high = (reduce(curve, 0, where=drawn, initial=far) for reduce, far in ((jnp.min, 9.0), (jnp.max, -9.0)))
@@ -90,13 +91,13 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0) -> jax.Array:
-    """One drawer's rendering of a character.
+    """Render a character as one drawer would draw it.
 
     Args:
         character: From `draw_character`.
-        rng: A key, the drawer.
+        rng: A key, which determines the drawer.
         size: Side of the image, in pixels.
-        drawer: How much drawers differ.
+        drawer: Strength of the differences between drawers.
 
     Returns:
         `float32[size, size]`, ink 1 on a ground of 0.
@@ -109,26 +110,29 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
 
     points = _curve(control) @ linear.T + shift
 
-    # Pixels of the margin included, [-1, 1] spans four fifths of the image.
+    # [-1, 1] spans four fifths of the image; the rest is margin.
     centre = (size - 1) / 2
     points = centre + points * (0.4 * size)
     a, b = points[:, :-1].reshape(-1, 2), points[:, 1:].reshape(-1, 2)
     drawn = jnp.repeat(present, _POINTS_PER_STROKE - 1)
-    a = jnp.where(drawn[:, None], a, -1e3)  # strokes that are not there lie far off the page
+    a = jnp.where(drawn[:, None], a, -1e3)  # missing strokes are placed far off the page
     b = jnp.where(drawn[:, None], b, -1e3)
     radius = size / 28 * (0.7 + drawer * 0.15 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
     return jnp.clip(radius + 0.5 - jnp.sqrt(_squared_distance(a, b, size)), 0, 1)
 
 
 def _curve(control: jax.Array) -> jax.Array:
-    """Points along cubic Bézier curves, `[strokes, 4, 2]` to `[strokes, points, 2]`."""
+    """Return points along cubic Bézier curves: `[strokes, 4, 2]` to `[strokes, points, 2]`."""
     t = jnp.linspace(0, 1, _POINTS_PER_STROKE)[:, None]
     bernstein = jnp.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
     return bernstein @ control
 
 
 def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """`[size, size]`: from each pixel to the nearest segment `a -> b`, `[segments, 2]` as `(x, y)` in pixels."""
+    """Return the squared distance of each pixel to the nearest segment, `[size, size]`.
+
+    The segments go from `a` to `b`, both `[segments, 2]` as `(x, y)` in pixels.
+    """
     ys, xs = jnp.meshgrid(jnp.arange(size, dtype=a.dtype), jnp.arange(size, dtype=a.dtype), indexing="ij")
     dx, dy = (b - a)[:, 0], (b - a)[:, 1]
     px, py = xs[..., None] - a[:, 0], ys[..., None] - a[:, 1]

@@ -1,4 +1,4 @@
-"""Samplers in general: a check that tasks come from the key, and a sampler of one fixed task."""
+"""Functions for all samplers: a check that tasks depend on the key, and a sampler of one fixed task."""
 
 import jax
 
@@ -35,13 +35,13 @@ def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = No
 
     Raises:
         TypeError: If the sampler does not return a `Task`.
-        ValueError: If the sampler draws numbers outside JAX, so that its compiled form repeats them, or if its task
-            does not depend on the key. Samplers made by `constant_task` are exempt.
+        ValueError: If the sampler samples numbers outside JAX, so that the compiled sampler repeats these numbers, or
+            if its task does not depend on the key. Samplers made by `constant_task` are exempt.
     """
     key = jax.random.key(0) if rng is None else rng
     traced, task = jax.make_jaxpr(sampler, return_shape=True)(key, *fed)
     check_task(task)
-    if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback draws on the host at each call
+    if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback samples on the host at each call
         return
     advice = "Draw with jax.random and the key that the sampler gets"
     if not is_repeatable(sampler, key, *fed):

@@ -18,7 +18,7 @@ def sinusoid(
     x_range: tuple[float, float] = (-5.0, 5.0),
     oracle: bool = False,
 ) -> TaskSampler:
-    """Tasks `y = amplitude · sin(x − phase)`, all three drawn uniformly.
+    """Return a sampler of tasks `y = amplitude · sin(x − phase)`, with uniform random `amplitude`, `phase` and `x`.
 
     Args:
         shots: Support points.
@@ -26,8 +26,8 @@ def sinusoid(
         amplitude: Range of the amplitude.
         phase: Range of the phase, in radians.
         x_range: Range of the inputs, in radians.
-        oracle: Whether amplitude and phase are among the inputs: what is left is to learn one function, and no
-            learner that has to find them out can be expected to do better.
+        oracle: Whether amplitude and phase are among the inputs. All tasks are then one regression problem. Its error
+            is a lower bound for learners that have to infer amplitude and phase from the support set.
 
     Returns:
         A sampler of tasks whose `x` and `y` are `float32[points, 1]`; `x` is `float32[points, 3]` for the oracle.

@@ -1,4 +1,4 @@
-"""Episodes of varying ways and shots from several domains: the protocol of Meta-Dataset."""
+"""Episodes with varying ways and shots from several domains: the protocol of Meta-Dataset."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from metajax.types import Batch, ClassBank, Task, TaskSampler
 
 
 class Domain(NamedTuple):
-    """A class bank, and what is made of its images.
+    """A class bank, and the processing of its images.
 
     Attributes:
-        bank: The classes, at least two examples in each; images are `uint8`, or floats in `[0, 1]`.
-        rotations: Whether each class turned by 90°, 180° and 270° is a class too.
-        transform: Applied to each image, with a key of its own.
+        bank: The classes, with at least two examples in each; images are `uint8`, or floats in `[0, 1]`.
+        rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
+        transform: Applied to each image, with a separate key.
     """
 
     bank: ClassBank
@@ -37,37 +37,38 @@ def varied_episodes(
     max_support_per_class: int = 100,
     max_queries: int = 10,
 ) -> TaskSampler:
-    r"""Episodes of a random domain, with random ways and random, unequal shots, in arrays of one size.
+    r"""Return a sampler of episodes with random ways and unequal random shots, in arrays of a fixed size.
 
-    Of a domain, each as likely as the others, :math:`n \sim U[\text{min_ways}, \min(\text{max_ways}, \text{classes})]`
-    classes :math:`c` of sizes :math:`N_c` are drawn. Each gets :math:`q = \min(\text{max_queries}, \min_c \lfloor N_c/2
-    \rfloor)` queries. The support set has :math:`S = \min(\text{max_support}, \sum_c \lceil \beta
-    \min(\text{max_support_per_class}, N_c - q) \rceil)` examples with :math:`\beta \sim U(0, 1]`, of which a class gets
-    :math:`\min(\lfloor R_c (S - n) \rfloor + 1, N_c - q)`, where :math:`R_c \propto N_c e^{\alpha_c}` and
-    :math:`\alpha_c \sim U[\log 0.5, \log 2)`.
+    The sampler chooses a domain uniformly at random, and in it
+    :math:`n \sim U[\text{min_ways}, \min(\text{max_ways}, \text{classes})]` classes :math:`c` of sizes :math:`N_c`.
+    Each class has :math:`q = \min(\text{max_queries}, \min_c \lfloor N_c/2 \rfloor)` queries. The size of the support
+    set is :math:`S = \min(\text{max_support}, \sum_c \lceil \beta \min(\text{max_support_per_class}, N_c - q) \rceil)`
+    with :math:`\beta \sim U(0, 1]`. Class :math:`c` has :math:`\min(\lfloor R_c (S - n) \rfloor + 1, N_c - q)` of the
+    support examples, where :math:`R_c \propto N_c e^{\alpha_c}` and :math:`\alpha_c \sim U[\log 0.5, \log 2)`.
 
-    What fills the arrays up repeats real examples of the episode, and its `mask` is `False`: the library's losses do
-    not count it. A model must not let one example see another, or the padding would be seen too: `GroupNorm` is such
-    a normalisation and `BatchNorm` is not. Minibatches of an inner loop are drawn from the padding too, so use the
-    whole set. Outputs of a model from the ways of an episode on are targets of none of its examples; a loss made by
-    `classification_loss(apply, varied_ways=True)` leaves them out, so that before adaptation chance is one in `n`.
+    The arrays are padded by repeated real examples of the episode. The `mask` of the padding is `False`, so metajax's
+    losses ignore it. The model must process each example independently of the others, or the padding would change its
+    outputs: use `GroupNorm`, not `BatchNorm`. Inner-loop minibatches would include the padding, so use the whole
+    support set in each step. An episode with `n` ways has no labels from `n` on. A loss made by
+    `classification_loss(apply, varied_ways=True)` ignores the model's outputs from `n` on, so chance is `1/n`.
 
     Args:
-        domains: Where classes come from; images of one shape.
-        min_ways: Fewest classes of an episode.
-        max_ways: Most classes of an episode.
-        max_support: Most support examples of an episode, of all classes together.
-        max_support_per_class: What a class adds to the size of the support set, at most. (It may get more.)
-        max_queries: Most query examples of each class.
+        domains: The domains; all images have the same shape.
+        min_ways: Smallest number of classes in an episode.
+        max_ways: Largest number of classes in an episode.
+        max_support: Largest number of support examples in an episode, over all classes.
+        max_support_per_class: Largest contribution of a class to the size :math:`S` of the support set. A class may
+            have more support examples than this.
+        max_queries: Largest number of query examples of each class.
 
     Returns:
         A sampler of tasks whose `support` has `max_support` examples and whose `query` has `max_ways * max_queries`:
         `x` is `float32[examples, height, width, channels]` in `[0, 1]`, `y` is `int32` labels in `[0, n)`, and
-        `mask` is `bool[examples]`, the real ones first. `one_domain` restricts it.
+        `mask` is `bool[examples]`, with the real examples first. `one_domain` restricts the sampler to one domain.
 
     Raises:
-        ValueError: If sizes do not go together, a domain has too few classes or examples, or its arrays are not
-            those that `ClassBank` describes.
+        ValueError: If the sizes contradict each other, if a domain has too few classes or examples, or if its arrays do
+            not have the shapes and values that `ClassBank` describes.
 
     References:
         Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.2, without its
@@ -98,18 +99,18 @@ def varied_episodes(
 
 
 def one_domain(sampler: TaskSampler, index: int) -> TaskSampler:
-    """Restrict a sampler of `varied_episodes` to one of its domains; both share the images on the device.
+    """Restrict a sampler of `varied_episodes` to one domain. Both samplers share the images on the device.
 
     Args:
-        sampler: What `varied_episodes` returned.
-        index: Which of its domains.
+        sampler: A sampler from `varied_episodes`.
+        index: Index of the domain.
 
     Returns:
         A sampler that compiles to the same program.
 
     Raises:
-        TypeError: If the sampler is another one.
-        IndexError: If there is no such domain.
+        TypeError: If the sampler was not made by `varied_episodes`.
+        IndexError: If the index is out of range.
     """
     table = sampler.args[0] if isinstance(sampler, jax.tree_util.Partial) and sampler.args else None
     if not isinstance(table, _Table):
@@ -121,7 +122,7 @@ def one_domain(sampler: TaskSampler, index: int) -> TaskSampler:
 
 
 class _Table(NamedTuple):
-    """All classes of all domains, one domain after the other, and all their images."""
+    """The images and classes of all domains, concatenated."""
 
     images: jax.Array
     starts: jax.Array  # of each class
@@ -152,7 +153,7 @@ def _table(domains: Sequence[Domain]) -> _Table:
 
 
 def _pooled(images: Sequence[Any]) -> jax.Array:
-    """Concatenate the images of all domains: as they are if they have one type, as floats in `[0, 1]` if not."""
+    """Concatenate the images of all domains. If their dtypes differ, convert them to floats in `[0, 1]` first."""
     if len({jnp.result_type(each) for each in images}) == 1:
         return jnp.asarray(np.concatenate(images))
     return jnp.concatenate([to_float(jnp.asarray(each)) for each in images])
@@ -208,7 +209,10 @@ def _sample(
 def _sizes(
     rng: jax.Array, counts: jax.Array, max_support: int, max_support_per_class: int, max_queries: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Support examples of each class, `int32[max_ways]`, and queries of every class; counts of 0 are no classes."""
+    """Return the number of support examples of each class, `int32[max_ways]`, and the number of queries per class.
+
+    Classes with a count of 0 are padding.
+    """
     beta_key, alpha_key = jax.random.split(rng)
     real = counts > 0
     ways = real.sum()
