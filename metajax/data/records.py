@@ -6,6 +6,7 @@ images go in as encoded PNG files and come out undecoded, and the archives are o
 
 import contextlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 
 from metajax.data.cache import cached
 from metajax.data.dataset import Bank, pool
-from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, read_file, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 
 Example = tuple[str | int, dict[str, Any]]
 """A unique key and the features."""
+FEATURES = "features.json"
+"""TFDS' description of the features."""
 
 
 class Record(NamedTuple):
@@ -202,13 +205,12 @@ def read(
         The records in the order of the file, which is shuffled.
 
     Raises:
-        UserError: The files are damaged or gone.
+        UserError: The files are damaged or missing, or name modules other than those of TFDS.
     """
-    folder = directory(store, data_dir)
     import tensorflow_datasets as tfds
 
     with _undamaged(store, data_dir):
-        builder: Any = tfds.builder_from_directory(folder)
+        builder = _builder(store, data_dir)
         features = builder.info.features
         # Left to itself TFDS decodes with OpenCV or Pillow, whichever is there, and the two disagree on
         # one-bit images: 0 and 255 against 0 and 1.
@@ -234,6 +236,8 @@ def _undamaged(store: Store, data_dir: Path | None) -> Iterator[None]:
     """Says what to do about anything that goes wrong while prepared records are read."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{directory(store, data_dir)}: damaged records ({one_line(error)}); delete this folder and run "
@@ -299,11 +303,52 @@ def load_bank(
 
 def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:
     """Reads the names of a prepared data set's classes and of its parts."""
+    with _undamaged(store, data_dir):
+        builder = _builder(store, data_dir)
+        return list(builder.info.features["label"].names), sorted(builder.info.splits)
+
+
+def _builder(store: Store, data_dir: Path | None) -> Any:
+    """Open prepared records; the check comes first, because anybody may have prepared or changed the folder."""
     import tensorflow_datasets as tfds
 
-    with _undamaged(store, data_dir):
-        builder: Any = tfds.builder_from_directory(directory(store, data_dir))
-        return list(builder.info.features["label"].names), sorted(builder.info.splits)
+    folder = directory(store, data_dir)
+    check_features(folder)
+    return tfds.builder_from_directory(folder)
+
+
+def check_features(folder: Path) -> None:
+    """Check that a description of features names only classes of TFDS, which imports the module of each class.
+
+    Args:
+        folder: The folder of the records.
+
+    Raises:
+        UserError: The description names another class.
+        OSError: The description cannot be read.
+        ValueError: The description is not JSON.
+        RecursionError: The description is nested too deeply.
+    """
+    path = folder / FEATURES
+    waiting: list[Any] = [json.loads(read_file(path))]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            # TFDS also reads descriptions that are JSON inside a string.
+            with contextlib.suppress(ValueError):
+                waiting.append(json.loads(value))
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            # The names of this entry in the forms of TFDS, of its protocol buffers, and of its first versions.
+            for key in ("pythonClassName", "python_class_name", "type"):
+                name = value.get(key)
+                if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
+                    raise UserError(
+                        f"{path}: names the class {name[:100]!r}, which is not one of tensorflow_datasets: it is "
+                        "not imported; prepare the data set from a source that you trust"
+                    )
 
 
 @contextlib.contextmanager
