@@ -1,5 +1,7 @@
 """A user's own images: layouts, formats, damage, caching, and a real archive."""
 
+import errno
+import fcntl
 import io
 import logging
 import os
@@ -15,8 +17,8 @@ from PIL import Image
 from test_cli_helpers import run, small
 
 from metajax.cli import main
-from metajax.data import folder, load, load_folder, pixels, prepare
-from metajax.data.disk import clear_leftovers
+from metajax.data import disk, folder, load, load_folder, pixels, prepare
+from metajax.data.disk import clear_leftovers, open_zip, read_file
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 from metajax.experiment import Folder, Shots
@@ -580,6 +582,68 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
         assert list((tmp_path / "folder").glob("*.tmp"))
     load_folder(source, size=5, data_dir=tmp_path)
     assert not list((tmp_path / "folder").glob("*.tmp"))
+
+
+def test_a_lock_that_another_process_never_releases(tmp_path):
+    """It delays this process, and does not stop it; what it may be writing stays."""
+    put(tmp_path, {"old.tmp": b"half"})
+    os.utime(tmp_path / "old.tmp", (1, 1))
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with clear_leftovers(tmp_path, "*.tmp"):
+            assert (tmp_path / "old.tmp").exists()
+    finally:
+        os.close(handle)
+    with clear_leftovers(tmp_path, "*.tmp"):
+        assert not (tmp_path / "old.tmp").exists()
+        put(tmp_path, {"killed/half.tmp": b"", "killed.tmp": b""})
+    assert not (tmp_path / "killed.tmp").exists(), "left behind meanwhile"
+
+
+@pytest.mark.parametrize("how", ["windows", "cluster", "unreadable"])
+def test_leftovers_where_there_are_no_locks(tmp_path, monkeypatch, how):
+    put(tmp_path, {"old.tmp": b"half", "new.tmp": b"half"})
+    os.utime(tmp_path / "old.tmp", (1, 1))
+    if how == "windows":
+        monkeypatch.setattr(disk, "fcntl", None)
+    elif how == "cluster":
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+    else:
+
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(os, "open", refuse)
+    with clear_leftovers(tmp_path, "*.tmp"):
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["new.tmp"]
+
+
+def test_a_fifo_that_replaces_a_file_while_it_is_opened(tmp_path, monkeypatch):
+    """No check before the file is opened may be trusted."""
+    os.mkfifo(tmp_path / "pipe")
+    real = os.stat(__file__)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: real)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_file(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_zip(tmp_path / "pipe")
+
+
+def test_the_directory_of_an_archive_is_limited(tmp_path, monkeypatch):
+    """All of it is read into memory at once, before anything of it is checked."""
+    path = pack(tmp_path / "x.zip", {f"c{c}/{i}.png": colour(RED) for c in range(3) for i in range(20)})
+    assert len(load_folder(path, size=4, data_dir=tmp_path / "data").splits) == 3
+    monkeypatch.setattr(disk, "MAX_BYTES", 2000)
+    with pytest.raises(UserError, match=r"nor a complete zip archive \(has 3,\d+ bytes, more than the 2,000 that"):
+        load_folder(path, size=4, data_dir=tmp_path / "data")
+    open_zip(pack(tmp_path / "y.zip", {"a/1.png": b""})).close()
 
 
 def test_names_that_no_terminal_shows(tmp_path, capsys):

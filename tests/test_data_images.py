@@ -679,6 +679,9 @@ def test_leftovers_of_killed_preparations_are_removed(small, prepared, tmp_path)
         prepare(name, files, tmp_path)
         assert is_prepared(name, tmp_path)
         assert not list(leftover.parent.glob("incomplete.*"))
+        leftover.mkdir()  # of a process that worked at the same time
+        prepare(name, files, tmp_path)
+        assert not leftover.exists()
 
 
 def test_nothing_is_prepared_through_links(small, prepared, tmp_path):

@@ -72,13 +72,14 @@ def prepare_fashion_mnist(source: Path | None = None, data_dir: Path | None = No
         data_dir: Where to store the records.
 
     Returns:
-        The records' folder. If it is there already nothing is done.
+        The records' folder. Records that are there already are kept.
 
     Raises:
         UserError: A file is missing, damaged or not what it should be, or the disk is full.
     """
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):
+        records.remove_leftovers(_STORE, data_dir)
         return folder
     files = obtain(_STORE.name, FILES, source, data_dir)
     splits = {part: idx.examples(part, files, images, len(CLASSES)) for part, images in IMAGES.items()}

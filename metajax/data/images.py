@@ -123,7 +123,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
         data_dir: Where to store the records.
 
     Returns:
-        The records' folder. If it is there already nothing is done.
+        The records' folder. Records that are there already are kept.
 
     Raises:
         UserError: A file is missing or damaged, only TFDS can prepare it, or the disk is full.
@@ -131,6 +131,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
     store, originals = images.store, images.originals
     folder = records.directory(store, data_dir)
     if records.is_prepared(store, data_dir):
+        records.remove_leftovers(store, data_dir)
         return folder
     source = None if source is None else Path(source).expanduser()
     if source is not None:

@@ -145,7 +145,7 @@ def write(
 
 @contextlib.contextmanager
 def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Make the folder above a data set's records, and remove what killed preparations left in it.
+    """Make the folder above a data set's records, and remove what killed preparations leave in it.
 
     Args:
         store: The data set.
@@ -163,6 +163,17 @@ def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
     above.mkdir(parents=True, exist_ok=True)
     with clear_leftovers(above, "incomplete.*"):
         yield
+
+
+def remove_leftovers(store: Store, data_dir: Path | None) -> None:
+    """Remove what killed preparations left beside prepared records, where this is possible.
+
+    Args:
+        store: The data set, which is prepared.
+        data_dir: As in `resolve_data_dir`.
+    """
+    with contextlib.suppress(OSError), preparing(store, data_dir):
+        pass
 
 
 def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
