@@ -458,16 +458,49 @@ def test_names_of_splits(tmp_path, names, packed):
     assert load_folder(source, data_dir=tmp_path / "data").class_names == expected
 
 
-@pytest.mark.parametrize("names", [("train_station", "valley", "dog"), ("contest", "carnival", "strainer")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_station", "valley", "dog"),
+        ("contest", "carnival", "strainer"),
+        ("test_tube", "train_station", "cup", "car"),
+        ("test_tube", "train_station", "val_thorens"),
+        ("TestTube", "TrainStation", "DevBoard"),
+        ("test_bench", "test_card", "test_tube"),
+        ("dev_kit", "training_shoe", "testing_room", "data_centre"),
+        ("test_tübe", "train_träck", "val_däl"),
+    ],
+)
 def test_class_folders_that_sound_like_splits(tmp_path, names):
     source = put(tmp_path / "x", {f"{name}/images/1.png": colour(RED) for name in names})
     assert all_names(load_folder(source, data_dir=tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_class_folders_that_sound_like_splits_with_images_of_their_own(tmp_path, packed):
+    files = {f"{name}/images/1.png": colour(RED) for name in ("test_tube", "train_station")}
+    files |= {"cup/1.png": colour(RED), "car/1.png": colour(RED)}
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    assert all_names(load_folder(source, data_dir=tmp_path / "data")) == ["car", "cup", "test_tube", "train_station"]
+
+
+def test_names_of_splits_that_are_not_plain_are_told(tmp_path, caplog):
+    names = ("birds_train", "birds_dev", "birds_test")
+    source = put(tmp_path / "x", {f"{name}/{name[-1]}/1.png": colour(RED) for name in names})
+    load_folder(source, data_dir=tmp_path)
+    assert "birds_dev as validation, birds_test as test, birds_train as train; if they are classes" in caplog.text
+    caplog.clear()
+    load_folder(put(tmp_path / "y", by_split()), data_dir=tmp_path)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (("train", "holdout"), "the folders 'train' and 'holdout' lie side by side"),
+        (("train", "test_tube"), "the folders 'train' and 'test_tube' lie side by side"),
+        (("test_tube", "train_station"), "in test_tube and train_station, only folders do; .* rename them"),
+        (("train2017", "val2017"), "in train2017 and val2017, only folders do; .* rename them to train, val and test"),
         (("my_train", "my_test", "my_other"), "lie side by side; .* rename or remove the others"),
         (("val", "validation", "train"), "'val' and 'validation' are both the validation split"),
         (
