@@ -697,9 +697,25 @@ def test_archives_of_windows(tmp_path):
 
 def test_sizes_that_no_image_has(tmp_path, capsys):
     source = classes(tmp_path / "x", "a", "b", "c")
-    for size in ("1000000", "99999999999"):
+    for size in ("4097", "1000000", "99999999999"):
         assert main(["data", "inspect", "folder", "--source", str(source), "--size", size]) == 2
-        assert "must be a positive whole number of at most 8192" in capsys.readouterr().err
+        assert "must be from 1 to 4096" in capsys.readouterr().err
+        with pytest.raises(UserError, match="must be a positive whole number of at most 4096"):
+            load_folder(source, size=int(size), data_dir=tmp_path)
+        with pytest.raises(UserError, match=r"task.size must be at most 4[,]?096"):
+            Folder(source=source, size=int(size))
+
+
+def test_images_that_do_not_fit_in_memory(tmp_path, monkeypatch):
+    """On Linux an allocation beyond the memory succeeds, and the process is killed later."""
+    source = classes(tmp_path / "x", "a", "b", "c", count=4)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**13}[name])
+    load_folder(source, size=8, data_dir=tmp_path / "data")
+    said = (
+        r"x: 12 images of 2000×2000×3 need 0.1 GiB, this machine has 0.0 GiB of memory: choose a smaller size \(--task"
+    )
+    with pytest.raises(UserError, match=said):
+        load_folder(source, size=2000, data_dir=tmp_path / "data")
 
 
 def test_a_path_in_place_of_a_name(tmp_path, capsys, monkeypatch):

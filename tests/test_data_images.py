@@ -417,6 +417,12 @@ def test_a_prepared_folder_of_tfds_serves_as_data_directory(prepared):
     assert load("caltech_birds2011", size=4, data_dir=prepared).splits["test"].images.shape[1:] == (4, 4, 3)
 
 
+def test_records_that_do_not_fit_in_memory(prepared, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**13}[name])
+    with pytest.raises(UserError, match=r"0.2.0: 467 images of 500×500×3 need .* choose a smaller size"):
+        load("caltech_birds2011", size=500, data_dir=prepared)
+
+
 def test_the_newest_version_is_taken(tmp_path):
     for version in ("0.10.0", "0.9.0"):
         birds(tmp_path / "tfds", version)

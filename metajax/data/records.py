@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data.cache import cached
-from metajax.data.dataset import Bank, pool
+from metajax.data.dataset import Bank, check_memory, pool
 from metajax.data.disk import clear_leftovers, one_line, read_file, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
@@ -293,7 +293,9 @@ def load_bank(
 
     def decode_all() -> Bank:
         labels, splits = _contents(store, data_dir)
-        chosen = list(parts) or splits
+        chosen = list(parts) or list(splits)
+        images = sum(min(splits[part], (limit or splits[part]) * len(labels)) for part in chosen if part in splits)
+        check_memory(directory(store, data_dir), images, size, channels)
         found = [
             (record.label, place, record.index, record.pixels)
             for place, part in enumerate(chosen)
@@ -312,11 +314,12 @@ def load_bank(
     return cached(root, root / store.name / "decoded" / f"{size}px", key, decode_all)
 
 
-def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Reads the names of a prepared data set's classes and of its parts."""
+def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Read the names of a prepared data set's classes, and the number of images in each of its parts."""
     with _undamaged(store, data_dir):
         builder = _builder(store, data_dir)
-        return list(builder.info.features["label"].names), sorted(builder.info.splits)
+        splits = sorted(builder.info.splits.items())
+        return list(builder.info.features["label"].names), {part: info.num_examples for part, info in splits}
 
 
 def _builder(store: Store, data_dir: Path | None) -> Any:
