@@ -1,5 +1,7 @@
 """A user's own images: layouts, formats, damage, caching, and a real archive."""
 
+import errno
+import fcntl
 import io
 import logging
 import os
@@ -15,8 +17,8 @@ from PIL import Image
 from test_cli_helpers import run, small
 
 from metajax.cli import main
-from metajax.data import folder, load, load_folder, pixels, prepare
-from metajax.data.disk import clear_leftovers
+from metajax.data import disk, folder, load, load_folder, pixels, prepare
+from metajax.data.disk import clear_leftovers, open_zip, read_file
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 from metajax.experiment import Folder, Shots
@@ -456,16 +458,49 @@ def test_names_of_splits(tmp_path, names, packed):
     assert load_folder(source, data_dir=tmp_path / "data").class_names == expected
 
 
-@pytest.mark.parametrize("names", [("train_station", "valley", "dog"), ("contest", "carnival", "strainer")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_station", "valley", "dog"),
+        ("contest", "carnival", "strainer"),
+        ("test_tube", "train_station", "cup", "car"),
+        ("test_tube", "train_station", "val_thorens"),
+        ("TestTube", "TrainStation", "DevBoard"),
+        ("test_bench", "test_card", "test_tube"),
+        ("dev_kit", "training_shoe", "testing_room", "data_centre"),
+        ("test_tübe", "train_träck", "val_däl"),
+    ],
+)
 def test_class_folders_that_sound_like_splits(tmp_path, names):
     source = put(tmp_path / "x", {f"{name}/images/1.png": colour(RED) for name in names})
     assert all_names(load_folder(source, data_dir=tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_class_folders_that_sound_like_splits_with_images_of_their_own(tmp_path, packed):
+    files = {f"{name}/images/1.png": colour(RED) for name in ("test_tube", "train_station")}
+    files |= {"cup/1.png": colour(RED), "car/1.png": colour(RED)}
+    source = pack(tmp_path / "x.zip", files) if packed else put(tmp_path / "x", files)
+    assert all_names(load_folder(source, data_dir=tmp_path / "data")) == ["car", "cup", "test_tube", "train_station"]
+
+
+def test_names_of_splits_that_are_not_plain_are_told(tmp_path, caplog):
+    names = ("birds_train", "birds_dev", "birds_test")
+    source = put(tmp_path / "x", {f"{name}/{name[-1]}/1.png": colour(RED) for name in names})
+    load_folder(source, data_dir=tmp_path)
+    assert "birds_dev as validation, birds_test as test, birds_train as train; if they are classes" in caplog.text
+    caplog.clear()
+    load_folder(put(tmp_path / "y", by_split()), data_dir=tmp_path)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (("train", "holdout"), "the folders 'train' and 'holdout' lie side by side"),
+        (("train", "test_tube"), "the folders 'train' and 'test_tube' lie side by side"),
+        (("test_tube", "train_station"), "in test_tube and train_station, only folders do; .* rename them"),
+        (("train2017", "val2017"), "in train2017 and val2017, only folders do; .* rename them to train, val and test"),
         (("my_train", "my_test", "my_other"), "lie side by side; .* rename or remove the others"),
         (("val", "validation", "train"), "'val' and 'validation' are both the validation split"),
         (
@@ -582,6 +617,68 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     assert not list((tmp_path / "folder").glob("*.tmp"))
 
 
+def test_a_lock_that_another_process_never_releases(tmp_path):
+    """It delays this process, and does not stop it; what it may be writing stays."""
+    put(tmp_path, {"old.tmp": b"half"})
+    os.utime(tmp_path / "old.tmp", (1, 1))
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with clear_leftovers(tmp_path, "*.tmp"):
+            assert (tmp_path / "old.tmp").exists()
+    finally:
+        os.close(handle)
+    with clear_leftovers(tmp_path, "*.tmp"):
+        assert not (tmp_path / "old.tmp").exists()
+        put(tmp_path, {"killed/half.tmp": b"", "killed.tmp": b""})
+    assert not (tmp_path / "killed.tmp").exists(), "left behind meanwhile"
+
+
+@pytest.mark.parametrize("how", ["windows", "cluster", "unreadable"])
+def test_leftovers_where_there_are_no_locks(tmp_path, monkeypatch, how):
+    put(tmp_path, {"old.tmp": b"half", "new.tmp": b"half"})
+    os.utime(tmp_path / "old.tmp", (1, 1))
+    if how == "windows":
+        monkeypatch.setattr(disk, "fcntl", None)
+    elif how == "cluster":
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+    else:
+
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(os, "open", refuse)
+    with clear_leftovers(tmp_path, "*.tmp"):
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["new.tmp"]
+
+
+def test_a_fifo_that_replaces_a_file_while_it_is_opened(tmp_path, monkeypatch):
+    """No check before the file is opened may be trusted."""
+    os.mkfifo(tmp_path / "pipe")
+    real = os.stat(__file__)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: real)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_file(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_zip(tmp_path / "pipe")
+
+
+def test_the_directory_of_an_archive_is_limited(tmp_path, monkeypatch):
+    """All of it is read into memory at once, before anything of it is checked."""
+    path = pack(tmp_path / "x.zip", {f"c{c}/{i}.png": colour(RED) for c in range(3) for i in range(20)})
+    assert len(load_folder(path, size=4, data_dir=tmp_path / "data").splits) == 3
+    monkeypatch.setattr(disk, "MAX_BYTES", 2000)
+    with pytest.raises(UserError, match=r"nor a complete zip archive \(has 3,\d+ bytes, more than the 2,000 that"):
+        load_folder(path, size=4, data_dir=tmp_path / "data")
+    open_zip(pack(tmp_path / "y.zip", {"a/1.png": b""})).close()
+
+
 def test_names_that_no_terminal_shows(tmp_path, capsys):
     source = classes(tmp_path / "x", "a\nb", "c\x1b[31m", "é")
     os.makedirs(os.fsencode(source) + b"/\xff")
@@ -600,9 +697,25 @@ def test_archives_of_windows(tmp_path):
 
 def test_sizes_that_no_image_has(tmp_path, capsys):
     source = classes(tmp_path / "x", "a", "b", "c")
-    for size in ("1000000", "99999999999"):
+    for size in ("4097", "1000000", "99999999999"):
         assert main(["data", "inspect", "folder", "--source", str(source), "--size", size]) == 2
-        assert "must be a positive whole number of at most 8192" in capsys.readouterr().err
+        assert "must be from 1 to 4096" in capsys.readouterr().err
+        with pytest.raises(UserError, match="must be a positive whole number of at most 4096"):
+            load_folder(source, size=int(size), data_dir=tmp_path)
+        with pytest.raises(UserError, match=r"task.size must be at most 4[,]?096"):
+            Folder(source=source, size=int(size))
+
+
+def test_images_that_do_not_fit_in_memory(tmp_path, monkeypatch):
+    """On Linux an allocation beyond the memory succeeds, and the process is killed later."""
+    source = classes(tmp_path / "x", "a", "b", "c", count=4)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**13}[name])
+    load_folder(source, size=8, data_dir=tmp_path / "data")
+    said = (
+        r"x: 12 images of 2000×2000×3 need 0.1 GiB, this machine has 0.0 GiB of memory: choose a smaller size \(--task"
+    )
+    with pytest.raises(UserError, match=said):
+        load_folder(source, size=2000, data_dir=tmp_path / "data")
 
 
 def test_a_path_in_place_of_a_name(tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -416,6 +417,12 @@ def test_a_prepared_folder_of_tfds_serves_as_data_directory(prepared):
     assert load("caltech_birds2011", size=4, data_dir=prepared).splits["test"].images.shape[1:] == (4, 4, 3)
 
 
+def test_records_that_do_not_fit_in_memory(prepared, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**13}[name])
+    with pytest.raises(UserError, match=r"0.2.0: 467 images of 500×500×3 need .* choose a smaller size"):
+        load("caltech_birds2011", size=500, data_dir=prepared)
+
+
 def test_the_newest_version_is_taken(tmp_path):
     for version in ("0.10.0", "0.9.0"):
         birds(tmp_path / "tfds", version)
@@ -621,6 +628,7 @@ FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
         {"pythonClassName": FEATURES, "featuresDict": {"features": {"image": {"pythonClassName": "evil_module.X"}}}},
         {"type": FEATURES, "content": {"image": {"type": "evil_module.X", "content": "{}"}}},
         {"python_class_name": "tensorflow_datasets_evil.Features"},
+        {"pythonClassName": FEATURES, "jsonFeature": {"json": '{"x": {"type": "evil_module.X", "content": {}}}'}},
     ],
 )
 def test_adopted_features_import_nothing_but_tfds(tmp_path, features):
@@ -629,6 +637,25 @@ def test_adopted_features_import_nothing_but_tfds(tmp_path, features):
         prepare("quickdraw_bitmap", describe(tmp_path, features), tmp_path / "data")
     assert not (tmp_path / "pwned").exists()
     assert not is_prepared("quickdraw_bitmap", tmp_path / "data")
+
+
+def test_features_are_checked_before_each_use(prepared, tmp_path, monkeypatch):
+    """The data directory may be another user's, and a source that was taken over may change afterwards."""
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(prepared, tmp_path / "theirs")
+    prepare("caltech_birds2011", tmp_path / "theirs", tmp_path / "ours")
+    (features,) = (tmp_path / "theirs").glob("*/*/features.json")
+    text = features.read_text()
+    nested = {"pythonClassName": FEATURES, "jsonFeature": {"json": '{"x": {"type": "evil_module.X", "content": {}}}'}}
+    for evil in (text.replace("tensorflow_datasets.core.features.image_feature.", "evil_module."), json.dumps(nested)):
+        features.write_text(evil)
+        with pytest.raises(UserError, match=r"features.json: names the class 'evil_module.*it is not imported"):
+            load("caltech_birds2011", size=4, data_dir=tmp_path / "theirs")
+        with pytest.raises(UserError, match=r"features.json: names the class 'evil_module.*it is not imported"):
+            next(records.read(IMAGE_SETS["caltech_birds2011"].store, tmp_path / "theirs", "train", 4))
+    assert not (tmp_path / "pwned").exists()
+    assert load("caltech_birds2011", size=4, data_dir=tmp_path / "ours").splits
 
 
 def test_adopted_folders_with_odd_contents(tmp_path):
@@ -658,6 +685,9 @@ def test_leftovers_of_killed_preparations_are_removed(small, prepared, tmp_path)
         prepare(name, files, tmp_path)
         assert is_prepared(name, tmp_path)
         assert not list(leftover.parent.glob("incomplete.*"))
+        leftover.mkdir()  # of a process that worked at the same time
+        prepare(name, files, tmp_path)
+        assert not leftover.exists()
 
 
 def test_nothing_is_prepared_through_links(small, prepared, tmp_path):

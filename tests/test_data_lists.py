@@ -79,6 +79,43 @@ def test_class_names_of_text_lists_may_hold_anything(tmp_path):
     assert list(groups) == [("train", "bulldog, French"), ("test", "fox")]
 
 
+@pytest.mark.parametrize(
+    "first",
+    ["class", "label", "Label", "class name", "classes", "target", "image", "file", "path", "class_a", "label, B"],
+)
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_a_first_class_with_the_name_of_a_column(tmp_path, caplog, first, ending):
+    if ending == "csv":
+        first = first.replace(", B", "")
+    lists = write(tmp_path, **{f"train_{ending}": f"{first}\nfox\n", f"test_{ending}": "gnu\n"})
+    layout = arrange_by_lists(SOURCE, entries(f"{first}/1.jpg", "fox/1.jpg", "gnu/1.jpg"), lists)
+    assert list(layout.groups) == [*sorted([("train", first), ("train", "fox")]), ("test", "gnu")]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("header", ["class", "Label", "wnid", "category", "class name", "CATEGORIES"])
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_headers_of_lists_of_classes(tmp_path, caplog, header, ending):
+    lists = write(tmp_path, **{f"train_{ending}": f"{header}\nn01\nn03\n", "test_txt": "n02\n"})
+    groups = arrange_by_lists(SOURCE, BY_FOLDER, lists).groups
+    assert list(groups) == [("train", "n01"), ("train", "n03"), ("test", "n02")]
+    assert f"train.{ending}: the first line, {header}, is taken for a header, not for a class" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_column_of_superclasses_may_hold_the_name_of_a_column(tmp_path):
+    lists = write(tmp_path, train_csv="n01,category\nn03,category\n", test_csv="wnid,superclass\nn02,label\n")
+    groups = arrange_by_lists(SOURCE, BY_FOLDER, lists).groups
+    assert list(groups) == [("train", "n01"), ("train", "n03"), ("test", "n02")]
+
+
+def test_folders_with_the_names_of_columns(tmp_path):
+    """A header of two known names is one, whatever the folders are called."""
+    lists = write(tmp_path, train_csv="image,label\na.jpg,n01\n", test_csv="image,label\nb.jpg,n02\n")
+    groups = arrange_by_lists(SOURCE, entries("image/a.jpg", "image/b.jpg", "label/c.jpg"), lists).groups
+    assert groups == {("train", "n01"): ["image/a.jpg"], ("test", "n02"): ["image/b.jpg"]}
+
+
 def test_file_names_may_repeat_from_class_to_class(tmp_path):
     files = entries("cat/1.jpg", "dog/1.jpg", "fox/1.jpg")
     lists = write(
@@ -251,7 +288,11 @@ def test_columns_are_found_by_their_names(tmp_path):
         (b"picture,animal\nn0_0.jpg,n0\n", "has the columns picture, animal, it should have filename and label"),
         (b"0,n0_0.jpg,n0\n", "begins with '0,n0_0.jpg,n0', but a list has a header and columns, filename,label, or"),
         (b"n0_0.jpg n0\n", "1 of 1 classes listed are not in images, e.g. n0_0.jpg n0; a list has a header"),
-        (b'filename,label\n"n0_0.jpg,n0\nn0_1.jpg,n0\n', "line 2 is no row of a table"),
+        (b'filename,label\n"n0_0.jpg,n0\nn0_1.jpg,n0\n', "line 2 is no row of a table (a quotation mark is not closed"),
+        (
+            b'filename,label\nn0_0.jpg,"n\n0"\n',
+            "line 2 is no row of a table (a quotation mark is not closed before the",
+        ),
         (
             b'filename,label\n"' + b"x" * 200_000 + b",n0\n",
             "line 2 is no row of a table (field larger than field limit",

@@ -6,6 +6,7 @@ import http.server
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from metajax.data import (
     records,
     resolve_data_dir,
 )
+from metajax.data.disk import clear_leftovers
 from metajax.data.download import RemoteFile
 from metajax.data.pixels import decode
 from metajax.errors import UserError
@@ -434,6 +436,19 @@ def test_download_cut_short(tiny, tmp_path, monkeypatch):
     assert "images_background.zip" in text
     assert "the right file has" in text
     assert not list((tmp_path / "data").rglob("*.tmp.*"))
+
+
+def test_another_download_to_the_same_folder_is_left_alone(tiny, tmp_path, monkeypatch):
+    with serving(tiny) as base:
+        monkeypatch.setattr(omniglot, "FILES", remote_files(base, tiny))
+        folder = tmp_path / "data" / "downloads" / "omniglot"
+        (folder / "x.zip.tmp.0123").mkdir(parents=True)
+        with clear_leftovers(folder, "nothing"):  # the other process
+            prepare("omniglot", data_dir=tmp_path / "data")
+            assert (folder / "x.zip.tmp.0123").exists()
+        shutil.rmtree(records.directory(omniglot._STORE, tmp_path / "data"))
+        prepare("omniglot", data_dir=tmp_path / "data")
+        assert not (folder / "x.zip.tmp.0123").exists()
 
 
 def test_download_of_what_is_not_there(tiny, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from metajax.data.disk import one_line, read_file, writing_to
 from metajax.errors import UserError
 
 _INFO = "dataset_info.json"
-_FEATURES = "features.json"
 
 
 def is_tfds(source: Path) -> bool:
@@ -46,7 +45,10 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
             outside TFDS, or if the disk is full.
     """
     folder = _find(store, source)
-    _check_features(folder)
+    try:
+        records.check_features(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / records.FEATURES}: cannot read: {one_line(error)}") from error
     target = records.directory(store, data_dir)
     temporary = target.with_name(f"incomplete.{uuid.uuid4().hex}")
     with writing_to(target.parent), records.preparing(store, data_dir):
@@ -103,34 +105,15 @@ def _read(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / _INFO}: cannot read: {one_line(error)}") from error
 
 
-def _check_features(folder: Path) -> None:
-    """Raise a `UserError` if the description of the features names a class outside TFDS, which would be imported."""
-    path = folder / _FEATURES
-    try:
-        waiting: list[Any] = [json.loads(read_file(path))]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot read: {one_line(error)}") from error
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        if not isinstance(value, dict):
-            continue
-        waiting += value.values()
-        # The names of this entry in TFDS' format, in its protocol buffers, and in its first versions.
-        for key in ("pythonClassName", "python_class_name", "type"):
-            name = value.get(key)
-            if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
-                raise UserError(
-                    f"{path}: names the class {name!r}, which is not one of tensorflow_datasets: it is not imported"
-                )
-
-
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Make a hard link if possible, else a copy. A link is safe because TFDS never changes a completed file."""
-    with contextlib.suppress(OSError):
-        os.link(source, target)
-        return
+    """Link a file of records, which takes no space, and copy any other file.
+
+    The JSON files are copied because a link would carry later changes of the source into the checked copy.
+    """
+    if source.suffix != ".json":
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
     shutil.copy2(source, target)
 
 

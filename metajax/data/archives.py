@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from metajax.data import records
-from metajax.data.disk import MAX_BYTES, check_regular, one_line, read_file
+from metajax.data.disk import MAX_BYTES, one_line, open_regular, read_file
 from metajax.data.images import Contents
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
@@ -92,13 +92,12 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                 yield name, data
         return
     try:
-        check_regular(place)
-        with tarfile.open(place, tarinfo=_Member) as archive:
+        with open_regular(place) as file, tarfile.open(fileobj=file, tarinfo=_Member) as archive:
             for member in archive:
                 _check_size(member)
-                if member.isfile() and wanted(member.name) and (file := archive.extractfile(member)):
-                    yield member.name, file.read()
-    # tarfile raises many types of exceptions for damage: TarError, OSError, EOFError, zlib.error, RecursionError, ...
+                if member.isfile() and wanted(member.name) and (content := archive.extractfile(member)):
+                    yield member.name, content.read()
+    # tarfile reports damage through many types: TarError, OSError, EOFError, zlib.error, RecursionError, ...
     except Exception as error:
         if isinstance(error, UserError):
             raise

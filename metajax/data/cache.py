@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from metajax.data.dataset import Bank
-from metajax.data.disk import check_regular, clear_leftovers, one_line, read_file, refuse_links
+from metajax.data.disk import clear_leftovers, one_line, open_regular, read_file, refuse_links
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)
@@ -62,10 +62,15 @@ def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
         return None
     if meta["key"] != key:
         return None
-    check_regular(stem.with_suffix(".npy"))
-    images = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    with open_regular(stem.with_suffix(".npy")) as file:  # `np.load` maps only what it opens itself, also a FIFO
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("wrong version")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype != np.uint8 or fortran_order:
+            raise ValueError("wrong type")
+        images = np.memmap(file, dtype, "r", file.tell(), shape).view(np.ndarray)
     counts = np.asarray(meta["counts"], dtype=np.int32)
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != counts.sum():
+    if images.ndim != 4 or len(images) != counts.sum():
         raise ValueError("wrong shape")
     if _checksum(images) != meta["crc32"]:
         raise ValueError("wrong checksum")

@@ -1,6 +1,8 @@
 """The result of a loader, class banks by split; and the description of a data set for the command line."""
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +13,8 @@ from metajax.errors import UserError
 from metajax.types import ClassBank
 
 _LOG = logging.getLogger("metajax.data")
-_MAX_SIZE = 8192
-"""Largest side of an image in pixels, because a mistyped size could need terabytes."""
+LARGEST_IMAGE = 4096
+"""Largest side of an image in pixels: a mistyped size would ask for terabytes."""
 
 
 class Dataset(NamedTuple):
@@ -211,7 +213,34 @@ def check_options(name: str, splits: dict[str, str], split: str, size: int) -> N
     """
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")
-    if not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+    if not isinstance(size, int) or not 1 <= size <= LARGEST_IMAGE:
         raise UserError(
-            f"{name}: the size of an image is {size!r}, it must be a positive whole number of at most {_MAX_SIZE}"
+            f"{name}: the size of an image is {size!r}, it must be a positive whole number of at most {LARGEST_IMAGE}"
         )
+
+
+def check_memory(place: Path, images: int, size: int, channels: int) -> None:
+    """Check that the decoded images fit in the memory of this machine, before any image is decoded.
+
+    Args:
+        place: Where the images lie.
+        images: Number of images.
+        size: Side of a decoded image in pixels.
+        channels: Channels of a decoded image.
+
+    Raises:
+        UserError: The decoded images need more than the physical memory.
+    """
+    needed, memory = images * size * size * channels, _physical_memory()
+    if memory is not None and needed > memory:
+        raise UserError(
+            f"{place}: {images:,} images of {size}×{size}×{channels} need {needed / 2**30:,.1f} GiB, this machine has "
+            f"{memory / 2**30:,.1f} GiB of memory: choose a smaller size (--task.size, or --size of `metajax data`)"
+        )
+
+
+def _physical_memory() -> int | None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows, or a system without these names
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return memory if memory > 0 else None
+    return None

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import io
+import math
 import os
 import shutil
 import stat
+import time
 import unicodedata
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +21,10 @@ except ImportError:  # Windows
     fcntl = None
 
 MAX_BYTES = 2**28
-"""Largest size of a file, or of a member of an archive, that is read: 256 MB."""
+"""Largest file, member of an archive, or directory of a zip archive, that is read: 256 MB."""
+_STALE_SECONDS = 3600.0
+"""Age from which a temporary file belongs to a killed process, where locks do not tell."""
+_LOCK_RETRIES = 10
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -94,14 +100,25 @@ def writing_to(directory: Path) -> Iterator[None]:
         raise
 
 
-def check_regular(path: Path) -> None:
-    """Raise an `OSError` unless a path is a regular file, because reading a FIFO or a device may never end.
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading: to open or read a FIFO or a device may never end.
 
     Args:
         path: The file, or a link to it.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: It is no regular file, or cannot be opened.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise OSError("not a regular file")
+    return file
 
 
 def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -117,11 +134,31 @@ def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     Raises:
         OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
     """
-    check_regular(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         _check_size(size, limit)
         return file.read(size)
+
+
+class _Archive(zipfile.ZipFile):
+    """A zip archive that closes its file: `zipfile` leaves a file open that it did not open."""
+
+    def __init__(self, file: io.BufferedReader):
+        self._opened = file
+        super().__init__(file)
+
+    def close(self) -> None:
+        super().close()
+        self._opened.close()
+
+
+class _ShortReads(io.BufferedReader):
+    """A file that refuses long reads: `zipfile` reads the directory of an archive in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None:
+            _check_size(size, MAX_BYTES)
+        return super().read(size)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -134,16 +171,17 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         The archive. The caller must close it.
 
     Raises:
-        OSError: If the path is not a regular file, or cannot be read.
-        zipfile.BadZipFile: If the file is damaged, or is not a zip archive.
+        OSError: It is no regular file, its directory has more than 256 MB, or it cannot be read.
+        zipfile.BadZipFile: It is damaged, or no zip archive.
     """
-    check_regular(path)
+    file = _ShortReads(open_regular(path).detach())
     try:
-        return zipfile.ZipFile(path)
-    except OSError:
-        raise
-    # zipfile raises many exception types for damage: struct.error, ValueError, NotImplementedError, MemoryError, ...
-    except Exception as error:
+        return _Archive(file)
+    except BaseException as error:
+        file.close()
+        # zipfile reports damage through many types: struct.error, ValueError, NotImplementedError, MemoryError, ...
+        if isinstance(error, OSError) or not isinstance(error, Exception):
+            raise
         raise zipfile.BadZipFile(one_line(error)) from error
 
 
@@ -217,9 +255,10 @@ def refuse_links(data_dir: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
-    """Remove the temporary files of killed processes from a folder, unless another process is using the folder.
+    """Remove what killed processes left in a folder, before and after this process works there.
 
-    Each process holds a shared lock on the folder while it works, so only the first process removes files.
+    Each process holds a shared lock on the folder while it works. Files are removed only while no other process holds
+    the lock. Where locks do not exist (Windows, some cluster file systems), only files older than an hour are removed.
 
     Args:
         folder: An existing folder.
@@ -228,21 +267,45 @@ def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        # Another process has the lock, or the file system has no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in folder.glob(pattern):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    except OSError:
+        handle = None
+    try:
+        _remove_leftovers(folder, pattern, handle)
+        if fcntl is not None and handle is not None:
+            # Another process may remove files now, but whoever holds the lock longer must not block this one.
+            for _ in range(_LOCK_RETRIES):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+                except OSError:
+                    break
         yield
     finally:
-        os.close(handle)
+        _remove_leftovers(folder, pattern, handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def _remove_leftovers(folder: Path, pattern: str, handle: int | None) -> None:
+    """Remove files that match a pattern: all under an exclusive lock, old ones where there are no locks."""
+    newest = time.time() - _STALE_SECONDS
+    if fcntl is not None and handle is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            newest = math.inf
+        except BlockingIOError:
+            return
+        except OSError:  # the file system has no locks
+            pass
+    for path in list(folder.glob(pattern)):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime > newest:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

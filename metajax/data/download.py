@@ -3,14 +3,13 @@
 import contextlib
 import hashlib
 import logging
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metajax.data.disk import one_line, refuse_links, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
 
@@ -150,14 +149,12 @@ def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Pat
     level = connections.level
     connections.setLevel(logging.ERROR)
     try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else quiet():
+        # A failed download leaves temporary folders behind.
+        with clear_leftovers(folder, "*.tmp.*"), contextlib.nullcontext() if sys.stderr.isatty() else quiet():
             return {file.filename: _fetch_one(name, file, manager, folder) for file in files}
     finally:
         connections.setLevel(level)
         downloader.MAX_RETRIES = retries
-        # Remove the files of a failed download. No other process uses this folder.
-        for leftover in folder.glob("*.tmp.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _url_info(file: RemoteFile) -> Any:
@@ -189,7 +186,8 @@ def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
 
 def _rejected(folder: Path) -> str:
     """Describe the rejected file, which TFDS leaves in a temporary folder."""
-    for path in folder.glob("*.tmp.*/*"):
+    # Other processes may be downloading to folders beside it.
+    for path in sorted(folder.glob("*.tmp.*/*"), key=lambda path: path.stat().st_mtime, reverse=True):
         data = path.read_bytes()
         return f"{len(data):,} bytes with sha256 {hashlib.sha256(data).hexdigest()}"
     return "another file"

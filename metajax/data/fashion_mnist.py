@@ -71,13 +71,14 @@ def prepare_fashion_mnist(source: Path | None = None, data_dir: Path | None = No
         data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The folder of the records. If it already exists, nothing is done.
+        The records' folder. Records that are there already are kept.
 
     Raises:
         UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.
     """
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):
+        records.remove_leftovers(_STORE, data_dir)
         return folder
     files = obtain(_STORE.name, FILES, source, data_dir)
     splits = {part: idx.examples(part, files, images, len(CLASSES)) for part, images in IMAGES.items()}

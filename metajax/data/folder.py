@@ -117,6 +117,7 @@ def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> 
 def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels: int) -> Bank:
     """Decode all images, class after class, and skip unreadable files."""
     total = sum(map(len, layout.groups.values()))
+    dataset.check_memory(source, total, size, channels)
     try:
         images = np.empty((total, size, size, channels), np.uint8)
     except (MemoryError, ValueError) as error:

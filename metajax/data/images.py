@@ -123,7 +123,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
         data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The folder of the records. If it already exists, nothing is done.
+        The records' folder. Records that are there already are kept.
 
     Raises:
         UserError: If a file is missing or damaged, if only TFDS can prepare the data set, or if the disk is full.
@@ -131,6 +131,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
     store, originals = images.store, images.originals
     folder = records.directory(store, data_dir)
     if records.is_prepared(store, data_dir):
+        records.remove_leftovers(store, data_dir)
         return folder
     source = None if source is None else Path(source).expanduser()
     if source is not None:

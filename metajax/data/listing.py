@@ -1,5 +1,7 @@
 """List the images in a folder or a zip archive, with their splits and classes."""
 
+import bisect
+import logging
 import os
 import re
 import stat
@@ -13,6 +15,7 @@ from metajax.data.disk import one_line, open_zip, printable, read_file, read_mem
 from metajax.data.pixels import SUFFIXES, looks_like_image
 from metajax.errors import UserError
 
+_LOG = logging.getLogger("metajax.data")
 SPLITS = ("train", "validation", "test")
 """The splits, in order."""
 _MAX_LINKED = 100_000
@@ -20,6 +23,10 @@ _MAX_LINKED = 100_000
 _SPLIT_WORD = re.compile(
     r"(?:meta)?(?:(train(?:ing)?)|(val(?:id|idate|idation|idating)?|dev)|(test(?:ing)?))(?:set|data|split)?"
 )
+_PLAIN_WORD = re.compile(
+    r"class(?:es)?|data(?:set)?|(?:file|folder|image|img|photo|picture|sample|set|split)s?|jpe?g|meta|mini|png|raw"
+)
+"""Words beside the name of a split that say nothing about the content of the folder."""
 
 
 class Entry(NamedTuple):
@@ -156,11 +163,23 @@ def split_of(name: str, *, anywhere: bool = False) -> str | None:
     >>> [split_of(name, anywhere=True) for name in ("train2017", "birds-val", "TestImages", "train_test", "valley")]
     ['train', 'validation', 'test', None, None]
     """
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) if anywhere else []
+    words = _words(name) if anywhere else []
     candidates = [re.sub(r"[\s_.-]", "", name), *words]
     matches = (_SPLIT_WORD.fullmatch(word.lower()) for word in candidates)
     found = {SPLITS[match.lastindex - 1] for match in matches if match and match.lastindex}
     return found.pop() if len(found) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+", name)
+
+
+def _words_beside_split(name: str) -> tuple[str, ...]:
+    """Return the words of a folder's name that are neither the split's name nor plain, e.g. `tube` of `test_tube`."""
+    if split_of(name):
+        return ()
+    words = [word.lower() for word in _words(name)]
+    return tuple(word for word in words if not (_PLAIN_WORD.fullmatch(word) or _SPLIT_WORD.fullmatch(word)))
 
 
 def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]:
@@ -169,8 +188,14 @@ def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]
     deep = {parts[0] for parts in paths if len(parts) > 2}
     # A class may be called "train". A folder is a split only if it contains class folders.
     named = {top for top in deep if split_of(top)}
-    splits = {top: split for top in tops if (split := split_of(top) or split_of(top, anywhere=True))}
-    if not named and len({splits[top] for top in deep if top in splits}) < 2:
+    # In "birds_train" and "birds_test" the other words agree; "train_station" and "test_tube" are classes.
+    beside = {top: _words_beside_split(top) for top in tops if split_of(top, anywhere=True)}
+    agree = len(set(beside.values())) == 1
+    splits = {top: split for top in tops if (split := split_of(top))}
+    splits |= {
+        top: split for top, words in beside.items() if (agree or not words) and (split := split_of(top, anywhere=True))
+    }
+    if not named and not {"train", "test"} <= {splits[top] for top in deep if top in splits}:
         if tops and not any(len(parts) == 2 for parts in paths) and len(tops) < 3:
             raise UserError(
                 f"{source}: no images lie directly in {' and '.join(map(printable, tops))}, only folders do; where "
@@ -189,6 +214,9 @@ def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]
             raise UserError(
                 f"{source}: the folders {owner!r} and {top!r} are both the {split} split: merge them, or remove one"
             )
+    if any(split_of(top) is None for top in splits):
+        taken = ", ".join(f"{printable(top)} as {split}" for top, split in splits.items())
+        _LOG.warning("%s: folders taken for splits: %s; if they are classes, rename them", source, taken)
     return splits
 
 
@@ -203,8 +231,13 @@ def _archive(archive: zipfile.ZipFile) -> Source:
             folders.add(path.rstrip("/"))
         elif path and _is_visible(path):
             members[PurePosixPath(path).as_posix()] = info
-    occupied = {str(parent) for path in [*members, *folders] for parent in PurePosixPath(path).parents}
-    empty = sorted(folder for folder in folders - occupied if folder and _is_visible(folder))
+    paths = sorted([*members, *folders])
+
+    def is_empty(folder: str) -> bool:
+        after = bisect.bisect_left(paths, f"{folder}/")
+        return after == len(paths) or not paths[after].startswith(f"{folder}/")
+
+    empty = sorted(folder for folder in folders if folder and is_empty(folder) and _is_visible(folder))
 
     def head(path: str) -> bytes:
         with archive.open(members[path]) as file:

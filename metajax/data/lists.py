@@ -20,9 +20,10 @@ _FILE_COLUMNS = (
     *("filename", "file_name", "file", "filepath", "file_path", "path", "image", "image_name", "image_path"),
     *("imagename", "imagepath", "img", "img_name", "img_path", "image_id", "img_id"),
 )
-_CLASS_COLUMNS = ("label", "class", "class_name", "classname", "label_name", "labels", "classes")
-_LABEL_COLUMNS = (*_CLASS_COLUMNS, "category", "category_name", "target", "wnid", "class_id", "label_id")
-"""Names of the label column of a table with a file column. Without a file column each could be the name of a class."""
+_LABEL_COLUMNS = (
+    *("label", "class", "class_name", "classname", "label_name", "labels", "classes", "category", "category_name"),
+    *("categories", "target", "wnid", "wnids", "class_id", "label_id"),
+)
 _FORM = "a list has a header and columns, filename,label, or the name of one class in a line"
 
 
@@ -42,13 +43,13 @@ def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
     """Assign images to splits and classes by published lists. The images may be in any folders of the source.
 
     Args:
-        source: The folder or archive, for error messages.
-        entries: The images of the source.
-        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, with the suffix `.csv`,
-            `.tsv` or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
-            images (Ravi and Larochelle's mini-ImageNet). Any other table lists classes in its first column (Ren et
-            al.'s tiered-ImageNet); a text file lists one class per line. Columns are separated by commas, semicolons or
-            tabs.
+        source: The folder or archive, for messages.
+        entries: Its images.
+        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, ending in `.csv`, `.tsv`
+            or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
+            images (Ravi and Larochelle's mini-ImageNet); any other lists classes, the first of its columns (Ren et
+            al.'s tiered-ImageNet), a text file one in a line. Columns are separated by commas, semicolons or tabs. The
+            first line of a list of classes is a header if it has the name of a column and of no folder of the source.
 
     Returns:
         The listed images by split and class. Images that are not listed are ignored.
@@ -62,7 +63,7 @@ def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
     owners: dict[str, Path] = {}
     holders: dict[str, Path] = {}
     for split, path in _find(lists).items():
-        lines = _read(path)
+        lines = _read(path, frozenset(places.by_folder))
         found = [places.find(line) for line in lines]
         if lost := [line for line, images in zip(lines, found, strict=True) if not images]:
             kind, example = ("images", lost[0].file) if lost[0].file else ("classes", lost[0].label)
@@ -148,8 +149,8 @@ def _find(lists: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _read(path: Path) -> list[Line]:
-    """Read a list of images or classes."""
+def _read(path: Path, folders: frozenset[str]) -> list[Line]:
+    """Read a list of images or classes. In a list of classes, a first line that names a folder is not a header."""
     texts = [line.strip(" ") for line in re.split(r"\r\n|\r|\n", _text(path))]
     numbers = [number for number, text in enumerate(texts, 1) if text.strip(_SEPARATORS + " ")]
     if not numbers:
@@ -158,9 +159,11 @@ def _read(path: Path) -> list[Line]:
     if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # a header that Excel writes
         separator = declared[1]
         numbers = numbers[1:]
-    rows = _rows(path, texts, numbers, separator)
+    rows = _rows(path, texts, numbers, separator, folders)
     header = _header(rows[0]) if rows else []
     file, label = _column(header, _FILE_COLUMNS), _column(header, _LABEL_COLUMNS)
+    if (file is None or label is None) and rows and not folders.isdisjoint(rows[0]):
+        header, file, label = [], None, None
     if file is not None:
         if label is None:
             raise UserError(f"{path}: has the columns {_short(', '.join(header))}, it should have filename and label")
@@ -174,8 +177,10 @@ def _read(path: Path) -> list[Line]:
                 raise UserError(f"{path}: row {number} is {_short(','.join(row))!r}, it should hold {columns}")
         lines = [Line(row[label], row[file]) for row in rows]
     else:
-        alone = _column(header, _CLASS_COLUMNS)
-        names = [row[alone or 0] for row in rows[0 if alone is None else 1 :] if len(row) > (alone or 0)]
+        column = label or 0
+        if label is not None and len(header) == 1:
+            _LOG.warning("%s: the first line, %s, is taken for a header, not for a class", path, _short(rows[0][0]))
+        names = [row[column] for row in rows[0 if label is None else 1 :] if len(row) > column]
         lines = [Line(name, "") for name in names if name]
     if not lines:
         raise UserError(f"{path}: is empty")
@@ -196,7 +201,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> list[list[str]]:
+def _rows(path: Path, texts: list[str], numbers: list[int], separator: str, folders: frozenset[str]) -> list[list[str]]:
     """Cut the lines of a list into cells."""
     if not numbers:
         return []
@@ -206,7 +211,7 @@ def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> l
         by_header = [s for s in _SEPARATORS if s in first and _column(_header(first.split(s)), known) is not None]
         # Class names in a text file may contain any character except a tab.
         usual = "\t" if path.suffix.lower() == ".txt" else _SEPARATORS
-        separator = by_header[0] if by_header else max(usual, key=first.count)
+        separator = by_header[0] if by_header and first not in folders else max(usual, key=first.count)
         if separator not in first and path.suffix.lower() == ".txt":
             return [[texts[number - 1].strip()] for number in numbers]
     rows = []
@@ -215,8 +220,10 @@ def _rows(path: Path, texts: list[str], numbers: list[int], separator: str) -> l
             # Parse each line separately, because an unmatched quotation mark would join lines up to the next one.
             (row,) = csv.reader([texts[number - 1]], delimiter=separator, skipinitialspace=True, strict=True)
         except csv.Error as error:
+            open_cell = "unexpected end of data" in str(error)
+            reason = "a quotation mark is not closed before the end of the line" if open_cell else one_line(error)
             raise UserError(
-                f"{path}: line {number} is no row of a table ({one_line(error)}): {_short(texts[number - 1])}"
+                f"{path}: line {number} is no row of a table ({reason}): {_short(texts[number - 1])}"
             ) from error
         rows.append([cell.strip() for cell in row])
     return rows

@@ -102,13 +102,14 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
         data_dir: Folder of prepared data sets, for the records.
 
     Returns:
-        The folder of the records. If it already exists, nothing is done.
+        The records' folder. Records that are there already are kept.
 
     Raises:
         UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.
     """
     folder = records.directory(_STORE, data_dir)
     if records.is_prepared(_STORE, data_dir):
+        records.remove_leftovers(_STORE, data_dir)
         return folder
     files = obtain(_STORE.name, FILES, source, data_dir)
     places = dict(zip(CHARACTERS, files.values(), strict=True))

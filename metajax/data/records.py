@@ -6,6 +6,7 @@ stores and reads images as encoded PNG files, and other modules unpack the archi
 
 import contextlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data.cache import cached
-from metajax.data.dataset import Bank, pool
-from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
+from metajax.data.dataset import Bank, check_memory, pool
+from metajax.data.disk import clear_leftovers, one_line, read_file, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
 
 Example = tuple[str | int, dict[str, Any]]
-"""An example: a unique key and the features."""
+"""A unique key and the features."""
+FEATURES = "features.json"
+"""TFDS' description of the features."""
 
 
 class Record(NamedTuple):
@@ -142,7 +145,7 @@ def write(
 
 @contextlib.contextmanager
 def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Create the parent folder of a data set's records, and remove the temporary files of killed preparations.
+    """Make the folder above a data set's records, and remove what killed preparations leave in it.
 
     Args:
         store: The data set.
@@ -160,6 +163,17 @@ def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
     above.mkdir(parents=True, exist_ok=True)
     with clear_leftovers(above, "incomplete.*"):
         yield
+
+
+def remove_leftovers(store: Store, data_dir: Path | None) -> None:
+    """Remove what killed preparations left beside prepared records, where this is possible.
+
+    Args:
+        store: The data set, which is prepared.
+        data_dir: As in `resolve_data_dir`.
+    """
+    with contextlib.suppress(OSError), preparing(store, data_dir):
+        pass
 
 
 def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
@@ -202,13 +216,12 @@ def read(
         The records in the order of the file, which is shuffled.
 
     Raises:
-        UserError: If the files are damaged or missing.
+        UserError: The files are damaged or missing, or name modules other than those of TFDS.
     """
-    folder = directory(store, data_dir)
     import tensorflow_datasets as tfds
 
     with _undamaged(store, data_dir):
-        builder: Any = tfds.builder_from_directory(folder)
+        builder = _builder(store, data_dir)
         features = builder.info.features
         # By default TFDS decodes with OpenCV or Pillow, depending on which is installed. The two differ for one-bit
         # images: one gives 0 and 255, the other 0 and 1.
@@ -234,6 +247,8 @@ def _undamaged(store: Store, data_dir: Path | None) -> Iterator[None]:
     """Convert any exception while reading prepared records into a `UserError` with advice."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{directory(store, data_dir)}: damaged records ({one_line(error)}); delete this folder and run "
@@ -278,7 +293,9 @@ def load_bank(
 
     def decode_all() -> Bank:
         labels, splits = _contents(store, data_dir)
-        chosen = list(parts) or splits
+        chosen = list(parts) or list(splits)
+        images = sum(min(splits[part], (limit or splits[part]) * len(labels)) for part in chosen if part in splits)
+        check_memory(directory(store, data_dir), images, size, channels)
         found = [
             (record.label, place, record.index, record.pixels)
             for place, part in enumerate(chosen)
@@ -297,13 +314,55 @@ def load_bank(
     return cached(root, root / store.name / "decoded" / f"{size}px", key, decode_all)
 
 
-def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Return the names of a prepared data set's classes, and of its parts."""
+def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Read the names of a prepared data set's classes, and the number of images in each of its parts."""
+    with _undamaged(store, data_dir):
+        builder = _builder(store, data_dir)
+        splits = sorted(builder.info.splits.items())
+        return list(builder.info.features["label"].names), {part: info.num_examples for part, info in splits}
+
+
+def _builder(store: Store, data_dir: Path | None) -> Any:
+    """Open prepared records; the check comes first, because anybody may have prepared or changed the folder."""
     import tensorflow_datasets as tfds
 
-    with _undamaged(store, data_dir):
-        builder: Any = tfds.builder_from_directory(directory(store, data_dir))
-        return list(builder.info.features["label"].names), sorted(builder.info.splits)
+    folder = directory(store, data_dir)
+    check_features(folder)
+    return tfds.builder_from_directory(folder)
+
+
+def check_features(folder: Path) -> None:
+    """Check that a description of features names only classes of TFDS, which imports the module of each class.
+
+    Args:
+        folder: The folder of the records.
+
+    Raises:
+        UserError: The description names another class.
+        OSError: The description cannot be read.
+        ValueError: The description is not JSON.
+        RecursionError: The description is nested too deeply.
+    """
+    path = folder / FEATURES
+    waiting: list[Any] = [json.loads(read_file(path))]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            # TFDS also reads descriptions that are JSON inside a string.
+            with contextlib.suppress(ValueError):
+                waiting.append(json.loads(value))
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            # The names of this entry in the forms of TFDS, of its protocol buffers, and of its first versions.
+            for key in ("pythonClassName", "python_class_name", "type"):
+                name = value.get(key)
+                if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
+                    raise UserError(
+                        f"{path}: names the class {name[:100]!r}, which is not one of tensorflow_datasets: it is "
+                        "not imported; prepare the data set from a source that you trust"
+                    )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import typeguard
 
+from metajax.data.dataset import LARGEST_IMAGE as LARGEST_IMAGE  # imported from here with the limits below
 from metajax.errors import UserError
 
 
@@ -58,9 +59,6 @@ MOST_TASKS = 1_000_000
 
 MOST_EXAMPLES = 100_000
 """Largest number of ways, shots and queries."""
-
-LARGEST_IMAGE = 4096
-"""Largest side of an image, in pixels."""
 
 MOST_FEATURES, MOST_CHANNELS = 16_384, 4_096
 """Largest width of a layer. The matrix between two such layers has 1 GB; the kernel of a convolution has 0.6 GB."""
