@@ -22,6 +22,7 @@ from metajax import checkpoints, config_code, files, metrics, workdir
 from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
+    check_devices,
     check_memory,
     choose_mesh,
     is_first,
@@ -73,6 +74,7 @@ def run(args: Sequence[str]) -> None:
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
+    check_devices()
     tuned = tune.load(source)
     devices = options.devices or tuned.devices
     try:
