@@ -51,7 +51,7 @@ def create(
     """Begin a run.
 
     Writes its config, a copy of the config file, and what it begins with: versions, devices, data, and fingerprints of
-    the modules that the config file imports. Records in the user's data folder that this user began it.
+    the modules that the config file imports. Records in the user's state folder that this user began it.
 
     Args:
         workdir: An empty folder, or one that does not exist.
