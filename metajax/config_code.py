@@ -1,8 +1,8 @@
 """Execute, identify and trust the Python code of a config file.
 
-A run whose settings all have metajax's types needs no code. A run with the user's own types needs the copy of the
-config file in its work directory. The copy is executed only if this user began the run, or passes `--trust`. The user's
-data folder has a record of every config file that this user began a run with.
+A run whose settings all have metajax's types needs no code. A run with types of the user's own keeps a copy of the
+config file. The copy is executed only if this user began the run, or asks for it: a folder of the user's home keeps a
+record of every config file that this user began a run with. It is not in the data folder, which several users may share.
 """
 
 import ast
@@ -16,6 +16,7 @@ import importlib.machinery
 import logging
 import os
 import site
+import stat
 import sys
 import sysconfig
 import tokenize
@@ -25,15 +26,14 @@ from types import ModuleType
 from typing import Any
 
 from metajax import files
-from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 
 CONFIG_MODULE = "metajax_config"
 """Module name of a config file."""
 
 _LOG = logging.getLogger("metajax")
-_BEGUN = "begun"
-"""Folder of the records, in the user's data folder."""
+_MOST_FOLDERS = 100
+"""Folders that a record names; the oldest are dropped."""
 
 
 def load_module(path: Path, folder: Path | None = None) -> ModuleType:
@@ -291,7 +291,7 @@ def _installed_folders() -> list[Path]:
 
 
 def remember(config: Path, folder: Path) -> None:
-    """Record in the user's data folder that this user began a run with this code.
+    """Record in the user's state folder that this user began a run with this code.
 
     Args:
         config: The copy of the config file in the work directory.
@@ -299,9 +299,11 @@ def remember(config: Path, folder: Path) -> None:
     """
     path = _record(config)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(path.parent):
+            raise UserError(f"{path.parent} belongs to another user, or others can write it")
         folders = [each for each in _remembered(path) if each != str(folder.absolute())]
-        files.write_json(path, {"folders": [*folders, str(folder.absolute())]})
+        files.write_json(path, {"folders": [*folders, str(folder.absolute())][-_MOST_FOLDERS:]}, mode=0o600)
     except (OSError, UserError) as error:
         _LOG.warning(
             "%s cannot be written (%s): metajax evaluate and plot will ask for --trust", path, _message(error)[2:]
@@ -323,14 +325,35 @@ def trusted_folder(config: Path, folder: Path | None) -> Path | None:
 
 def _record(config: Path) -> Path:
     checksum = hashlib.sha256(files.read_bytes(config)).hexdigest()
-    return resolve_data_dir() / _BEGUN / f"{checksum}.json"
+    return _state_folder() / f"{checksum}.json"
+
+
+def _state_folder() -> Path:
+    """Return the folder of the records: `metajax/begun` in the user's state folder, after the XDG specification."""
+    chosen = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~")) / ".local" / "state"
+    return base / "metajax" / "begun"
 
 
 def _remembered(path: Path) -> list[str]:
+    """Return the folders of a record; none if another user may have written it."""
+    if not (_is_private(path.parent) and _is_private(path)):
+        return []
     try:
         return [str(folder) for folder in files.read_json(path)["folders"]]
     except (UserError, KeyError, TypeError):
         return []
+
+
+def _is_private(path: Path) -> bool:
+    """Return whether a file or folder belongs to this user, nobody else can write it, and it is no symbolic link."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISLNK(status.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
 
 
 def own_types(value: Any) -> dict[str, type]:

@@ -65,11 +65,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace a file atomically: a reader sees either the old content or the new content.
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o666) -> None:
+    """Replace a file atomically: a reader sees the old content or the new content, and nothing in between.
 
     The new content goes into a temporary file with a random name, which is then renamed. A symbolic link at `path` is
     replaced; its target does not change.
+
+    Args:
+        path: The file.
+        content: Its new content.
+        mode: Its permissions, of which the umask takes some away.
 
     Raises:
         UserError: If `path` is a folder, a device or another special file.
@@ -78,7 +83,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     try:
         _check_replaceable(path)
-        partial = _create_partial(path.parent)
+        partial = _create_partial(path.parent, mode)
         try:
             with open(partial[0], "wb") as file:
                 file.write(content)
@@ -97,11 +102,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any, *, mode: int = 0o666) -> None:
     """Replace a JSON file atomically; see `write_bytes`."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is not UTF-8 contains surrogates; their backslash escape is also valid JSON.
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    # A file name that is not UTF-8 has surrogates, whose backslash escape is also JSON's.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), mode=mode)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -218,10 +223,10 @@ def lock(path: str | os.PathLike[str]) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _create_partial(folder: Path) -> tuple[int, Path]:
+def _create_partial(folder: Path, mode: int = 0o666) -> tuple[int, Path]:
     """Create a temporary file with a random name; return its descriptor and path."""
     path = folder / f".metajax-{secrets.token_hex(8)}.partial"
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666), path
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, mode), path
 
 
 def _open_no_link(path: Path, flags: int) -> int:

@@ -50,8 +50,8 @@ def create(
 ) -> None:
     """Create the work directory of a new run.
 
-    Write the config, a copy of the config file, and a record of the versions, devices, data, and fingerprints of the
-    modules that the config file imports. Also record in the user's data folder that this user began the run.
+    Writes its config, a copy of the config file, and what it begins with: versions, devices, data, and fingerprints of
+    the modules that the config file imports. Records in the user's state folder that this user began it.
 
     Args:
         workdir: An empty folder, or a path that does not exist.

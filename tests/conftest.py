@@ -38,3 +38,11 @@ def _own_logging():
     logger.propagate = True
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_state(tmp_path_factory):
+    """Keep the records of begun runs apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -359,3 +360,14 @@ def test_shipped_configs_all_refuse_alike():
     for name in configs.names():
         fails(run("train", name, "--training.steps", 0), "training.steps must be at least 1, got 0")
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "bench", "tune", "evaluate", "plot"])
+def test_without_a_device_a_command_is_a_line(trained, tmp_path, monkeypatch, command):
+    def fail(*args, **options):
+        raise RuntimeError("Unable to initialize backend 'cuda': no driver")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    config = small(tmp_path)
+    config.with_name("small.tuned.json").write_text("{}")  # has entries by device
+    fails(run(command, trained if command in ("evaluate", "plot") else config), "JAX finds no device", "no driver")

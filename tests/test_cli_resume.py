@@ -17,6 +17,7 @@ from test_cli_helpers import assert_same_run, damage, fails, finish, rows, run, 
 from test_workdir import read_events
 
 from metajax import metrics, workdir
+from metajax.cli import train
 
 LONG = ["--training.steps", 500, "--training.checkpoint-every", 20, "--training.steps-per-call", 5]
 """Seconds of short calls, with a checkpoint being written most of the time."""
@@ -133,6 +134,23 @@ def test_a_signal_in_the_last_call_is_heard(undisturbed, config, tmp_path, monke
     assert not (tmp_path / "run" / "evaluation.json").exists()
     assert run("train", config, "--workdir", tmp_path / "run").code == 0
     assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_signal_before_validation_saves_without_it(config, tmp_path, monkeypatch):
+    first_non_finite = train.first_non_finite
+    calls = iter(range(100))
+
+    def check_and_send(stacked):
+        if next(calls) == 3:  # the call that ends at step 20
+            signal.raise_signal(signal.SIGTERM)
+        return first_non_finite(stacked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "first_non_finite", check_and_send)
+        assert run("train", config, "--workdir", tmp_path / "run").code == 143
+    assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"] == 20
+    assert "validation_loss" not in rows(tmp_path / "run")[-1]
+    assert run("train", config, "--workdir", tmp_path / "run").code == 0
 
 
 def test_a_second_signal_stops_at_once(undisturbed, config, tmp_path, monkeypatch):

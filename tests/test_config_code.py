@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -46,6 +47,7 @@ TINY = ["--training.steps", 10, "--validation.num-tasks", 0, "--evaluation.num-t
 def _as_found(tmp_path, monkeypatch):
     """Keep the records of begun runs, Python's path and its modules as they were."""
     monkeypatch.setenv("METAJAX_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name in ("my_model", "sizes", "late", config_code.CONFIG_MODULE):
@@ -206,7 +208,7 @@ MARK = "\npathlib.Path(__file__).with_name('executed').touch()\n"
 def handed(tmp_path) -> Path:
     """A run that somebody else began."""
     assert run("train", small(tmp_path, text=OWN + MARK), "--workdir", tmp_path / "handed", *TINY).code == 0
-    shutil.rmtree(tmp_path / "data" / "begun")
+    shutil.rmtree(tmp_path / "state")
     (tmp_path / "executed").unlink()
     return tmp_path / "handed"
 
@@ -246,6 +248,37 @@ def test_code_of_a_run_of_ones_own_is_executed_until_it_changes(tmp_path):
     assert "the versions, devices and data that the run began with are unknown" in evaluated.err
 
 
+@pytest.mark.parametrize("how", ["writable folder", "writable record", "other user", "link", "folder is a link"])
+def test_a_record_that_another_user_may_have_written_does_not_count(tmp_path, monkeypatch, how):
+    directory = tmp_path / "run"
+    assert run("train", small(tmp_path, text=OWN), "--workdir", directory, *TINY).code == 0
+    begun = tmp_path / "state" / "metajax" / "begun"
+    (record,) = begun.iterdir()
+    assert (stat.S_IMODE(begun.lstat().st_mode), stat.S_IMODE(record.lstat().st_mode)) == (0o700, 0o600)
+    assert run("evaluate", directory).code == 0
+    if how == "writable folder":
+        begun.chmod(0o777)
+    elif how == "writable record":
+        record.chmod(0o620)
+    elif how == "other user":
+        own = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    elif how == "link":
+        record.symlink_to(record.rename(tmp_path / "elsewhere.json"))
+    else:
+        begun.symlink_to(begun.rename(tmp_path / "elsewhere"))
+    fails(run("evaluate", directory), "no record that you began")
+
+
+def test_a_shared_data_folder_has_no_records(tmp_path):
+    assert run("train", small(tmp_path, text=OWN), "--workdir", tmp_path / "run", *TINY).code == 0
+    (record,) = (tmp_path / "state" / "metajax" / "begun").iterdir()
+    shared = tmp_path / "data" / "begun"
+    shared.parent.mkdir(exist_ok=True)
+    record.parent.rename(shared)
+    fails(run("evaluate", tmp_path / "run"), "no record that you began")
+
+
 def test_training_never_executes_code_of_the_work_directory(handed, tmp_path):
     with (handed / "config.py").open("a") as file:
         file.write("\n__import__('os').abort()\n")
@@ -272,7 +305,7 @@ def test_a_run_of_a_shipped_preset_executes_no_code(tmp_path):
 
 def test_no_record_can_be_written(tmp_path, monkeypatch, capfd):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("METAJAX_DATA_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     result = run("train", small(tmp_path, text=OWN), "--workdir", tmp_path / "run", *TINY)
     assert result.code == 0
     assert "evaluate and plot will ask for --trust" in result.err + capfd.readouterr().err

@@ -85,7 +85,7 @@ def test_a_signal_in_the_first_call_ends_the_process(tmp_path, signum, code):
     process.send_signal(signum)
     said = finish(process)
     assert time.monotonic() - began < 15
-    assert said.code == code
+    assert said.code == code, said.err
     expected = "interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}"
     assert said.err == f"metajax: {expected}\n"
 
@@ -119,6 +119,21 @@ def test_a_second_signal_in_a_long_call_ends_the_process_at_once(tmp_path):
     assert "metajax: stopping, and saving if this call returns within 20 seconds" in said.err
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_long_validation_saves_at_once(tmp_path, signum, code):
+    process = start(tmp_path, 3, "--validation.num-tasks", 1, "--training.checkpoint-every", 3)
+    wait_for(lambda: len(rows(tmp_path / "run")) == 2)
+    time.sleep(5)  # it validates
+    began = time.monotonic()
+    process.send_signal(signum)
+    said = finish(process)
+    assert time.monotonic() - began < 15
+    assert (said.code, said.err) == (code, "metajax: stopping and saving\n")
+    assert f"stopped at step 3, saved in {tmp_path / 'run'}; the same command resumes" in said.out
+    assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"] == 3
+    assert "validation_loss" not in rows(tmp_path / "run")[-1]
+
+
 @pytest.mark.parametrize("delay", [0.6, 1.2])
 def test_ctrl_c_while_it_imports_is_a_line(tmp_path, delay):
     process = spawn("train", "sinusoid_maml", "--workdir", tmp_path / "run")
@@ -137,6 +152,28 @@ def test_a_hangup_saves(tmp_path):
     assert said.code == 129
     assert re.search(r"^stopped at step (\d+), saved in", said.out, re.M)
     assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"]
+
+
+def test_a_slow_save_outlasts_the_time_of_a_call_and_ends_by_a_second_signal(tmp_path):
+    text = (
+        "import time; from metajax import checkpoints; from metajax.cli import signals; save = checkpoints.save\n"
+        "signals.CALL_SECONDS[15] = 1.0\n"
+        "def slow(*a, wait=False, **k): time.sleep(WAIT if wait else 0); save(*a, wait=wait, **k)\n"
+        "checkpoints.save = slow\n"
+    )
+    for wait, code in ((4, 143), (100, 143)):
+        config = small(tmp_path, text=text.replace("WAIT", str(wait)) + SMALL)
+        directory = tmp_path / f"run_{wait}"
+        process = spawn("train", config, "--workdir", directory, "--training.steps", 100_000, "--devices", 1)
+        wait_for(lambda directory=directory: len(rows(directory)) >= 3)
+        process.send_signal(signal.SIGTERM)
+        if wait == 100:
+            time.sleep(3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+        said = finish(process)
+        assert said.code == code
+        assert ("stopped at step" in said.out) == (wait == 4)
 
 
 def test_a_run_goes_on_without_its_readers(tmp_path):

@@ -110,10 +110,10 @@ def _bench_experiment(args: Sequence[str]) -> None:
     report.check_output(options.output)
     report.check_seconds(options.seconds)
     if options.only:
-        raise UserError(f"--only selects standard workloads: remove --only, or remove {args[0]}")
+        raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
+    check_devices()
     tuned = tune.load(source)
     experiment = tuned.apply(experiment)
-    check_devices()
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)

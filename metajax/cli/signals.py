@@ -7,6 +7,7 @@ limit. This module has no slow imports, so the thread starts before JAX is impor
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -14,9 +15,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from metajax.cli.streams import put_line
+from metajax.errors import UserError
 
 INTERRUPT_SECONDS = 1.5
 """Time limit from Ctrl-C to the end of the process."""
@@ -48,13 +50,44 @@ class StopRequests:
     """Signals received during training.
 
     Attributes:
-        received: The signal numbers, in order.
-        saves: Whether there is a state to save when the current call returns.
+        received: Their numbers, in order.
+        saves: Whether there is something to save when the running call returns.
+        saving: Whether no call is running: the process then goes on until its state is saved, or a second signal.
     """
 
     def __init__(self):
         self.received: list[int] = []
         self.saves = False
+        self.saving = False
+        self._save: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def saved_at_once(self, save: Callable[[], None]) -> Iterator[None]:
+        """Save and end the process as soon as a signal is received in the block, which may be in a long call.
+
+        Args:
+            save: Saves the state; another thread calls it. Without `ends_in_time` it is not called.
+        """
+        self._save, self.saving = save, False
+        try:
+            yield
+        finally:
+            with self._lock:  # not while `save` runs
+                self._save, self.saving = None, True
+
+    def save_now(self) -> bool:
+        """Save the state if the training is in a block of `saved_at_once`; return whether it is.
+
+        Raises:
+            UserError: If the state cannot be saved.
+        """
+        with self._lock:
+            if self._save is None:
+                return False
+            self.saving = True
+            self._save()
+            return True
 
     def seconds(self, signum: int) -> float:
         """Return the time limit from the first signal to the end of the process."""
@@ -64,6 +97,8 @@ class StopRequests:
         """Return the message to print when a signal arrives; empty if the process ends at once."""
         if not self.saves:
             return ""
+        if self._save is not None:
+            return "metajax: stopping and saving"
         return f"metajax: stopping, and saving if this call returns within {self.seconds(signum):g} seconds"
 
     def farewell(self, signum: int) -> str:
@@ -95,10 +130,13 @@ class _Watch:
         self._write.close()
 
     def _run(self) -> None:
-        deadline, farewell, status = None, "", 0
+        training, deadline, farewell, status, insists = StopRequests(), None, "", 0, False
         while True:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             if not select.select([self._read], [], [], left)[0]:
+                if training.saving and not insists:
+                    deadline = None
+                    continue
                 put_line(farewell, sys.stderr)
                 end_process(status)
             for signum in self._read.recv(64):
@@ -106,15 +144,26 @@ class _Watch:
                     return
                 if signum not in CALL_SECONDS:  # for example SIGCHLD
                     continue
-                training = self.training or StopRequests()
-                if deadline is None:
+                if not status:
+                    training = self.training or StopRequests()
                     seconds, status = training.seconds(signum), 128 + signum
                     farewell = training.farewell(signum)
                     if training.notice(signum):
                         put_line(training.notice(signum), sys.stderr)
+                    threading.Thread(target=_save_and_end, args=(training, status), daemon=True).start()
                 else:
-                    seconds = _AGAIN_SECONDS
+                    seconds, insists = _AGAIN_SECONDS, True
                 deadline = min(time.monotonic() + seconds, deadline or float("inf"))
+
+
+def _save_and_end(training: StopRequests, status: int) -> None:
+    """Save the state of a training that is in a long call, and end the process; nothing if it is not in one."""
+    try:
+        if not training.save_now():
+            return
+    except UserError as error:
+        put_line(f"metajax: error: {error}", sys.stderr)
+    end_process(status)
 
 
 _watch: _Watch | None = None
@@ -189,8 +238,13 @@ def stop_requests() -> Iterator[StopRequests]:
         yield requests
         return
 
+    raised: list[int] = []
+    callbacks = logging.getLogger("jax._src.callback")  # would print what is raised in a callback of a program
+
     def receive(signum, frame):
         if requests.received or not requests.saves:
+            raised.append(signum)
+            callbacks.disabled = True
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
             put_line(requests.farewell(signum), sys.stderr)
@@ -205,7 +259,12 @@ def stop_requests() -> Iterator[StopRequests]:
         _watch.training = requests
     try:
         yield requests
+    except Exception as error:  # JAX makes an error of its own of what is raised in a callback
+        if not raised or isinstance(error, Stopped):
+            raise
+        raise (KeyboardInterrupt if raised[0] == signal.SIGINT else Stopped(raised[0])) from error
     finally:
+        callbacks.disabled = False
         if _watch is not None:
             _watch.training = None
         for each, handler in previous.items():

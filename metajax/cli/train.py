@@ -22,6 +22,7 @@ from metajax import checkpoints, config_code, files, metrics, workdir
 from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
+    check_devices,
     check_memory,
     choose_mesh,
     is_first,
@@ -73,6 +74,7 @@ def run(args: Sequence[str]) -> None:
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
+    check_devices()
     tuned = tune.load(source)
     devices = options.devices or tuned.devices
     try:
@@ -246,9 +248,10 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     ):
         for steps in _calls(settings, step):
             began = time.perf_counter()
+            stop.saving = False
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
-            stop.saves = True
+            stop.saves = stop.saving = True
             failure = first_non_finite(stacked)
             if failure is not None:
                 record.save(state)
@@ -258,8 +261,10 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             row = {"step": step, **{name: float(values.mean()) for name, values in stacked.items()}}
             row["tasks_per_second"] = float(f"{steps * settings.tasks_per_step / seconds:.4g}")
             checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
-            if checkpoint_due:
-                row |= validate(state)
+            if checkpoint_due and not any_process(bool(stop.received)):
+                keep = functools.partial(_stop, directory, record, dict(row), state)
+                with stop.saved_at_once(keep) if is_first() else contextlib.nullcontext():
+                    row |= validate(state)
             record.add(row, flush=checkpoint_due)
             if checkpoint_due:
                 diverged = row.get("validation_loss", 0) is None
@@ -267,9 +272,20 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             progress.update(row)
             if any_process(bool(stop.received)):
                 record.save(state, wait=True)
-                report.say(f"stopped at step {step:,}, saved in {directory}; the same command resumes")
+                report.say(_stopped(directory, step))
                 raise Stopped((*stop.received, signal.SIGTERM)[0])
     wait_for_others("written")
+
+
+def _stop(directory: Path, record: "_Record", row: dict[str, Any], state: TrainState) -> None:
+    """Save what a run has while it validates: validation may outlast the time that the process is given to stop."""
+    record.add(row, flush=True)
+    record.save(state, wait=True)
+    report.say(_stopped(directory, row["step"]))
+
+
+def _stopped(directory: Path, step: int) -> str:
+    return f"stopped at step {step:,}, saved in {directory}; the same command resumes"
 
 
 def _calls(settings: TrainingSettings, step: int) -> Iterator[int]:
