@@ -551,6 +551,22 @@ def test_damaged_descriptions_of_records(tmp_path):
         load("caltech_birds2011", data_dir=tmp_path / "data")
 
 
+@pytest.mark.parametrize("how", ["fifo", "dangling"])
+def test_records_that_are_no_files(tmp_path, how):
+    """Of a data directory that others prepared: TFDS would wait for a FIFO."""
+    folder = birds(tmp_path / "tfds") / "caltech_birds2011" / "0.2.0"
+    path = folder / "label.labels.txt"
+    path.unlink(missing_ok=True)
+    if how == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/nowhere/at/all")
+    with pytest.raises(
+        UserError, match=r"0.2.0: damaged records \(.*; delete this folder and run `metajax data prepare"
+    ):
+        load("caltech_birds2011", data_dir=tmp_path / "tfds")
+
+
 def test_damaged_records(tmp_path):
     folder = prepare("caltech_birds2011", birds(tmp_path / "tfds"), tmp_path / "data")
     for path in folder.glob("*.array_record*"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, open_regular, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
 
@@ -80,7 +80,7 @@ def _compare(path: Path, file: RemoteFile) -> None:
         return
     try:
         size = path.stat().st_size
-        with path.open("rb") as content:
+        with open_regular(path) as content:
             found = hashlib.file_digest(content, "sha256").hexdigest() if size == file.size else ""
     except OSError as error:
         raise UserError(f"{path}: cannot read: {one_line(error)}") from error
@@ -186,8 +186,10 @@ def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
 
 def _rejected(folder: Path) -> str:
     """Describe the rejected file, which TFDS leaves in a temporary folder."""
-    # Other processes may be downloading to folders beside it.
-    for path in sorted(folder.glob("*.tmp.*/*"), key=lambda path: path.stat().st_mtime, reverse=True):
-        data = path.read_bytes()
-        return f"{len(data):,} bytes with sha256 {hashlib.sha256(data).hexdigest()}"
+    # The newest file is the rejected one, unless another process downloads to the same folder.
+    with contextlib.suppress(OSError, ValueError):
+        newest = max(folder.glob("*.tmp.*/*"), key=lambda path: path.stat().st_mtime_ns)
+        with open_regular(newest) as content:
+            checksum = hashlib.file_digest(content, "sha256").hexdigest()
+        return f"{newest.stat().st_size:,} bytes with sha256 {checksum}"
     return "another file"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metajax.data.disk import one_line, open_zip, printable, read_file, read_member
+from metajax.data.disk import one_line, open_regular, open_zip, printable, read_file, read_member
 from metajax.data.pixels import SUFFIXES, looks_like_image
 from metajax.errors import UserError
 
@@ -281,7 +281,7 @@ def _entry(source: Path, path: Path) -> Entry | None:
     name = path.relative_to(source).as_posix()
 
     def head(_: str) -> bytes:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(16)
 
     try:

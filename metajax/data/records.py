@@ -7,6 +7,7 @@ stores and reads images as encoded PNG files, and other modules unpack the archi
 import contextlib
 import io
 import json
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -187,7 +188,7 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         Name, size and modification time of every file.
 
     Raises:
-        UserError: If the data set is not prepared.
+        UserError: The data set is not prepared, or a file of it is missing or not a regular file.
     """
     if not is_prepared(store, data_dir):
         command = f"metajax data prepare {store.name}{_option(data_dir)}"
@@ -195,7 +196,11 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
             f"{store.name} is not prepared in {resolve_data_dir(data_dir)}: run `{command}`, "
             "with --source DIR to use local files"
         )
-    files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
+    with _undamaged(store, data_dir):
+        files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
+        for name, status in files:
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                raise OSError(f"{name} is not a regular file")  # TFDS would wait for a FIFO for ever
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
 
 
