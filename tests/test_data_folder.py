@@ -722,7 +722,7 @@ def test_a_path_in_place_of_a_name(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(classes(tmp_path / "x", "a", "b", "c").parent)
     for command, name in (("inspect", "x"), ("prepare", "x"), ("inspect", "./y"), ("inspect", str(tmp_path / "x"))):
         assert main(["data", command, name]) == 2
-        assert f"for your own images write `folder --source {name}`" in capsys.readouterr().err
+        assert f"for your own images use `folder --source {name}`" in capsys.readouterr().err
     assert main(["data", "inspect", "omniglott"]) == 2
     assert "did you mean 'omniglot'?" in capsys.readouterr().err
 
