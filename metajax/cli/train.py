@@ -81,7 +81,8 @@ def run(args: Sequence[str]) -> None:
         with report.out_of_memory("--execution.chunk-size 1, or --execution.remat"):
             train(directory, tuned.apply(experiment), source, devices, options.data_dir)
     except OSError as error:  # a write that fails names no file
-        raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or 0, reason, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
