@@ -27,6 +27,11 @@ _STALE_SECONDS = 3600.0
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in place of `~`; the path of an unknown user, `~name`, stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file.
 
