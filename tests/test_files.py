@@ -289,3 +289,15 @@ def test_the_home_folder_of_an_unknown_user_is_no_crash(words, tmp_path, monkeyp
 def test_the_folder_of_data_of_an_unknown_user(monkeypatch):
     monkeypatch.setenv("METAJAX_DATA_DIR", "~nosuchuser/x")
     assert resolve_data_dir() == Path("~nosuchuser/x")
+
+
+def test_json_that_nests_deeply_or_is_large_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"class": ' + "[" * 400 + "]" * 400 + "}")
+    with pytest.raises(UserError, match="is damaged: it nests too deeply"):
+        files.read_json(path)
+    path.write_text("[" * 40 + "]" * 40)
+    files.read_json(path)
+    path.write_text(f'["{"a" * 2**22}"]')
+    with pytest.raises(UserError, match="is larger than 4 MB"):
+        files.read_json(path)
