@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metajax import files
@@ -115,12 +116,14 @@ def table(result: dict[str, Any]) -> None:
 
 def _grid(head: str, columns: list[tuple[str, str, str]], rows: dict[str, tuple[dict[str, Any], int]]) -> Table:
     """A table with a row for each report and step."""
-    grid = Table(head, box=box.SIMPLE)
+    grid = Table(escape(head), box=box.SIMPLE)
     for title, _, _ in columns:
-        grid.add_column(title, justify="right", no_wrap=True)
+        grid.add_column(escape(title), justify="right", no_wrap=True)
     for label, (result, step) in rows.items():
         cells = [(name, result[kind][name]) for _, name, kind in columns]
-        grid.add_row(label, *[_cell(name, values["mean"][step], values["ci95"][step]) for name, values in cells])
+        grid.add_row(
+            escape(label), *[_cell(name, values["mean"][step], values["ci95"][step]) for name, values in cells]
+        )
     return grid
 
 
