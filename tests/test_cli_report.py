@@ -46,3 +46,8 @@ def test_names_of_metrics_and_domains_are_no_markup(capsys, tmp_path):
     assert "[/x]" in said
     shown = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"$\\bad$": values, "diverged": 0}}
     plots.save(plots.adaptation(shown), tmp_path / "a.png")
+
+
+def test_control_characters_are_escaped(capsys):
+    report.say("a\x1b]0;b\x9b\ttab\nline")
+    assert capsys.readouterr().out == "a\\x1b]0;b\\x9b\ttab\nline\n"

@@ -108,7 +108,9 @@ def table(result: dict[str, Any]) -> None:
             console.print(_grid("domain", columns, domains))
         if "non_transductive" in result:
             console.print("alone: each query with the support set only; else all queries of a task together")
-    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich itself would end the process where nobody reads
+    put_line(
+        captured.get().rstrip("\n"), sys.stdout, styled=True
+    )  # rich itself would end the process where nobody reads
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; they are not left out")
