@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import TextIO
 
-
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
