@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import math
 import os
 import shutil
 import stat
@@ -160,7 +161,11 @@ def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
     if not directory.is_dir():
         return []
     folders = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
-    return sorted(int(path.name) for path in folders if path.name.isascii() and path.name.isdecimal())
+    return sorted(int(path.name) for path in folders if _is_step(path.name))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 20 and str(int(name)) == name
 
 
 def best_step(directory: str | os.PathLike[str]) -> int | None:
@@ -171,10 +176,21 @@ def best_step(directory: str | os.PathLike[str]) -> int | None:
 
 
 def discard_after(directory: str | os.PathLike[str], step: int) -> None:
-    """Remove the checkpoints after `step`, because a resumed run will write them again."""
+    """Rename the checkpoints later than `step`, which a resumed run is about to write again, to `STEP.damaged`.
+
+    They could not be read. The reason may have been a passing one, such as a file system that was out of reach.
+    """
     for later in saved_steps(directory):
         if later > step:
-            _remove(Path(directory) / str(later))
+            _set_aside(Path(directory) / str(later))
+
+
+def _set_aside(path: Path) -> None:
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'_{number}'}")
+        if not os.path.lexists(aside):
+            path.rename(aside)
+            return
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> None:
@@ -199,7 +215,8 @@ def _remove(path: Path) -> None:
 def _loss(checkpoint: Path) -> float | None:
     """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
     try:
-        return float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
+        loss = float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
+        return None if math.isnan(loss) else loss
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None
 

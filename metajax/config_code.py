@@ -2,7 +2,8 @@
 
 A run whose settings all have metajax's types needs no code. A run with types of the user's own keeps a copy of the
 config file. The copy is executed only if this user began the run, or asks for it: a folder of the user's home keeps a
-record of every config file that this user began a run with. The data folder is not used, as several users may share it.
+record of every config file that this user began a run with. Several users may share a data folder, so the record is not
+there.
 """
 
 import ast

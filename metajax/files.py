@@ -20,11 +20,20 @@ from metajax.errors import UserError
 _MOST_BYTES = 2**28
 """Largest size of a file that `read_bytes` reads: far above the metrics of a million calls."""
 
+_MOST_JSON_BYTES = 2**22
+_DEEPEST = 50
+"""Nesting of a JSON file: far above that of any settings, and far below Python's limit of recursion."""
+
 _PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file is assumed to come from a killed process."""
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in place of `~`; the path of an unknown user, `~name`, stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -56,13 +65,27 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: If the file cannot be read, or is not JSON.
+        UserError: If the file cannot be read, is not JSON, has more than 4 MB, or nests too deeply.
     """
     content = read_bytes(path)
+    if len(content) > _MOST_JSON_BYTES:
+        raise UserError(f"{path} is larger than {_MOST_JSON_BYTES // 2**20} MB: it is not a file that metajax wrote")
     try:
-        return json.loads(content)
+        value = json.loads(content)
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [inner for each in level for inner in _containers(each)]
+            if not level:
+                return value
+        raise ValueError("it nests too deeply")
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _containers(value: Any) -> list[Any]:
+    """Return the lists and dicts directly in a value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [each for each in inside if isinstance(each, list | dict)]
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o666) -> None:

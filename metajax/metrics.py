@@ -103,7 +103,7 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
     due = bool(kept) and kept[-1].row is not None and kept[-1].row["step"] >= step
     damaged = [line for line in lines if line.row is None and not (line.cut and due)]
     _warn(directory, damaged)
-    if len(kept) == len(whole) and not any(line.cut for line in lines):
+    if len(kept) == len(whole) and all(line.text.endswith(b"\n") for line in lines):
         return
     content = b"".join(line.text.removesuffix(b"\n") + b"\n" for line in kept)
     if damaged:

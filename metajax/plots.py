@@ -110,7 +110,7 @@ def adaptation(report: dict[str, Any]) -> Figure:
             mean, half = (np.array(report[kind][name][key], float) for key in ("mean", "ci95"))
             axes.plot(steps, mean, ".-" if len(steps) < 20 else "-", color=colour, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
-        axes.set(xlabel="inner steps", ylabel=f"query {name}")
+        axes.set(xlabel="inner steps", ylabel=f"query {name}".replace("$", r"\$"))
         axes.xaxis.get_major_locator().set_params(integer=True)
         tasks = report["num_tasks"]
         axes.legend(frameon=False, title="1 task" if tasks == 1 else f"{tasks} tasks, 95 % interval")

@@ -64,10 +64,7 @@ def create(
     Raises:
         UserError: If the folder is not empty, or a setting cannot be written as JSON.
     """
-    found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
-    stopped_here = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
-    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # a killed process left it
-        raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
+    check_empty(workdir)
     settings, folder = to_json(experiment), config_folder(source)
     workdir.mkdir(parents=True, exist_ok=True)
     config = {"folder": str(folder.absolute()), "modules": config_code.fingerprints(source, folder)}
@@ -78,6 +75,18 @@ def create(
     if config_code.own_types(experiment):
         config_code.remember(workdir / SOURCE, folder)
     files.write_json(workdir / CONFIG, settings)  # last: it makes this a work directory
+
+
+def check_empty(workdir: Path) -> None:
+    """Check that a run can begin in a folder, which may not exist yet.
+
+    Raises:
+        UserError: If the folder has files in it that are not those of a run that was killed while it began.
+    """
+    found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
+    stopped_here = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
+    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # by a kill
+        raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
 
 
 def check_writable(workdir: Path) -> None:
@@ -104,13 +113,29 @@ def alone(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: If another process is training in the work directory.
     """
-    path = workdir.resolve()
-    with contextlib.suppress(OSError):  # if the lock file cannot be created, train without a lock
+    path = _lock_file(workdir)
+    with contextlib.suppress(OSError):  # without a place for the lock file it trains without a lock
         path.parent.mkdir(parents=True, exist_ok=True)
-    with files.lock(path.with_name(f".{path.name}.lock")) as locked:  # not inside: a new work directory must be empty
+    with files.lock(path) as locked:
         if not locked:
             raise UserError(f"another process is training in {workdir}; choose another --workdir")
         yield
+
+
+def check_alone(workdir: Path) -> None:
+    """Check that no other process trains in a work directory now, without creating a lock file.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    if os.path.lexists(_lock_file(workdir)):
+        with alone(workdir):
+            pass
+
+
+def _lock_file(workdir: Path) -> Path:
+    path = workdir.resolve()
+    return path.with_name(f".{path.name}.lock")  # beside it: a new work directory must be empty
 
 
 def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:

@@ -192,6 +192,10 @@ def test_discard_after(tmp_path):
     save_all(tmp_path / "c", {1: None, 2: None, 3: None})
     checkpoints.discard_after(tmp_path / "c", 1)
     assert checkpoints.saved_steps(tmp_path / "c") == [1]
+    assert {path.name for path in (tmp_path / "c").iterdir()} >= {"2.damaged", "3.damaged"}, "nothing is lost"
+    save_all(tmp_path / "c", {2: None})
+    checkpoints.discard_after(tmp_path / "c", 1)
+    assert {path.name for path in (tmp_path / "c").iterdir()} >= {"2.damaged", "2.damaged_2", "3.damaged"}
 
 
 def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
@@ -283,3 +287,16 @@ def test_names_that_are_no_steps(tmp_path):
     for name in ("²", "٣", "-1", "x", "7.orbax-checkpoint-tmp"):
         (tmp_path / name).mkdir()
     assert checkpoints.saved_steps(tmp_path) == []
+
+
+def test_names_with_leading_zeros_are_no_steps(tmp_path):
+    for name in ("0200", "00", "7", "9" * 200):
+        (tmp_path / name).mkdir()
+    assert checkpoints.saved_steps(tmp_path) == [7]
+
+
+def test_a_loss_that_is_not_a_number_is_not_the_best(tmp_path):
+    for step, loss in ((1, "NaN"), (2, "0.5"), (3, "Infinity")):
+        (tmp_path / str(step) / "metrics").mkdir(parents=True)
+        (tmp_path / str(step) / "metrics" / "metrics").write_text(f'{{"loss": {loss}}}')
+    assert checkpoints.best_step(tmp_path) == 2

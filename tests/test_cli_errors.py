@@ -1,8 +1,10 @@
 """Mistakes of a user: one line that names what is wrong and what would be right, and no more."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -371,3 +373,15 @@ def test_without_a_device_a_command_is_a_line(trained, tmp_path, monkeypatch, co
     config = small(tmp_path)
     config.with_name("small.tuned.json").write_text("{}")  # has entries by device
     fails(run(command, trained if command in ("evaluate", "plot") else config), "JAX finds no device", "no driver")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "data"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EINVAL, errno.ENXIO, None])
+def test_what_the_system_refuses_is_a_line(monkeypatch, command, number):
+    def refuse(*args, **options):
+        raise OSError("the disk is upset") if number is None else OSError(number, os.strerror(number), "some file")
+
+    monkeypatch.setattr(f"metajax.cli.{command}.{'train' if command == 'train' else 'parse'}", refuse)
+    words = {"train": TRAIN, "evaluate": ["evaluate", "x"], "data": ["data", "list"]}[command]
+    expected = ["the disk is upset"] if number is None else [os.strerror(number).lower(), "some file"]
+    fails(run(*words), *expected)

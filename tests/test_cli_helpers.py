@@ -106,7 +106,7 @@ def rows(directory: Path) -> list[dict]:
 
 def steps(directory: Path) -> list[int]:
     """Steps of the checkpoints on disk."""
-    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
+    return checkpoints.saved_steps(directory / "checkpoints")
 
 
 def state(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:

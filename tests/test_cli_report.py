@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from metajax import plots
 from metajax.cli import progress, report
 from metajax.errors import UserError
 
@@ -34,3 +35,19 @@ def test_a_short_training_without_a_terminal_says_nothing(monkeypatch, capsys):
     with progress.Progress(0, 2) as shown:
         shown.update({"step": 2, "tasks_per_second": 9.0, "loss": 0.5})
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_of_metrics_and_domains_are_no_markup(capsys, tmp_path):
+    values = {"mean": [1.0, 0.5], "ci95": [0.1, 0.1]}
+    result = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"[red]a[/b]": values, "diverged": 0}}
+    report.table({**result, "domains": {"[/x]": result}})
+    said = capsys.readouterr().out
+    assert "[red]a[/b]" in said
+    assert "[/x]" in said
+    shown = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"$\\bad$": values, "diverged": 0}}
+    plots.save(plots.adaptation(shown), tmp_path / "a.png")
+
+
+def test_control_characters_are_escaped(capsys):
+    report.say("a\x1b]0;b\x9b\ttab\nline")
+    assert capsys.readouterr().out == "a\\x1b]0;b\\x9b\ttab\nline\n"

@@ -323,6 +323,30 @@ def test_a_kill_before_it_began_is_not_in_the_way(config, tmp_path):
     assert steps(tmp_path / "run") == [5]
 
 
+def test_a_place_that_cannot_be_used_is_told_before_the_data_is_read(copy, config, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+
+    def build(*args, **options):
+        raise AssertionError("the data is read")
+
+    monkeypatch.setattr(train, "build", build)
+    fails(run("train", config, "--workdir", tmp_path / "mine"), "is not empty and not a work directory")
+    with workdir.alone(copy):
+        fails(run("train", config, "--workdir", copy), "another process is training", str(copy))
+
+
+def test_a_run_that_another_process_begins_meanwhile_is_compared(copy, config, tmp_path, monkeypatch):
+    check_training = train.check_training
+
+    def check_and_begin(*args):
+        shutil.copytree(copy, tmp_path / "run")
+        check_training(*args)
+
+    monkeypatch.setattr(train, "check_training", check_and_begin)
+    fails(run("train", config, "--workdir", tmp_path / "run", "--seed", 1), "seed is 0 in the run and 1 now")
+
+
 def test_two_processes_do_not_train_in_one_place(undisturbed, copy, config):
     with workdir.alone(copy):
         fails(run("train", config, "--workdir", copy), "another process is training", str(copy))

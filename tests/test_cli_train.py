@@ -28,6 +28,7 @@ from test_cli_helpers import (
 )
 from test_workdir import read_events
 
+import metajax
 from metajax import __version__
 from metajax.cli import configs
 
@@ -404,6 +405,16 @@ def test_version_in_a_process_of_its_own():
     script = Path(sys.executable).with_name("metajax")
     if script.exists():
         assert subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout == expected
+
+
+def test_files_of_the_current_folder_are_not_imported(tmp_path):
+    for name in ("jax.py", "numpy.py"):
+        (tmp_path / name).write_text("raise SystemExit('of the current folder')")
+    package = Path(metajax.__file__).parents[1]
+    process = spawn("configs", cwd=tmp_path, env={"PYTHONPATH": str(package)})
+    result = finish(process)
+    assert (result.code, result.err) == (0, "")
+    assert "sinusoid_maml" in result.out
 
 
 def test_no_words_show_the_usage():

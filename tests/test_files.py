@@ -9,6 +9,7 @@ import pytest
 from test_cli_helpers import fails, run, small
 
 from metajax import checkpoints, files, metrics, plots, workdir
+from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 
 
@@ -265,3 +266,38 @@ def test_on_takes_overrides_of_the_other_task(trained, tmp_path):
     )
     fails(run(*words, "glyphs_maml_5w1s"), "the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and classes")
     assert "--task.test.shots" in run("evaluate", "--on", other, "--help").out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "~nosuchuser/x.py"),
+        ("data", "inspect", "folder", "--source", "~nosuchuser/x"),
+        ("data", "list", "--data-dir=~nosuchuser/x"),
+        ("data", "prepare", "~nosuchuser/x"),
+        ("train", "folder_maml_5w1s", "--task.source", "~nosuchuser/x"),
+    ],
+)
+def test_the_home_folder_of_an_unknown_user_is_no_crash(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words)
+    assert "Traceback" not in result.err
+    if words[:2] != ("data", "list"):
+        fails(result, "~nosuchuser")
+
+
+def test_the_folder_of_data_of_an_unknown_user(monkeypatch):
+    monkeypatch.setenv("METAJAX_DATA_DIR", "~nosuchuser/x")
+    assert resolve_data_dir() == Path("~nosuchuser/x")
+
+
+def test_json_that_nests_deeply_or_is_large_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"class": ' + "[" * 400 + "]" * 400 + "}")
+    with pytest.raises(UserError, match="is damaged: it nests too deeply"):
+        files.read_json(path)
+    path.write_text("[" * 40 + "]" * 40)
+    files.read_json(path)
+    path.write_text(f'["{"a" * 2**22}"]')
+    with pytest.raises(UserError, match="is larger than 4 MB"):
+        files.read_json(path)

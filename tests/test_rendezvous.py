@@ -90,10 +90,20 @@ def test_strangers_at_the_port_do_no_harm(port):
     with (
         rendezvous._connect(place, time.monotonic() + 10) as one,
         rendezvous._connect(place, time.monotonic() + 10) as two,
+        rendezvous._connect(place, time.monotonic() + 10) as three,
+        rendezvous._connect(place, time.monotonic() + 10) as four,
     ):
         one.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        two.sendall(b'{"index": [], "count": 2}\n[]\n7\n')
+        two.sendall(b"[" * 30_000 + b"\n")
+        three.sendall(b'{"index": 1e999, "count": 2}\n')
+        four.sendall(b'{"index": [], "count": 2}\n[]\n7\n')
         assert outcomes(first, start(place)) == [None, None]
+
+
+def test_many_missing_processes_fit_in_a_message(port):
+    (said,) = outcomes(start(Place("localhost", port, 0, 100_000), wait=2))
+    assert "waiting for 99999 of 100000 processes" in said
+    assert "(index 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in said
 
 
 def test_process_0_never_comes(port, capsys):

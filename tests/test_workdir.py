@@ -442,6 +442,14 @@ def test_a_last_line_without_its_end_is_whole(tmp_path):
     assert metrics.read(tmp_path) == LINES[:-1]
 
 
+def test_a_line_after_a_last_line_without_its_end_is_a_line_of_its_own(tmp_path):
+    path = metrics_file(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    metrics.truncate(tmp_path, LINES[-1]["step"])
+    metrics.append(tmp_path, {"step": 99, "loss": 0.5})
+    assert metrics.read(tmp_path) == [*LINES, {"step": 99, "loss": 0.5}]
+
+
 def test_missing_metrics_are_told(tmp_path, caplog):
     metrics.truncate(tmp_path, 0)
     assert caplog.text == ""

@@ -1,7 +1,6 @@
 """The command line: `metajax train | evaluate | bench | tune | plot | data | configs`."""
 
 import contextlib
-import errno
 import importlib
 import logging
 import re
@@ -36,12 +35,6 @@ commands:
 {chr(10).join(f"  {name:<10} {text}" for name, text in _COMMANDS.items())}
 
 metajax COMMAND --help describes a command; metajax --version prints the version."""
-
-_DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
-}
-
 
 _MISTAKE = 2
 """Exit status after a user's mistake, or after a failure that one line of text reports."""
@@ -109,10 +102,8 @@ def _run(argv: list[str]) -> int:
     except MemoryError as error:
         return _fail(f"out of memory ({str(error) or 'on the host'}): try smaller sizes, or fewer images")
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{str(error.strerror).lower()}{where}")
+        return _fail(f"{(error.strerror or str(error) or type(error).__name__).lower()}{where}")
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

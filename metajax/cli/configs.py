@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 import metajax
+from metajax import files
 from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.config_code import load_module
@@ -58,7 +59,7 @@ def find(config: str) -> Path:
     Raises:
         UserError: If there is no such config.
     """
-    path = Path(config).expanduser()
+    path = files.expand_home(config)
     if path.suffix == ".py":
         if not path.is_file():
             raise UserError(f"there is no config file {config}")

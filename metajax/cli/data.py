@@ -12,6 +12,7 @@ from metajax.cli import report
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST_IMAGE, shown
+from metajax.files import expand_home
 
 _USAGE = """usage: metajax data list
        metajax data prepare NAME [--source PATH] [--data-dir DIR]
@@ -87,7 +88,7 @@ def _list(options: List) -> None:
 
 def _prepare(options: Prepare) -> None:
     _check_name(options.name)
-    if options.source is not None and not options.source.expanduser().exists():
+    if options.source is not None and not expand_home(options.source).exists():
         raise UserError(f"--source {options.source} is not there")
     place = data.prepare(options.name, options.source, options.data_dir)
     if options.name == "folder":
@@ -98,7 +99,7 @@ def _prepare(options: Prepare) -> None:
 
 def _check_name(name: str) -> None:
     """Raise a `UserError` for a path in place of a data set's name."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if name not in data.DATASETS and (path.exists() or path.name != name):
         raise UserError(
             f"{name} is a path, not a data set of `metajax data list`: for your own images use `folder --source {name}`"

@@ -74,7 +74,10 @@ def run(args: Sequence[str]) -> None:
     figures |= _examples(experiment, parts, state, purpose_key(seed, "test"))
     for name, figure in figures.items():
         path = folder / f"{name}.{options.format}"
-        plots.save(figure, path)
+        try:
+            plots.save(figure, path)
+        except ValueError as error:
+            raise UserError(f"{path} cannot be drawn: {error}") from error
         report.say(str(path))
 
 

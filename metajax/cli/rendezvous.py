@@ -37,6 +37,9 @@ _LEAVE_SECONDS = 20.0
 
 _LONGEST = 1 << 16
 
+_NAMED = 10
+"""Missing processes that a message names."""
+
 
 class Place(NamedTuple):
     """The parsed argument of `--distributed ADDRESS:PORT,INDEX,COUNT`."""
@@ -180,15 +183,16 @@ def _await_all(place: Place, connection: socket.socket, deadline: float) -> None
             line = messages.readline(_LONGEST)
             message = json.loads(line)
             missing, error, complete = message["missing"], message["error"], message["complete"]
-        except (OSError, ValueError, KeyError, TypeError) as bad:
+            count = message["count"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as bad:
             raise UserError(f"--distributed: process 0 at {place.address} has stopped" if heard else taken) from bad
         heard = True
         if error:
             raise UserError(f"--distributed: {error}")
         if complete:
             return
-        which = f"waiting for {len(missing)} of {place.count} processes at {place.address}"
-        which += f" (index {', '.join(map(str, missing[:10]))}{', …' if len(missing) > 10 else ''})"
+        which = f"waiting for {count} of {place.count} processes at {place.address}"
+        which += f" (index {', '.join(map(str, missing[:_NAMED]))}{', …' if count > _NAMED else ''})"
         if time.monotonic() >= deadline:
             raise UserError(f"--distributed: {which}: they did not come in time")
         if next(notices):
@@ -247,7 +251,8 @@ class _Host:
                 complete = not missing and not error
                 if complete or time.monotonic() > told + 1:
                     told = time.monotonic()
-                    message = _line({"missing": missing, "error": error, "complete": complete})
+                    some = missing[:_NAMED]  # the message must fit in a line that the others read
+                    message = _line({"missing": some, "count": len(missing), "error": error, "complete": complete})
                     for connection in received:
                         with contextlib.suppress(OSError):
                             connection.sendall(message)
@@ -266,7 +271,7 @@ class _Host:
         try:
             said = json.loads(hello.split(b"\n")[0])
             index, count = int(said["index"]), int(said["count"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # 1e999, or nested brackets
             return None, ""
         if count != self._count:
             return None, f"process {index} was started as one of {count}, and process 0 as one of {self._count}"

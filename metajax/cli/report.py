@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from metajax import files
@@ -106,21 +107,25 @@ def table(result: dict[str, Any]) -> None:
             console.print(f"as many of each domain, after {result['inner_steps']} inner steps", highlight=False)
             console.print(_grid("domain", columns, domains))
         if "non_transductive" in result:
-            console.print("alone: non-transductive (each query with only the support set); other columns: transductive")
-    put_line(captured.get().rstrip("\n"), sys.stdout)  # rich would end the process if the output has no reader
+            console.print("alone: each query with the support set only; else all queries of a task together")
+    put_line(
+        captured.get().rstrip("\n"), sys.stdout, styled=True
+    )  # rich itself would end the process where nobody reads
     diverged = result["transductive"]["diverged"]
     if diverged:
         warn(f"{diverged} of {result['num_tasks']} tasks diverged: their loss is not finite; the means include them")
 
 
 def _grid(head: str, columns: list[tuple[str, str, str]], rows: dict[str, tuple[dict[str, Any], int]]) -> Table:
-    """Make a table with a row for each report and step."""
-    grid = Table(head, box=box.SIMPLE)
+    """A table with a row for each report and step."""
+    grid = Table(escape(head), box=box.SIMPLE)
     for title, _, _ in columns:
-        grid.add_column(title, justify="right", no_wrap=True)
+        grid.add_column(escape(title), justify="right", no_wrap=True)
     for label, (result, step) in rows.items():
         cells = [(name, result[kind][name]) for _, name, kind in columns]
-        grid.add_row(label, *[_cell(name, values["mean"][step], values["ci95"][step]) for name, values in cells])
+        grid.add_row(
+            escape(label), *[_cell(name, values["mean"][step], values["ci95"][step]) for name, values in cells]
+        )
     return grid
 
 

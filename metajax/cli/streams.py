@@ -3,12 +3,20 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import TextIO
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-def put_line(text: str, stream: TextIO) -> None:
-    """Print a line if the stream still has a reader. Escape characters that the stream's encoding does not support."""
+
+def put_line(text: str, stream: TextIO, *, styled: bool = False) -> None:
+    """Print a line, unless nobody reads the stream.
+
+    Escapes what its encoding cannot express, as in a file's name, and control characters unless `text` is `styled`.
+    """
+    if not styled:
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with unread_is_fine(stream):
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

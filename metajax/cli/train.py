@@ -80,8 +80,9 @@ def run(args: Sequence[str]) -> None:
     try:
         with report.out_of_memory("--execution.chunk-size 1, or --execution.remat"):
             train(directory, tuned.apply(experiment), source, devices, options.data_dir)
-    except OSError as error:  # the error of a failed write has no file name
-        raise OSError(error.errno, error.strerror, error.filename or str(directory)) from error
+    except OSError as error:  # a write that fails names no file
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or 0, reason, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -105,33 +106,58 @@ def train(
         Stopped: If a signal stopped training; the state is saved before.
     """
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
-    resumes = workdir.is_workdir(directory)
     if is_first():
         workdir.check_writable(directory)
-    if resumes:
-        _check_same(workdir.differences(directory, experiment), experiment, directory)
-        if workdir.code_differs(directory, experiment, source):
-            raise UserError(
-                f"{directory} was begun with other code than {source} has now; it is kept in "
-                f"{directory / workdir.SOURCE}. Choose another --workdir, or the same code"
-            )
-        modules = workdir.changed_modules(directory, experiment, source)
-        if modules:
-            raise UserError(
-                f"{directory} was begun with other code of {', '.join(modules)}, which {source} imports. "
-                "Choose another --workdir, or the same code"
-            )
+        workdir.check_alone(directory)
+    _check_run(directory, experiment, source)  # before the data is read, and again when no other process writes
     use_precision(experiment.execution.precision)
     parts = build(experiment, data_dir)
     check_memory(parts.params)
     check_training(experiment, parts.tasks)
-    rendezvous.agree("data", parts.tasks.holds)
-    changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
-    if changed:
-        raise UserError(f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data")
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
-        _run(directory, experiment, source, parts, mesh)
+        resumes = _check_run(directory, experiment, source)
+        rendezvous.agree("data", {**parts.tasks.holds, **_progress(directory, resumes)})
+        changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
+        if changed:
+            raise UserError(
+                f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data"
+            )
+        _run(directory, experiment, source, parts, mesh, resumes)
+
+
+def _check_run(directory: Path, experiment: Experiment, source: Path) -> bool:
+    """Return whether an experiment resumes a run.
+
+    Raises:
+        UserError: If the run had other settings or other code, or the folder holds something else.
+    """
+    if not workdir.is_workdir(directory):
+        if is_first():
+            workdir.check_empty(directory)
+        return False
+    _check_same(workdir.differences(directory, experiment), experiment, directory)
+    if workdir.code_differs(directory, experiment, source):
+        raise UserError(
+            f"{directory} was begun with other code than {source} has now; it is kept in "
+            f"{directory / workdir.SOURCE}. Choose another --workdir, or the same code"
+        )
+    modules = workdir.changed_modules(directory, experiment, source)
+    if modules:
+        raise UserError(
+            f"{directory} was begun with other code of {', '.join(modules)}, which {source} imports. "
+            "Choose another --workdir, or the same code"
+        )
+    return True
+
+
+def _progress(directory: Path, resumes: bool) -> dict[str, Any]:
+    """What the processes of a run must all see in the work directory."""
+    saved = checkpoints.saved_steps(directory / workdir.CHECKPOINTS)
+    return {
+        f"the run in {directory}": "begun" if resumes else "not begun",
+        f"the last checkpoint in {directory}": saved[-1] if saved else None,
+    }
 
 
 def _check_same(differing: Sequence[str], experiment: Experiment, directory: Path) -> None:
@@ -162,15 +188,17 @@ def _settings(directory: Path, experiment: Experiment, source: Path, devices: in
     return {
         **{jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in fields},
         "the code of the config": f"{zlib.crc32(ast.dump(ast.parse(config_code.read_source(source))).encode()):08x}",
+        **{
+            f"the code of {name}": checksums[-1]
+            for name, checksums in config_code.fingerprints(source, workdir.config_folder(source)).items()
+        },
         "--workdir": directory.resolve(),
         "--devices": devices,
         **{f"the version of {name}": version for name, version in workdir.versions().items()},
     }
 
 
-def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh) -> None:
-    resumes = workdir.is_workdir(directory)
-    wait_for_others("start")  # all processes check for a work directory before process 0 creates it
+def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh, resumes: bool) -> None:
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.errors import UserError
+from metajax.files import expand_home
 
 try:
     import fcntl
@@ -41,9 +42,9 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
     '/data/metajax'
     """
     if data_dir is not None:
-        return Path(data_dir).expanduser()
+        return expand_home(data_dir)
     if chosen := os.environ.get("METAJAX_DATA_DIR"):
-        return Path(chosen).expanduser()
+        return expand_home(chosen)
     cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification requires that a relative path is ignored.
     return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "metajax"

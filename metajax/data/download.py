@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from metajax.data.disk import clear_leftovers, one_line, open_regular, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
+from metajax.files import expand_home
 
 _LOG = logging.getLogger("metajax.data")
 
@@ -60,7 +61,7 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
         with writing_to(root):
             refuse_links(root, folder)
         return fetch(name, files, folder)
-    source = Path(source).expanduser()
+    source = expand_home(source)
     if source.is_file() and len(files) == 1:
         places = {files[0].filename: source}
     elif source.is_dir():

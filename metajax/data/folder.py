@@ -16,6 +16,7 @@ from metajax.data.listing import SPLITS, Layout, Source, arrange, open_source
 from metajax.data.lists import arrange_by_lists
 from metajax.data.pixels import HEIF_ADVICE, HEIF_SUFFIXES, BadImageError, decode, formats, reads_heif
 from metajax.errors import UserError
+from metajax.files import expand_home
 
 _LOG = logging.getLogger("metajax.data")
 
@@ -53,7 +54,7 @@ def load_folder(
         UserError: If there are no images, if there are too few classes to split, if a listed image or class is missing,
             or if `strict` is set and an image is damaged.
     """
-    source = Path(source).expanduser()
+    source = expand_home(source)
     dataset.check_options("folder", {"": ""}, "", size)
     if channels not in (1, 3):
         raise UserError(f"{source}: {channels!r} channels asked for, there can be 1 (greyscale) or 3 (colour)")
@@ -61,7 +62,7 @@ def load_folder(
         if split_lists is None:
             layout = arrange(source, files.entries, files.others)
         else:
-            layout = arrange_by_lists(source, files.entries, Path(split_lists).expanduser())
+            layout = arrange_by_lists(source, files.entries, expand_home(split_lists))
         if not layout.groups:
             raise UserError(
                 f"{source}: no images in class folders; expected split/class/image.png or class/image.png"

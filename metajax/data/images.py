@@ -9,6 +9,7 @@ from metajax.data import adopt, dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
 from metajax.data.download import RemoteFile, find, obtain
 from metajax.errors import UserError
+from metajax.files import expand_home
 
 Choose = Callable[[list[str]], dict[str, list[int]]]
 """`class names -> {split: indices of the classes in this split}`."""
@@ -133,7 +134,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
     if records.is_prepared(store, data_dir):
         records.remove_leftovers(store, data_dir)
         return folder
-    source = None if source is None else Path(source).expanduser()
+    source = None if source is None else expand_home(source)
     if source is not None:
         held = originals is not None and any(find(source, file) for file in originals.files)
         if originals is None or (adopt.is_tfds(source) and not held):

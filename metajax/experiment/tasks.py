@@ -14,6 +14,7 @@ from metajax import data, tasks
 from metajax.data.dataset import proportional
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
+from metajax.files import expand_home
 from metajax.host import HostTasks, host_episodes
 from metajax.losses import classification_loss, regression_loss
 from metajax.types import ApplyFn, ClassBank, LossFn, TaskSampler
@@ -257,7 +258,7 @@ class Folder:
         for name in ("source", "split_lists"):  # evaluation may run in another working directory
             path = getattr(self, name)
             if path is not None:
-                object.__setattr__(self, name, Path(path).expanduser().absolute())
+                object.__setattr__(self, name, expand_home(path).absolute())
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
         whole("task", 1, LARGEST_IMAGE, size=self.size)
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
