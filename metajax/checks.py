@@ -168,7 +168,10 @@ def check_params(params: Any, what: str = "parameters") -> None:
         if not _is_number(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             where = f" at {name!r}" if name else ""
-            raise TypeError(f"{what} are floating-point arrays, got {describe(leaf)}{where}")
+            raise TypeError(
+                f"{what} are floating-point arrays, got {describe(leaf)}{where}; metajax.functional(module) returns "
+                "those of a module"
+            )
 
 
 def check_entries(meta_params: MetaParams, names: Collection[str]) -> None:

@@ -155,7 +155,7 @@ def test_imported_code_of_another_shape_names_the_parameter(mine):
     (mine / "my_model.py").write_text(text.replace("self.head", "self.tail"))
     (mine / "sizes.py").write_text("WIDTH = 8\n")
     result = run("evaluate", directory)
-    assert "it holds float32[1] where nothing is expected, at meta_params/head/bias (and" in result.err
+    assert "it has float32[1] where nothing is expected, at meta_params/head/bias (and" in result.err
 
 
 def test_modules_of_installed_packages_and_of_python_do_not_count(mine):

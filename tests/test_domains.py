@@ -162,7 +162,7 @@ def test_the_users_batch_normalisation_would_see_the_padding_too(experiment, tmp
 
 def test_what_can_be_no_domain_is_named(experiment, tmp_path):
     source = experiment.task.sources[0]
-    with pytest.raises(UserError, match="waves is no data set of classes"):
+    with pytest.raises(UserError, match="waves has no classes, so it cannot be a domain"):
         Domains(sources=(Source(name="waves", task=Sinusoid()),)).tasks(tmp_path)
     hosted = dataclasses.replace(source, task=dataclasses.replace(source.task, images="host"))
     with pytest.raises(UserError, match="images of dark must be on the device: set images='device'"):

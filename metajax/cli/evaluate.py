@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -74,7 +76,8 @@ def run(args: Sequence[str]) -> None:
     report.check_output(options.output)
     prepare_devices(options.devices)
     experiment = workdir.load_experiment(options.workdir, trust=options.trust)
-    path = options.output or options.workdir / _report_name(options)
+    overridden = task if any(arg.startswith("--task.") for arg in args) else None
+    path = options.output or options.workdir / _report_name(options, overridden)
     files.check_writable(path)
     warn_of_changed_code(options.workdir, experiment)
     if task is not None:
@@ -107,7 +110,7 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"--protocol {options.protocol}, with the ways and shots of the run: {error}") from error
     report.table(result)
-    files.write_json(path, {**result, "checkpoint": step, **_asked(options)})
+    files.write_json(path, {**result, "checkpoint": step, **_asked(options, task)})
     report.say(f"the whole report is {path}")
 
 
@@ -174,9 +177,9 @@ def _described(task: dict[str, Any]) -> str:
     return f"inputs of {shapes.get('inputs')} and {targets if targets == 'classes' else f'targets of {targets}'}"
 
 
-def _asked(options: Options) -> dict[str, Any]:
-    """Return the options that the numbers in the report do not show."""
-    asked: dict[str, Any] = {"on": options.on} if options.on else {}
+def _asked(options: Options, task: TaskSpec | None) -> dict[str, Any]:
+    """Return the options that the numbers in the report do not show, with the settings of another config's task."""
+    asked: dict[str, Any] = {"on": options.on, "task": workdir.to_json(task)} if options.on else {}
     if options.protocol is not None:
         protocol = PROTOCOLS[options.protocol]
         asked |= {
@@ -187,13 +190,18 @@ def _asked(options: Options) -> dict[str, Any]:
     return asked
 
 
-def _report_name(options: Options) -> str:
-    """Return the default file name: `evaluation.json` only for the run's own evaluation, so no other overwrites it."""
+def _report_name(options: Options, overridden: TaskSpec | None) -> str:
+    """Return the default file name: `evaluation.json` only for the run's own evaluation, so no other overwrites it.
+
+    The name of an evaluation on an overridden task ends in a checksum of its settings, which the report holds.
+    """
     parts = ["evaluation"] + ([options.split] if options.split != "test" else [])
     for name in ("protocol", "on", "steps", "num_tasks", "seed", "checkpoint"):
         value = getattr(options, name)
         if value is not None:
             parts += [name, Path(value).stem if name == "on" else str(value)]
+    if overridden is not None:
+        parts.append(f"{zlib.crc32(json.dumps(workdir.to_json(overridden)).encode()):08x}")
     return "_".join(parts) + ".json"
 
 
