@@ -162,7 +162,7 @@ def test_half_written_ones_do_not_count(tmp_path):
     assert half.is_dir(), "asking for the best step may not touch what a training is writing"
     checkpoints.discard_after(tmp_path / "c", 1)
     save_all(tmp_path / "c", {2: 2.0})
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2", "3.damaged"]
 
 
 def test_a_named_step_is_restored_and_no_other(tmp_path):
