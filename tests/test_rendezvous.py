@@ -137,7 +137,7 @@ def test_process_0_that_stops_ends_the_others(port):
         started = start(Place("127.0.0.1", port, 1, 2))
         connection, _ = server.accept()
         assert connection.recv(4096)  # a connection that is closed with unread data would drop the answer
-        connection.sendall(rendezvous._line({"missing": [2], "error": "", "complete": False}))
+        connection.sendall(rendezvous._line({"missing": [2], "count": 1, "error": "", "complete": False}))
         connection.close()
         assert outcomes(started) == [f"--distributed: process 0 at 127.0.0.1:{port} has stopped"]
 
