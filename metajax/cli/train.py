@@ -74,7 +74,8 @@ def run(args: Sequence[str]) -> None:
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
-    check_devices()
+    if not rendezvous.joined():  # JAX looks for devices in all processes at once, after they have compared settings
+        check_devices()
     tuned = tune.load(source)
     devices = options.devices or tuned.devices
     try:
@@ -106,6 +107,7 @@ def train(
         Stopped: If a signal stopped training; the state is saved before.
     """
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
+    check_devices()
     if is_first():
         workdir.check_writable(directory)
         workdir.check_alone(directory)
