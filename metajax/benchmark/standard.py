@@ -48,7 +48,7 @@ def standard(workload: Workload, *, mixed_mode: bool | None = None) -> Standard:
 
     >>> from metajax.benchmark import WORKLOADS, standard
     >>> sorted(standard(WORKLOADS["sinusoid, 1 step"]).params)
-    ['layers']
+    ['head', 'layers']
     """
     apply, params = functional(_model(workload))
     loss = regression_loss(apply) if workload.model == "mlp" else classification_loss(apply)
