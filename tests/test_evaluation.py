@@ -102,7 +102,7 @@ def test_each_query_alone_is_blind_to_the_other_queries(images):
 
     def report(query_x):
         changed = task._replace(query=task.query._replace(x=query_x))
-        evaluate = mj.make_evaluation(learner, loss_fn, lambda rng: changed, steps=1, num_tasks=1)
+        evaluate = mj.make_evaluation(learner, loss_fn, mj.constant_task(changed), steps=1, num_tasks=1)
         return evaluate(params, jax.random.key(0))
 
     def alone(x, y):
@@ -164,9 +164,8 @@ def test_weights_of_queries_count_in_both_kinds(images):
 
     def evaluate(query):
         sampled = task._replace(query=query)
-        return mj.make_evaluation(learner, loss_fn, lambda rng: sampled, steps=0, num_tasks=1)(
-            params, jax.random.key(0)
-        )
+        evaluate = mj.make_evaluation(learner, loss_fn, mj.constant_task(sampled), steps=0, num_tasks=1)
+        return evaluate(params, jax.random.key(0))
 
     masked = evaluate(task.query._replace(mask=mask))
     only = evaluate(mj.Batch(task.query.x[:1], task.query.y[:1]))

@@ -110,7 +110,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
     report.check_output(options.output)
     report.check_seconds(options.seconds)
     if options.only:
-        raise UserError(f"--only chooses among the standard workloads: leave it out, or leave out {args[0]}")
+        raise UserError(f"--only selects among the standard workloads: remove --only, or remove {args[0]}")
     check_devices()
     tuned = tune.load(source)
     experiment = tuned.apply(experiment)
