@@ -191,7 +191,7 @@ def test_a_damaged_file_of_what_was_tuned_is_named_and_tuning_again_mends_it(sma
     [
         (["bench", "--only", "MNIST"], "no workload's name contains 'MNIST': choose from sinusoid, 1 step"),
         (["bench", "--only", "sinusoid, 1 step", "--devices", "0"], "--devices must be at least 1, got 0"),
-        (["bench", "sinusoid_maml", "--only", "mini"], "--only selects among the standard workloads: remove --only, or"),
+        (["bench", "sinusoid_maml", "--only", "mini"], "--only selects among the standard workloads: remove --only"),
         (["bench", "--only", "mini", "sinusoid_maml"], "Unrecognized options: sinusoid_maml"),
         (["bench", "--only", "sinusoid, 1 step", "--output", "gone/x.json"], "--output: there is no folder gone"),
         (["bench", "--data-dir", "x"], "--data-dir is for a CONFIG, which comes first"),
