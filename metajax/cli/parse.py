@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import re
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from metajax.errors import UserError
 
 T = TypeVar("T")
 _RULE = "─"
+(_HIDDEN,) = tyro.conf.Suppress[int].__metadata__
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
@@ -72,8 +74,12 @@ def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
 
 
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the option names of a dataclass, or of an instance with nested settings."""
+    """Yield the option names of a dataclass, or of an instance with nested settings, except options that are hidden."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(settings):
+        if _HIDDEN in getattr(hints[field.name], "__metadata__", ()):
+            continue
         value = None if isinstance(settings, type) else getattr(settings, field.name)
         nameless = any(getattr(each, "name", None) == "" for each in getattr(field.type, "__metadata__", ()))
         name = prefix if nameless else f"{prefix}{field.name.replace('_', '-')}"
