@@ -171,10 +171,13 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
         Domains(sources=(hosted,)).tasks(tmp_path)
     with pytest.raises(UserError, match="must have different names, got dark, dark"):
         Domains(sources=(source, source))
+    few = Domains(sources=(source,))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
-        Domains(sources=(source,)).tasks(tmp_path)
+        build(dataclasses.replace(experiment, task=few), tmp_path)
+    untrained = dataclasses.replace(experiment.task, sources=experiment.task.sources[1:])
     with pytest.raises(UserError, match="no source is for training"):
-        dataclasses.replace(experiment.task, sources=experiment.task.sources[1:]).tasks(tmp_path)
+        build(dataclasses.replace(experiment, task=untrained), tmp_path)
+    assert list(untrained.tasks(tmp_path).samplers) == ["test"]
 
 
 TWO = """from metajax.experiment import *
