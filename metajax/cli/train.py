@@ -278,7 +278,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     ):
         for steps in _calls(settings, step):
             began = time.perf_counter()
-            stop.saving = False
+            stop.saving, new = False, steps not in compiled
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
             stop.saves = stop.saving = True
@@ -299,7 +299,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             if checkpoint_due:
                 diverged = row.get("validation_loss", 0) is None
                 record.save(state, math.inf if diverged else row.get("validation_loss"))
-            progress.update(row)
+            progress.update(row, compiled=new)
             if any_process(bool(stop.received)):
                 record.save(state, wait=True)
                 report.say(_stopped(directory, step))
