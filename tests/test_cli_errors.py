@@ -128,6 +128,15 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["train", "omniglot_maml_5w1s", "--data-dir", "gone"], ["gone", "metajax data prepare omniglot"]),
         (["train", "folder_maml_5w1s"], ["task.source", "--task.source FOLDER"]),
         (["train", "folder_maml_5w1s", "--task.source", "gone"], ["gone"]),
+        ([*TRAIN, "--training.steps", "1e5"], ["--training.steps takes an integer, got '1e5': write 100000 ("]),
+        ([*TRAIN, "--devices=2.0"], ["--devices takes an integer, got '2.0': write 2 ("]),
+        ([*TRAIN, "--training.steps", "2.5"], ["--training.steps takes an integer, got '2.5' ("]),
+        ([*TRAIN, "--seed", "1e400"], ["--seed takes an integer, got '1e400' ("]),
+        ([*TRAIN, "--model.hidden", "3", "1e2"], ["--model.hidden does not take ['3', '1e2'] ("]),
+        ([*TRAIN, "--inner.learning-rate", "fast"], ["--inner.learning-rate takes a number, got 'fast' ("]),
+        ([*TRAIN, "--outer.clip-norm", "much"], ["--outer.clip-norm takes a number, got 'much' ("]),
+        (["evaluate", "run", "--num-tasks", "1e3"], ["--num-tasks takes an integer, got '1e3': write 1000 ("]),
+        (["train", "~/gone.py"], [f"there is no config file {Path.home() / 'gone.py'}"]),
     ],
 )
 def test_it_is_told_in_one_line(words, said):

@@ -399,6 +399,21 @@ def test_help(words, named, flag):
         assert word in result.out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[["train", name] for name in ("sinusoid_maml", "fc100_maml_5w5s", "folder_maml_5w1s", "varied_proto_maml")],
+        *[["evaluate"], ["plot"], ["bench"], ["tune", "sinusoid_maml"], ["data", "list"], ["data", "prepare"]],
+        *[["data", "inspect"], ["configs"]],
+    ],
+)
+def test_help_shows_a_default_once(words):
+    result = run(*words, "--help")
+    assert result.code == 0
+    for option in re.split(r"\s--", re.sub(r"[│\s]+", " ", result.out)):
+        assert option.count("(default") <= 1, option
+
+
 def test_version_in_a_process_of_its_own():
     expected = f"metajax {__version__}\n"
     assert finish(spawn("--version")) == (0, expected, "")

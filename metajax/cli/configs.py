@@ -65,7 +65,7 @@ def find(config: str) -> Path:
     path = files.expand_home(config)
     if path.suffix == ".py":
         if not path.is_file():
-            raise UserError(f"there is no config file {config}")
+            raise UserError(f"there is no config file {path}")
         return path
     if config not in names():
         hint = suggestion(config, names(), "`metajax configs` lists them")

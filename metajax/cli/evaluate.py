@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from metajax import checkpoints, files, workdir
 from metajax.cli import configs, report
 from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
-from metajax.cli.parse import parse, value_of
+from metajax.cli.parse import DescribedDefault, parse, value_of
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
 from metajax.experiment import Domains, Experiment, Parts, Tasks, TaskSpec, build
@@ -39,16 +39,16 @@ class Options:
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
-    checkpoint: str | None = None
+    checkpoint: DescribedDefault[str | None] = None
     """last, best (lowest validation loss), or the step of a kept checkpoint (default: as in the config, usually
     last)."""
     split: Literal["test", "validation", "train"] = "test"
     """Split from which tasks are sampled."""
-    num_tasks: int | None = None
+    num_tasks: DescribedDefault[int | None] = None
     """Number of tasks (default: as in the config, usually 600)."""
-    steps: int | None = None
+    steps: DescribedDefault[int | None] = None
     """Inner steps (default: as in the config)."""
-    seed: int | None = None
+    seed: DescribedDefault[int | None] = None
     """Seed of the tasks (default: the seed of the run)."""
     protocol: Annotated[
         Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
@@ -57,16 +57,16 @@ class Options:
     """Use the number of tasks, queries and steps of a paper's evaluation; num-tasks and steps override them."""
     on: str | None = None
     """Evaluate on the tasks of another config, a name or the path of a file. The file is executed."""
-    output: Path | None = None
+    output: DescribedDefault[Path | None] = None
     """File of the report (default: evaluation.json in the work directory). Options that change the evaluation also
     change the default name, for example to evaluation_steps_10.json. A symbolic link is replaced; its target does not
     change."""
     chunk_size: int | None = None
     """Tasks that run together on a device; a smaller number needs less memory."""
-    devices: int | None = None
+    devices: DescribedDefault[int | None] = None
     """Devices to split tasks over (default: as many as increase the speed)."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
     """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
 

@@ -15,7 +15,7 @@ from metajax import files, metrics, plots, workdir
 from metajax.cli import report
 from metajax.cli.device import check_devices, prepare_devices
 from metajax.cli.evaluate import load_state, warn_of_changed_code
-from metajax.cli.parse import parse
+from metajax.cli.parse import DescribedDefault, parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
@@ -37,10 +37,10 @@ class Options:
     """Work directory of a run."""
     format: str = "png"
     """Format of the figures: png, svg or pdf."""
-    seed: int | None = None
+    seed: DescribedDefault[int | None] = None
     """Seed of the example tasks (default: the seed of the run)."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
     """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
 

@@ -32,7 +32,7 @@ from metajax.cli.device import (
     wait_for_others,
 )
 from metajax.cli.evaluate import describe_task, evaluate_run, load_state
-from metajax.cli.parse import value_of
+from metajax.cli.parse import DescribedDefault, value_of
 from metajax.cli.progress import Progress
 from metajax.cli.signals import Stopped, stop_requests
 from metajax.errors import UserError
@@ -57,13 +57,13 @@ lists the fields. A config file is executed; code in a work directory is not."""
 class Options:
     """Meta-train an experiment, or resume it, then evaluate it."""
 
-    workdir: Path | None = None
+    workdir: DescribedDefault[Path | None] = None
     """Work directory (default: runs/CONFIG)."""
-    devices: int | None = None
+    devices: DescribedDefault[int | None] = None
     """Devices to split tasks over (default: as many as increase the speed). On a CPU each core is a device."""
     distributed: str | None = None
     """Train in several processes: auto if a cluster manager knows the processes, else ADDRESS:PORT,INDEX,COUNT."""
-    data_dir: Path | None = None
+    data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 

@@ -68,7 +68,7 @@ class Shots:
     queries: int = 15
     """Query examples (of each class)."""
     ways: int | None = None
-    """Classes of a task in this split (default: task.ways). Prototypical networks learn better from more classes than
+    """Classes of a task in this split; None for task.ways. Prototypical networks learn better from more classes than
     in the test. A learned head has one output for each class; the loss ignores outputs without a class in the task."""
 
     def __post_init__(self):
@@ -201,15 +201,15 @@ class Images:
     ] = "cifar100"
     """A data set of `metajax data list`."""
     split: str | None = None
-    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100 (default: the first one)."""
+    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100; None for the first one."""
     ways: int = 5
     """Classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int | None = None
-    """Side in pixels to which square crops of the images are resized (default: the usual size of the data set)."""
+    """Side in pixels to which square crops of the images are resized; None for the usual size of the data set."""
     flip: bool | None = None
-    """Mirror images at random in training (default: if a mirror image belongs to the same class)."""
+    """Mirror images at random in training; None to do so if a mirror image belongs to the same class."""
     shift: int = 4
     """Shift images at random by up to this number of pixels in training."""
     images: Literal["device", "host"] = "device"
