@@ -312,6 +312,30 @@ def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
     fails(run("train", *words[3:], "--workdir", tmp_path / "run"), "has only 1 class in its split 'train'")
 
 
+def test_images_that_were_moved(tmp_path):
+    source, moved = draw_folder(tmp_path / "images", {"train": 3, "test": 3}), tmp_path / "moved"
+    directory = tmp_path / "run"
+    config = small(tmp_path, text=IMAGES.replace("Glyphs(ways=3, size=16,", "Folder(ways=3, size=16, channels=1,"))
+    words = ["train", config, "--workdir", directory, "--task.train.queries", 2, "--task.source"]
+    assert run(*words, source).code == 0
+    before = json.loads((directory / "evaluation.json").read_text())
+    source.rename(moved)
+    for command in ("evaluate", "plot"):
+        fails(run(command, directory), f"{source}: no such folder", "with --task.source FOLDER records their new place")
+    resumed = run(*words, moved)
+    assert resumed.code == 0, resumed.err
+    assert f"task.source is {source} in the run and {moved} now, with the same images" in resumed.out
+    assert json.loads((directory / "config.json").read_text())["task"]["source"] == str(moved)
+    assert run("evaluate", directory).code == 0
+    assert json.loads((directory / "evaluation.json").read_text()) == before
+    other = draw_folder(tmp_path / "others", {"train": 4, "test": 3})
+    fails(run(*words, other), "begun with other data: ", "and has 12 images of 4 classes")
+    fails(run(*words, moved, "--seed", 1), "holds another experiment: seed is 0 in the run and 1 now")
+    environment = json.loads((directory / "environment.json").read_text())
+    (directory / "environment.json").write_text(json.dumps({**environment, "data": {}}))
+    fails(run(*words, other), f"task.source is {moved} in the run and {other} now")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

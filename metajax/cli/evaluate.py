@@ -20,7 +20,7 @@ from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_
 from metajax.cli.parse import DescribedDefault, parse, value_of
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
-from metajax.experiment import Domains, Experiment, Parts, Tasks, TaskSpec, build
+from metajax.experiment import Domains, Experiment, Folder, Parts, Tasks, TaskSpec, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
@@ -93,7 +93,10 @@ def run(args: Sequence[str]) -> None:
         experiment = dataclasses.replace(experiment, execution=execution)
     check_devices()
     use_precision(experiment.execution.precision)
-    tasks = experiment.task.tasks(options.data_dir)
+    if options.on is None:
+        tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
+    else:
+        tasks = experiment.task.tasks(options.data_dir)
     _sampler(tasks, options.split)
     tasks = tasks._replace(unusable={})  # the other splits are not used
     if options.on is None:
@@ -149,6 +152,29 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
     changed = workdir.data_differs(directory, tasks.holds)
     if changed:
         report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
+
+
+def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None) -> Tasks:
+    """Make the tasks of a run.
+
+    Raises:
+        UserError: If the data is missing or damaged. If a folder of images is missing, the message says how to record
+            another place.
+    """
+    try:
+        return experiment.task.tasks(data_dir)
+    except UserError as error:
+        task = experiment.task
+        folders = {"--task.source": task}
+        if isinstance(task, Domains):
+            folders = {f"--task.sources.{i}.task.source": each.task for i, each in enumerate(task.sources)}
+        for option, each in folders.items():
+            if isinstance(each, Folder) and each.source is not None and not each.source.exists():
+                raise UserError(
+                    f"{error}. If the images were moved, the `metajax train` command of {directory} with {option} "
+                    "FOLDER records their new place"
+                ) from error
+        raise
 
 
 def describe_task(tasks: Tasks) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from metajax import files, metrics, plots, workdir
 from metajax.cli import report
 from metajax.cli.device import check_devices, prepare_devices
-from metajax.cli.evaluate import load_state, warn_of_changed_code
+from metajax.cli.evaluate import load_state, tasks_of_run, warn_of_changed_code
 from metajax.cli.parse import DescribedDefault, parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
@@ -68,7 +68,8 @@ def run(args: Sequence[str]) -> None:
             figures["adaptation"] = plots.adaptation(files.read_json(evaluation))
         except ValueError as error:
             raise UserError(f"{evaluation} is damaged: {error}") from error
-    parts = build(experiment, options.data_dir)
+    tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
+    parts = build(experiment, options.data_dir, tasks=tasks)
     state, _ = load_state(options.workdir, experiment, parts)
     seed = experiment.seed if options.seed is None else options.seed
     figures |= _examples(experiment, parts, state, purpose_key(seed, "test"))

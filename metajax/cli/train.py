@@ -204,8 +204,12 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
-        if is_first() and workdir.training_steps(directory) < experiment.training.steps:
-            files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
+        if is_first():
+            moved = workdir.moved(directory, experiment)
+            for change in moved:
+                report.say(f"{change}, with the same images")
+            if moved or workdir.training_steps(directory) < experiment.training.steps:
+                files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
     else:
         if is_first():
             workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
