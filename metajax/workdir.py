@@ -146,7 +146,8 @@ def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
 
     Args:
         workdir: A work directory.
-        trust: Whether to execute the copy of the config file even if another user began the run.
+        trust: Whether to execute the copy of the config file even if another user began the run. Its imports are then
+            searched in the work directory, not in the folder that the work directory records.
 
     Raises:
         UserError: If `workdir` is not a work directory, if its config cannot be read, or if its code is needed but not
@@ -190,9 +191,9 @@ def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
     if folder is None and not trust:
         raise UserError(
             f"the settings of {workdir} need the code in {path}, and there is no record that you began a run with it. "
-            "Read that file and what it imports; pass --trust to execute it"
+            f"Read that file and the modules that it imports from {workdir}; pass --trust to execute it"
         )
-    return config_code.load_module(path, folder or recorded)
+    return config_code.load_module(path, folder or workdir)  # another user may have recorded any folder
 
 
 def config_folder(source: Path) -> Path:

@@ -33,8 +33,8 @@ class Options:
 
     With --on CONFIG, --task.FIELD VALUE overrides fields of that config's task.
 
-    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
-    with --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
+    or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
@@ -68,7 +68,8 @@ class Options:
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
-    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
+    """Execute the code in the work directory's config.py even if another user began the run, with imports from the work
+    directory. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:

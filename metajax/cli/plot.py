@@ -29,8 +29,8 @@ _FITS = 3
 class Options:
     """Plot a run: its learning curve, the metrics against inner steps, and example tasks.
 
-    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
-    with --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
+    or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
@@ -42,7 +42,8 @@ class Options:
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
-    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
+    """Execute the code in the work directory's config.py even if another user began the run, with imports from the work
+    directory. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:
