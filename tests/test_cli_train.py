@@ -356,6 +356,15 @@ def test_plot_a_sinusoid(copy, kind, magic):
         assert len(content) > 3000
 
 
+def test_a_style_file_in_the_current_folder_is_ignored(copy, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "matplotlibrc").write_text("figure.dpi: {\nfont.size 77\nno such thing\n")
+    monkeypatch.chdir(here)
+    result = finish(spawn("plot", copy, env={"PYTHONPATH": str(Path(metajax.__file__).parents[1])}))
+    assert (result.code, result.err) == (0, "")
+
+
 def test_configs_lists_and_shows():
     result = run("configs")
     assert (result.code, result.err) == (0, "")
