@@ -19,7 +19,7 @@ _RULE = "─"
 DescribedDefault = Annotated[T, tyro.conf.arg(help_behavior_hint="")]
 """Type of an option whose docstring states its default, so that its help has no second `(default: None)`."""
 
-(_HIDDEN,) = tyro.conf.Suppress[int].__metadata__
+(_HIDDEN,) = typing.get_args(tyro.conf.Suppress[int])[1:]
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
