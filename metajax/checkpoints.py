@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import sys
@@ -178,7 +179,8 @@ def best_step(directory: str | os.PathLike[str]) -> int | None:
 def discard_after(directory: str | os.PathLike[str], step: int) -> None:
     """Rename the checkpoints later than `step`, which a resumed run is about to write again, to `STEP.damaged`.
 
-    They could not be read. The reason may have been a passing one, such as a file system that was out of reach.
+    They could not be read. The reason may have been a passing one, such as a file system that was out of reach. `prune`
+    removes all of them except the last one.
     """
     for later in saved_steps(directory):
         if later > step:
@@ -194,14 +196,26 @@ def _set_aside(path: Path) -> None:
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> None:
-    """Remove all checkpoints except the last `keep` and the best one.
+    """Remove all checkpoints except the last `keep` and the best one, and all of `discard_after` except the last one.
 
-    `save` also removes them. But if the process is killed between a save and the removal, one old checkpoint remains.
+    `save` also removes checkpoints. But if the process is killed between a save and the removal, one old checkpoint
+    remains.
     """
     best = best_step(directory)
     for step in saved_steps(directory)[:-keep]:
         if step != best:
             _remove(Path(directory) / str(step))
+    for path in _damaged(Path(directory))[:-1]:
+        _remove(path)
+
+
+def _damaged(directory: Path) -> list[Path]:
+    """Return the folders of `discard_after`, by step and then by number."""
+    if not directory.is_dir():
+        return []
+    names = {path: re.fullmatch(r"(\d+)\.damaged(?:_(\d+))?", path.name, re.ASCII) for path in directory.iterdir()}
+    order = {path: (int(name[1]), int(name[2] or 1)) for path, name in names.items() if name and len(path.name) < 50}
+    return sorted((path for path in order if path.is_dir() and not path.is_symlink()), key=order.__getitem__)
 
 
 def _remove(path: Path) -> None:

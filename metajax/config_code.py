@@ -70,8 +70,9 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
         raise
     except BaseException as error:  # also SystemExit: a config file must not end the program without a message
         reason = f"{path}{_line_of(error, path)}: {type(error).__name__}{_message(error)}"
-        if isinstance(error, ModuleNotFoundError) and not folder.is_dir():
-            reason += f" (the folder of the config, {folder}, is gone: put its modules on PYTHONPATH)"
+        if isinstance(error, ModuleNotFoundError):
+            gone = f"the folder of the config, {folder}, is gone: put its modules on PYTHONPATH"
+            reason += f" (searched in {folder} and on PYTHONPATH)" if folder.is_dir() else f" ({gone})"
         raise UserError(reason) from error
     return module
 

@@ -17,7 +17,7 @@ import jax
 import metajax
 from metajax import config_code, files
 from metajax.errors import UserError
-from metajax.experiment import Experiment
+from metajax.experiment import Experiment, Folder
 from metajax.experiment.checks import field_types_are_right
 from metajax.precision import products_precision
 
@@ -146,7 +146,8 @@ def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
 
     Args:
         workdir: A work directory.
-        trust: Whether to execute the copy of the config file even if another user began the run.
+        trust: Whether to execute the copy of the config file even if another user began the run. Its imports are then
+            searched in the work directory, not in the folder that the work directory records.
 
     Raises:
         UserError: If `workdir` is not a work directory, if its config cannot be read, or if its code is needed but not
@@ -190,9 +191,9 @@ def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
     if folder is None and not trust:
         raise UserError(
             f"the settings of {workdir} need the code in {path}, and there is no record that you began a run with it. "
-            "Read that file and what it imports; pass --trust to execute it"
+            f"Read that file and the modules that it imports from {workdir}; pass --trust to execute it"
         )
-    return config_code.load_module(path, folder or recorded)
+    return config_code.load_module(path, folder or workdir)  # another user may have recorded any folder
 
 
 def config_folder(source: Path) -> Path:
@@ -213,7 +214,8 @@ def _recorded_folder(workdir: Path) -> Path | None:
 def differences(workdir: Path, wanted: Experiment) -> list[str]:
     """Return the fields in which a run and an experiment differ, each as `field is X in the run and Y now`.
 
-    Execution settings are ignored: `changes_since` compares them. No code of the work directory is executed.
+    Execution settings are ignored: `changes_since` compares them. The paths of a folder of images are ignored if the
+    run has a record of its data, because `data_differs` compares the data. No code of the work directory is executed.
 
     Raises:
         UserError: If the config of the run cannot be read.
@@ -222,7 +224,31 @@ def differences(workdir: Path, wanted: Experiment) -> list[str]:
     stored, new = _with_defaults(_read_config(workdir), types), to_json(wanted)
     new.pop("execution")
     stored.pop("execution", None)
+    if _began(workdir).get("data"):
+        stored, new = _without_places(stored), _without_places(new)
     return _differing(stored, new)
+
+
+def moved(workdir: Path, experiment: Experiment) -> list[str]:
+    """Return the fields with other paths of a folder of images than in the run, in the format of `differences`.
+
+    Raises:
+        UserError: If the config of the run cannot be read.
+    """
+    stored, new = _read_config(workdir).get("task"), to_json(experiment.task)
+    if _without_places(stored) == stored:
+        return []
+    return [] if _without_places(stored) != _without_places(new) else _differing({"task": stored}, {"task": new})
+
+
+def _without_places(value: Any) -> Any:
+    """Remove the paths of folders of images from settings."""
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    places = ("source", "split_lists") if value.get(_TYPE) == config_code.type_name(Folder) else ()
+    return {key: _without_places(each) for key, each in value.items() if key not in places}
 
 
 def training_steps(workdir: Path) -> int:

@@ -46,3 +46,11 @@ def _own_state(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_line_about_compilation():
+    """Tests of what a command prints must not depend on the time that compilation takes on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metajax.cli.progress._COMPILING_SECONDS", 1e6)
+        yield

@@ -198,6 +198,17 @@ def test_discard_after(tmp_path):
     assert {path.name for path in (tmp_path / "c").iterdir()} >= {"2.damaged", "2.damaged_2", "3.damaged"}
 
 
+def test_damaged_checkpoints_are_pruned_except_the_last(tmp_path):
+    folder = tmp_path / "c"
+    save_all(folder, {1: None})
+    others = ["0.damaged_x", "4.damaged_", "x.damaged"]
+    for name in ("2.damaged", "3.damaged", "3.damaged_2", "3.damaged_10", *others):
+        (folder / name).mkdir()
+    (folder / "9.damaged").symlink_to(tmp_path)
+    checkpoints.prune(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["1", "3.damaged_10", "9.damaged", *others])
+
+
 def test_a_save_that_fails_is_one_line(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("RESOURCE_EXHAUSTED: driver\nmore: No space left on device")

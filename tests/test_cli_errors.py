@@ -128,6 +128,15 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["train", "omniglot_maml_5w1s", "--data-dir", "gone"], ["gone", "metajax data prepare omniglot"]),
         (["train", "folder_maml_5w1s"], ["task.source", "--task.source FOLDER"]),
         (["train", "folder_maml_5w1s", "--task.source", "gone"], ["gone"]),
+        ([*TRAIN, "--training.steps", "1e5"], ["--training.steps takes an integer, got '1e5': write 100000 ("]),
+        ([*TRAIN, "--devices=2.0"], ["--devices takes an integer, got '2.0': write 2 ("]),
+        ([*TRAIN, "--training.steps", "2.5"], ["--training.steps takes an integer, got '2.5' ("]),
+        ([*TRAIN, "--seed", "1e400"], ["--seed takes an integer, got '1e400' ("]),
+        ([*TRAIN, "--model.hidden", "3", "1e2"], ["--model.hidden does not take ['3', '1e2'] ("]),
+        ([*TRAIN, "--inner.learning-rate", "fast"], ["--inner.learning-rate takes a number, got 'fast' ("]),
+        ([*TRAIN, "--outer.clip-norm", "much"], ["--outer.clip-norm takes a number, got 'much' ("]),
+        (["evaluate", "run", "--num-tasks", "1e3"], ["--num-tasks takes an integer, got '1e3': write 1000 ("]),
+        (["train", "~/gone.py"], [f"there is no config file {Path.home() / 'gone.py'}"]),
     ],
 )
 def test_it_is_told_in_one_line(words, said):
@@ -162,7 +171,9 @@ def test_no_words_after_data():
         (["--seed", "4294967296"], ["seed", "4294967296"]),
         (["--on", "sinusoid_mam"], ["did you mean 'sinusoid_maml'?"]),
         (["--on", "nothing.py"], ["nothing.py"]),
-        (["--on", "glyphs_maml_5w1s"], ["the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and classes"]),
+        (["--on", "glyphs_maml_5w1s"], ["the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and 5 classes"]),
+        (["--task.source", "x"], ["--task.source goes with --on CONFIG"]),
+        (["--task.test.shots=3"], ["--task.test.shots goes with --on CONFIG"]),
         (["--on", "omniglot_maml_5w1s"], ["metajax data prepare omniglot"]),
         (["--output", "gone/deep/x.json"], ["--output", "no folder gone/deep"]),
         (["--output", "."], ["--output", "a folder"]),
@@ -239,6 +250,90 @@ def test_a_split_that_the_tasks_do_not_have(tmp_path):
     fails(again, "task has no train split, only test")
     shutil.rmtree(source)
     fails(run("evaluate", tmp_path / "run"), str(source))
+
+
+IMAGES = """from metajax.experiment import *
+
+config = Experiment(
+    task=Glyphs(ways=3, size=16, test=Shots(queries=2)),
+    model=Conv4(channels=4, pool=True),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.1),
+    outer=Outer(learning_rate=1e-3),
+    training=TrainingSettings(steps=1, tasks_per_step=2),
+    validation=Validation(num_tasks=0),
+    evaluation=EvaluationSettings(steps=1, num_tasks=4),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained_on_images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    assert run("train", small(folder, text=IMAGES), "--workdir", folder / "trained").code == 0
+    return folder / "trained"
+
+
+FITS = ["--task.size", 16, "--task.channels", 1, "--task.ways", 3, "--task.test.queries", 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (FITS[2:], "84×84×1 and 3 classes, the run's have inputs of 16×16×1 and 3 classes; pass --task.size 16"),
+        ([*FITS[:2], *FITS[4:]], "pass --task.channels 1"),
+        ([*FITS[:4], *FITS[6:], "--task.ways", 2], "pass --task.ways 3"),
+        ([*FITS, "--task.ways", 4, "--task.test.ways", 2], "pass --task.ways 3 --task.test.ways 3"),
+        (FITS[6:], "pass --task.size 16 --task.channels 1 --task.ways 3"),
+    ],
+)
+def test_tasks_that_do_not_fit_a_network_name_the_options(trained_on_images, tmp_path, options, said):
+    source = draw_folder(tmp_path / "images", {"test": 5})
+    words = ["--on", "folder_maml_5w1s", "--task.source", source, *options]
+    fails(run("evaluate", trained_on_images, *words), said)
+
+
+def test_other_sizes_that_a_network_takes_name_the_option(tmp_path):
+    config = small(tmp_path, text=IMAGES.replace(", pool=True", ""))
+    assert run("train", config, "--workdir", tmp_path / "run").code == 0
+    result = run("evaluate", tmp_path / "run", "--on", config, "--task.size", 20)
+    assert result.code == 0
+    assert "its tasks have inputs of 20×20×1" in result.err
+    assert "; --task.size 16 makes them equal" in result.err
+
+
+def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
+    source = draw_folder(tmp_path / "images", {"train": 1, "val": 2, "test": 3})
+    words = ["evaluate", trained_on_images, "--on", "folder_maml_5w1s", "--task.source", source, *FITS]
+    result = run(*words)
+    assert result.code == 0, result.err
+    fails(run(*words, "--split", "train"), "has only 1 class in its split 'train', and a task has 3 ways")
+    fails(run(*words, "--split", "validation"), "has only 2 classes in its split 'validation'")
+    fails(run("train", *words[3:], "--workdir", tmp_path / "run"), "has only 1 class in its split 'train'")
+
+
+def test_images_that_were_moved(tmp_path):
+    source, moved = draw_folder(tmp_path / "images", {"train": 3, "test": 3}), tmp_path / "moved"
+    directory = tmp_path / "run"
+    config = small(tmp_path, text=IMAGES.replace("Glyphs(ways=3, size=16,", "Folder(ways=3, size=16, channels=1,"))
+    words = ["train", config, "--workdir", directory, "--task.train.queries", 2, "--task.source"]
+    assert run(*words, source).code == 0
+    before = json.loads((directory / "evaluation.json").read_text())
+    source.rename(moved)
+    for command in ("evaluate", "plot"):
+        fails(run(command, directory), f"{source}: no such folder", "with --task.source FOLDER records their new place")
+    resumed = run(*words, moved)
+    assert resumed.code == 0, resumed.err
+    assert f"task.source is {source} in the run and {moved} now, with the same images" in resumed.out
+    assert json.loads((directory / "config.json").read_text())["task"]["source"] == str(moved)
+    assert run("evaluate", directory).code == 0
+    assert json.loads((directory / "evaluation.json").read_text()) == before
+    other = draw_folder(tmp_path / "others", {"train": 4, "test": 3})
+    fails(run(*words, other), "begun with other data: ", "and has 12 images of 4 classes")
+    fails(run(*words, moved, "--seed", 1), "holds another experiment: seed is 0 in the run and 1 now")
+    environment = json.loads((directory / "environment.json").read_text())
+    (directory / "environment.json").write_text(json.dumps({**environment, "data": {}}))
+    fails(run(*words, other), f"task.source is {moved} in the run and {other} now")
 
 
 @pytest.mark.parametrize(

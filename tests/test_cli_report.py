@@ -37,6 +37,19 @@ def test_a_short_training_without_a_terminal_says_nothing(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_long_compilation_is_a_line_and_shows_no_rate(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(progress, "_COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    with progress.Progress(0, 3_000) as shown:
+        shown._reason.join(60)
+        assert capsys.readouterr() == ("", "compiling (a minute or more on a CPU the first time)\n")
+        shown.update({"step": 25, "tasks_per_second": 0.4, "loss": 0.5}, compiled=True)
+        shown.update({"step": 50, "tasks_per_second": 0.4321, "loss": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["step 25 of 3,000: loss 0.5000", "step 50 of 3,000: 0.43 tasks/s, loss 0.5000"]
+
+
 def test_names_of_metrics_and_domains_are_no_markup(capsys, tmp_path):
     values = {"mean": [1.0, 0.5], "ci95": [0.1, 0.1]}
     result = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"[red]a[/b]": values, "diverged": 0}}

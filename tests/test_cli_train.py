@@ -356,6 +356,15 @@ def test_plot_a_sinusoid(copy, kind, magic):
         assert len(content) > 3000
 
 
+def test_a_style_file_in_the_current_folder_is_ignored(copy, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "matplotlibrc").write_text("figure.dpi: {\nfont.size 77\nno such thing\n")
+    monkeypatch.chdir(here)
+    result = finish(spawn("plot", copy, env={"PYTHONPATH": str(Path(metajax.__file__).parents[1])}))
+    assert (result.code, result.err) == (0, "")
+
+
 def test_configs_lists_and_shows():
     result = run("configs")
     assert (result.code, result.err) == (0, "")
@@ -397,6 +406,21 @@ def test_help(words, named, flag):
     assert (result.code, result.err) == (0, "")
     for word in named:
         assert word in result.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[["train", name] for name in ("sinusoid_maml", "fc100_maml_5w5s", "folder_maml_5w1s", "varied_proto_maml")],
+        *[["evaluate"], ["plot"], ["bench"], ["tune", "sinusoid_maml"], ["data", "list"], ["data", "prepare"]],
+        *[["data", "inspect"], ["configs"]],
+    ],
+)
+def test_help_shows_a_default_once(words):
+    result = run(*words, "--help")
+    assert result.code == 0
+    for option in re.split(r"\s--", re.sub(r"[│\s]+", " ", result.out)):
+        assert option.count("(default") <= 1, option
 
 
 def test_version_in_a_process_of_its_own():

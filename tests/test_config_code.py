@@ -225,6 +225,21 @@ def test_code_of_a_run_that_somebody_else_began_is_not_executed(handed, command)
     assert not (handed / "executed").exists(), "trust is for one command"
 
 
+def test_trusted_code_imports_from_the_work_directory(mine, tmp_path, monkeypatch):
+    directory = begin(mine)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(mine)])  # as in a new process
+    for name in ("my_model", "sizes", "late"):
+        sys.modules.pop(name, None)
+    fails(run("evaluate", directory), f"the modules that it imports from {directory}; pass --trust")
+    fails(run("evaluate", directory, "--trust"), "No module named 'my_model'", f"searched in {directory}")
+    for name in ("my_model.py", "sizes.py", "late.py"):
+        shutil.copy(mine / name, directory / name)
+    with (mine / "my_model.py").open("a") as file:
+        file.write("raise AssertionError('executed')")
+    assert run("evaluate", directory, "--trust").code == 0
+
+
 def test_code_of_a_run_of_ones_own_is_executed_until_it_changes(tmp_path):
     directory = tmp_path / "run"
     assert run("train", small(tmp_path, text=OWN), "--workdir", directory, *TINY).code == 0

@@ -586,8 +586,10 @@ def test_tasks_of_a_data_set(prepared):
     assert made.outputs == 5
     with pytest.raises(UserError, match="caltech_birds2011 has no split 'by_colour': choose one of closer_look"):
         Images(dataset="caltech_birds2011", split="by_colour").tasks(prepared)
-    with pytest.raises(UserError, match="has only 2 examples"):
-        Images(dataset="caltech_birds2011").tasks(prepared)
+    made = Images(dataset="caltech_birds2011").tasks(prepared)
+    assert made.samplers == {}
+    assert all("has only 2 examples" in said for said in made.unusable.values())
+    assert list(made.unusable) == ["train", "validation", "test"]
     with pytest.raises(UserError, match=f"run `metajax data prepare cifar100 --data-dir {prepared}`"):
         Images().tasks(prepared)
 

@@ -11,6 +11,7 @@ import pytest
 
 import metajax as mj
 from metajax.cli import configs
+from metajax.experiment import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -30,6 +31,21 @@ def test_the_python_code_of_a_page_runs(page, tmp_path, monkeypatch):
     names: dict = {"__name__": "docs"}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, name(page), "exec"), names)
+
+
+def config_blocks() -> Iterator[Any]:
+    """Yield the blocks of the pages that are config files."""
+    for page in WITH_CODE:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            if "from metajax.experiment import" in code:
+                yield pytest.param(code, id=name(page))
+
+
+@pytest.mark.parametrize("code", list(config_blocks()))
+def test_a_config_of_a_page_is_complete(code, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(code)
+    assert build(configs.load(str(path))).tasks.outputs == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from test_cli_helpers import fails, run, small
 
 from metajax import workdir
-from metajax.cli import report
+from metajax.cli import configs, report, train
 from metajax.cli.evaluate import evaluate_run
 from metajax.cli.parse import parse
 from metajax.cli.plot import _without_padding
@@ -23,6 +24,7 @@ from metajax.experiment import (
     Domains,
     EvaluationSettings,
     Experiment,
+    FashionMNIST,
     Folder,
     Inner,
     Outer,
@@ -169,7 +171,59 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
         Domains(sources=(hosted,)).tasks(tmp_path)
     with pytest.raises(UserError, match="must have different names, got dark, dark"):
         Domains(sources=(source, source))
+    few = Domains(sources=(source,))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
-        Domains(sources=(source,)).tasks(tmp_path)
+        build(dataclasses.replace(experiment, task=few), tmp_path)
+    untrained = dataclasses.replace(experiment.task, sources=experiment.task.sources[1:])
     with pytest.raises(UserError, match="no source is for training"):
-        dataclasses.replace(experiment.task, sources=experiment.task.sources[1:]).tasks(tmp_path)
+        build(dataclasses.replace(experiment, task=untrained), tmp_path)
+    assert list(untrained.tasks(tmp_path).samplers) == ["test"]
+
+
+TWO = """from metajax.experiment import *
+
+config = Experiment(
+    task=Domains(
+        sources=(Source(name="a", task=Folder(ways=7)), Source(name="b", task=FashionMNIST())), min_ways=2, max_ways=3
+    ),
+    model=Conv4(norm="group"),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.1),
+    outer=Outer(learning_rate=1e-3),
+    training=TrainingSettings(steps=2, tasks_per_step=2),
+    evaluation=EvaluationSettings(steps=1, non_transductive=False),
+)
+"""
+
+
+def test_help_lists_no_option_that_is_refused(tmp_path):
+    config = small(tmp_path, "two.py", TWO)
+    result = run("train", config, "--help")
+    assert result.code == 0
+    for name in ("task.size", "task.shift", "name", "no-train"):
+        assert f"--task.sources.0.{name} " in result.out
+    for name in ("ways", "train", "test", "images"):
+        assert f".task.{name}" not in result.out
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "run", "--on"]])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("ways=7", "has no effect: the sizes of tasks are set by --task.min-ways"),
+        ("train.shots=5", "has no effect"),
+        ("test.queries=5", "has no effect"),
+        ("images=host", "cannot be set: the images of several domains are always on the device"),
+    ],
+)
+def test_an_option_of_one_domain_that_domains_do_not_use_is_refused(tmp_path, command, option, said):
+    config = small(tmp_path, "two.py", TWO)
+    name = option.partition("=")[0].partition(".")[0]
+    fails(run(*command, config, f"--task.sources.0.task.{option}"), f"--task.sources.0.task.{name} {said}")
+
+
+def test_other_options_of_one_domain_are_set(tmp_path):
+    config = small(tmp_path, "two.py", TWO)
+    _, _, experiment = configs.override("train", train.Options, [str(config), "--task.sources.0.task.size", "9"])
+    assert [type(source.task) for source in experiment.task.sources] == [Folder, FashionMNIST]
+    assert experiment.task.sources[0].task == Folder(ways=7, size=9)

@@ -264,7 +264,7 @@ def test_on_takes_overrides_of_the_other_task(trained, tmp_path):
     fails(
         run(*words, other, "--task.oracle"), "the tasks of", "do not fit", "inputs of 3", "have inputs of 1 and targets"
     )
-    fails(run(*words, "glyphs_maml_5w1s"), "the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and classes")
+    fails(run(*words, "glyphs_maml_5w1s"), "the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and 5 classes")
     assert "--task.test.shots" in run("evaluate", "--on", other, "--help").out
 
 

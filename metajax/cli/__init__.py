@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import importlib.util
 import logging
+import os
 import re
 import signal
 import sys
@@ -114,9 +116,24 @@ def _import(command: str) -> ModuleType:
     """Import the module of a command, which imports JAX."""
     try:
         with ends_at_once():
+            if command == "plot":
+                _import_matplotlib()
             return importlib.import_module(f"metajax.cli.{command}")
     except ValueError as error:  # an environment variable has an invalid value, such as JAX_ENABLE_X64=maybe
         raise UserError(f"JAX does not start: {error}") from error
+
+
+def _import_matplotlib() -> None:
+    """Import Matplotlib without the `matplotlibrc` of the current folder, which may be another user's.
+
+    Matplotlib looks in the current folder first, whatever `MATPLOTLIBRC` is. It reads its settings only at import.
+    """
+    package = importlib.util.find_spec("matplotlib")
+    if "matplotlib" in sys.modules or package is None or package.origin is None:
+        return
+    if os.path.lexists("matplotlibrc"):
+        with contextlib.chdir(Path(package.origin).parent):
+            importlib.import_module("matplotlib")
 
 
 def _fail(message: str) -> int:

@@ -23,7 +23,7 @@ from metajax.benchmark import (
 )
 from metajax.cli import configs, report, tune
 from metajax.cli.device import check_devices, choose_mesh, device_name, prepare_devices, use_precision
-from metajax.cli.parse import parse
+from metajax.cli.parse import DescribedDefault, parse
 from metajax.errors import UserError
 from metajax.experiment import Execution, build
 from metajax.experiment.build import check_training
@@ -41,12 +41,12 @@ class Options:
     """Duration of the timed calls of each measurement."""
     only: str = ""
     """Measure only workloads whose name contains this text."""
-    devices: int | None = None
+    devices: DescribedDefault[int | None] = None
     """Devices to split tasks over (default: as many as increase the speed)."""
     output: Path | None = None
     """A JSON file for the results."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 class _Training(NamedTuple):

@@ -1,8 +1,11 @@
 """`metajax configs`: list metajax's experiments. Also functions to find, read and override a config."""
 
 import ast
+import copy
 import dataclasses
-from collections.abc import Sequence
+import re
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -62,7 +65,7 @@ def find(config: str) -> Path:
     path = files.expand_home(config)
     if path.suffix == ".py":
         if not path.is_file():
-            raise UserError(f"there is no config file {config}")
+            raise UserError(f"there is no config file {path}")
         return path
     if config not in names():
         hint = suggestion(config, names(), "`metajax configs` lists them")
@@ -126,29 +129,66 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
     prepare_devices(None)
-    source = find(args[0])
-    default = _Line(kind(), load(args[0]))
+    source, loaded = find(args[0]), load(args[0])
+    _check_domains(loaded.task, args)
+    default = _Line(kind(), dataclasses.replace(loaded, task=_hide_options(loaded.task)))
     prog = f"metajax {command} {args[0]}"
     line = _parse_settings(_Line[kind], args[1:], prog=prog, about=kind.__doc__, default=default)
-    types_are_right(line.experiment)
-    _check_domains(default.experiment, line.experiment)
-    return source, line.options, line.experiment
+    experiment = dataclasses.replace(line.experiment, task=_show_options(line.experiment.task))
+    types_are_right(experiment)
+    return source, line.options, experiment
 
 
-def _check_domains(before: Experiment, after: Experiment) -> None:
-    """Raise a `UserError` if an option overrides the ways or shots of one domain.
+_NOT_OF_DOMAINS = ("ways", "train", "test", "images")
+"""Fields of a data set's task that cannot be set if the data set is one of several domains."""
 
-    They have no effect, because tasks from several domains use the sizes of the whole task.
+
+def _hide_options(task: TaskSpec) -> TaskSpec:
+    """Return a task whose help does not list the options that `_check_domains` refuses."""
+    return _with_kinds(task, _hiding_options)
+
+
+def _show_options(task: TaskSpec) -> TaskSpec:
+    """Undo `_hide_options`."""
+    return _with_kinds(task, lambda kind: kind.__base__ if kind.__dict__.get("_hides_options") else kind)
+
+
+def _hiding_options(kind: Any) -> Any:
+    """Return a subclass of a type of settings, with annotations that make tyro omit some options."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    hidden = {name: tyro.conf.Suppress[hints[name]] for name in _NOT_OF_DOMAINS if name in hints}
+    body = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__annotations__": hidden, "_hides_options": True}
+    return type(kind.__name__, (kind,), {**body, "__slots__": ()})  # the layout of `kind`, so instances can change type
+
+
+def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
+    """Return a task with other types of its domains' data sets; unchanged if the task does not have several domains."""
+    if not isinstance(task, Domains):
+        return task
+    sources = []
+    for source in task.sources:
+        changed = copy.copy(source.task)
+        object.__setattr__(changed, "__class__", change(type(changed)))  # works for frozen settings, too
+        sources.append(dataclasses.replace(source, task=changed))
+    return dataclasses.replace(task, sources=tuple(sources))
+
+
+def _check_domains(task: TaskSpec, args: Sequence[str]) -> None:
+    """Raise a `UserError` if an option sets a field that one domain of several does not use.
+
+    Tasks from several domains have the sizes of the whole task, and images on the device.
     """
-    if not (isinstance(before.task, Domains) and isinstance(after.task, Domains)):
+    if not isinstance(task, Domains):
         return
-    for i, (old, new) in enumerate(zip(before.task.sources, after.task.sources, strict=True)):
-        for name in ("ways", "train", "test"):
-            if getattr(old.task, name, None) != getattr(new.task, name, None):
-                raise UserError(
-                    f"--task.sources.{i}.task.{name} has no effect: the sizes of tasks are set by --task.min-ways, "
-                    "--task.max-ways, --task.max-support, --task.max-support-per-class and --task.max-queries"
-                )
+    for arg in args:
+        option = re.match(rf"--task\.sources\.\d+\.task\.({'|'.join(_NOT_OF_DOMAINS)})(?=[.=]|$)", arg)
+        if option and option[1] == "images":
+            raise UserError(f"{option[0]} cannot be set: the images of several domains are always on the device")
+        if option:
+            raise UserError(
+                f"{option[0]} has no effect: the sizes of tasks are set by --task.min-ways, --task.max-ways, "
+                "--task.max-support, --task.max-support-per-class and --task.max-queries"
+            )
 
 
 TaskT = TypeVar("TaskT")
@@ -176,12 +216,14 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
     experiment = load(config)
+    _check_domains(experiment.task, args)
     kind, about = _TaskLine[type(default), type(experiment.task)], type(default).__doc__
-    line = _parse_settings(kind, args, prog=prog, about=about, default=_TaskLine(default, experiment.task))
-    changed = dataclasses.replace(experiment, task=line.task)
+    line = _parse_settings(
+        kind, args, prog=prog, about=about, default=_TaskLine(default, _hide_options(experiment.task))
+    )
+    changed = dataclasses.replace(experiment, task=_show_options(line.task))
     types_are_right(changed)
-    _check_domains(experiment, changed)
-    return line.options, line.task
+    return line.options, changed.task
 
 
 def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:

@@ -9,7 +9,7 @@ import tyro
 
 from metajax import data
 from metajax.cli import report
-from metajax.cli.parse import parse, suggestion
+from metajax.cli.parse import DescribedDefault, parse, suggestion
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST_IMAGE, shown
 from metajax.files import expand_home
@@ -26,7 +26,7 @@ List the data sets, prepare one (by download, or from local files with --source)
 class List:
     """List the data sets and whether they are prepared."""
 
-    data_dir: Path | None = None
+    data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
@@ -38,8 +38,8 @@ class Prepare:
     """A data set of `metajax data list`."""
     source: Path | None = None
     """Local files to use instead of a download."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 @dataclasses.dataclass
@@ -48,7 +48,7 @@ class Inspect:
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """A data set of `metajax data list`."""
-    split: str | None = None
+    split: DescribedDefault[str | None] = None
     """Name of one of the data set's partitions into splits (default: the first one)."""
     source: Path | None = None
     """The folder or zip of images (for `folder` only)."""

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from metajax import checkpoints, files, workdir
 from metajax.cli import configs, report
 from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
-from metajax.cli.parse import parse, value_of
+from metajax.cli.parse import DescribedDefault, parse, value_of
 from metajax.errors import UserError
 from metajax.evaluation import Evaluation, make_evaluation
-from metajax.experiment import Experiment, Parts, Tasks, TaskSpec, build
+from metajax.experiment import Domains, Experiment, Folder, Parts, Tasks, TaskSpec, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.training import TrainState, init_train_state
+from metajax.types import TaskSampler
 
 
 @dataclasses.dataclass
@@ -32,22 +33,22 @@ class Options:
 
     With --on CONFIG, --task.FIELD VALUE overrides fields of that config's task.
 
-    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
-    with --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
+    or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
-    checkpoint: str | None = None
+    checkpoint: DescribedDefault[str | None] = None
     """last, best (lowest validation loss), or the step of a kept checkpoint (default: as in the config, usually
     last)."""
     split: Literal["test", "validation", "train"] = "test"
     """Split from which tasks are sampled."""
-    num_tasks: int | None = None
+    num_tasks: DescribedDefault[int | None] = None
     """Number of tasks (default: as in the config, usually 600)."""
-    steps: int | None = None
+    steps: DescribedDefault[int | None] = None
     """Inner steps (default: as in the config)."""
-    seed: int | None = None
+    seed: DescribedDefault[int | None] = None
     """Seed of the tasks (default: the seed of the run)."""
     protocol: Annotated[
         Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
@@ -56,18 +57,19 @@ class Options:
     """Use the number of tasks, queries and steps of a paper's evaluation; num-tasks and steps override them."""
     on: str | None = None
     """Evaluate on the tasks of another config, a name or the path of a file. The file is executed."""
-    output: Path | None = None
+    output: DescribedDefault[Path | None] = None
     """File of the report (default: evaluation.json in the work directory). Options that change the evaluation also
     change the default name, for example to evaluation_steps_10.json. A symbolic link is replaced; its target does not
     change."""
     chunk_size: int | None = None
     """Tasks that run together on a device; a smaller number needs less memory."""
-    devices: int | None = None
+    devices: DescribedDefault[int | None] = None
     """Devices to split tasks over (default: as many as increase the speed)."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
-    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
+    """Execute the code in the work directory's config.py even if another user began the run, with imports from the work
+    directory. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -80,6 +82,7 @@ def run(args: Sequence[str]) -> None:
     path = options.output or options.workdir / _report_name(options, overridden)
     files.check_writable(path)
     warn_of_changed_code(options.workdir, experiment)
+    trained = experiment.task
     if task is not None:
         experiment = dataclasses.replace(experiment, task=task)
     if options.protocol is not None:
@@ -91,13 +94,18 @@ def run(args: Sequence[str]) -> None:
         experiment = dataclasses.replace(experiment, execution=execution)
     check_devices()
     use_precision(experiment.execution.precision)
-    tasks = experiment.task.tasks(options.data_dir)
+    if options.on is None:
+        tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
+    else:
+        tasks = experiment.task.tasks(options.data_dir)
+    _sampler(tasks, options.split)
+    tasks = tasks._replace(unusable={})  # the other splits are not used
     if options.on is None:
         _warn_of_other_data(options.workdir, tasks)
         parts = build(experiment, options.data_dir, tasks=tasks)
         state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     else:
-        with _blaming(options.on, options.workdir, tasks):
+        with _blaming(options.on, options.workdir, tasks, task, trained):
             parts = build(experiment, options.data_dir, tasks=tasks)
             state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
@@ -118,6 +126,10 @@ def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
     """Return the options, and the task of `--on` (`None` without `--on`)."""
     on = value_of("--on", args)
     if not on:
+        for option in (arg.partition("=")[0] for arg in args if arg.startswith("--task.")):
+            raise UserError(
+                f"{option} goes with --on CONFIG: without --on the run is evaluated on the tasks of its own settings"
+            )
         return parse(Options, args, prog="metajax evaluate"), None
     prepare_devices(None)  # before the config file, which may use JAX
     return configs.override_task(Options(workdir=tyro.MISSING), on, args, prog="metajax evaluate")
@@ -143,6 +155,29 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
         report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
 
 
+def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None) -> Tasks:
+    """Make the tasks of a run.
+
+    Raises:
+        UserError: If the data is missing or damaged. If a folder of images is missing, the message says how to record
+            another place.
+    """
+    try:
+        return experiment.task.tasks(data_dir)
+    except UserError as error:
+        task = experiment.task
+        folders = {"--task.source": task}
+        if isinstance(task, Domains):
+            folders = {f"--task.sources.{i}.task.source": each.task for i, each in enumerate(task.sources)}
+        for option, each in folders.items():
+            if isinstance(each, Folder) and each.source is not None and not each.source.exists():
+                raise UserError(
+                    f"{error}. If the images were moved, the `metajax train` command of {directory} with {option} "
+                    "FOLDER records their new place"
+                ) from error
+        raise
+
+
 def describe_task(tasks: Tasks) -> dict[str, Any]:
     """Return the shape of one input, and `classes` or the shape of one target."""
     support = jax.eval_shape(next(iter(tasks.samplers.values())), jax.random.key(0)).support
@@ -151,30 +186,75 @@ def describe_task(tasks: Tasks) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _blaming(on: str, directory: Path, tasks: Tasks) -> Iterator[None]:
+def _blaming(on: str, directory: Path, tasks: Tasks, task: Any, trained: TaskSpec) -> Iterator[None]:
     """Name the config of `--on` in the errors that its tasks cause with the model of a run.
+
+    Args:
+        on: The value of `--on`.
+        directory: The work directory of the run.
+        tasks: The tasks of `--on`.
+        task: The settings of these tasks.
+        trained: The settings of the run's own tasks.
 
     Raises:
         UserError: If the tasks have another kind of target, or if the body of the `with` statement raises it.
     """
     there, here = workdir.trained_on(directory), describe_task(tasks)
     misfit = f"the tasks of {on} do not fit the model of {directory}"
-    said = f"its tasks have {_described(here)}, the run's have {_described(there)}" if there else ""
+    ways, needed = _outputs(task), _outputs(trained)
+    said = f"its tasks have {_described(here, ways)}, the run's have {_described(there, needed)}" if there else ""
     if there and (there.get("targets") == "classes") != (here["targets"] == "classes"):
         raise UserError(f"{misfit}: {said}")
+    sizes = _size_options(task, here["inputs"], there.get("inputs"))
     try:
         yield
     except UserError as error:
-        raise UserError(f"{misfit}: {said + '; ' if said else ''}{error}") from error
+        options = " ".join([*sizes, *_ways_options(task, needed)])
+        reason = f"pass {options}" if options else str(error)
+        raise UserError(f"{misfit}: {said + '; ' if said else ''}{reason}") from error
     if there and there.get("inputs") != here["inputs"]:
-        report.warn(f"{on} is not what {directory} was trained on: {said}")
+        advice = f"; {' '.join(sizes)} makes them equal" if sizes else ""
+        report.warn(f"{on} is not what {directory} was trained on: {said}{advice}")
 
 
-def _described(task: dict[str, Any]) -> str:
-    """Return the result of `describe_task` as text: `inputs of 28×28×1 and classes`."""
+def _size_options(task: Any, here: Any, there: Any) -> list[str]:
+    """Return the options that give the images of a task the size and channels that a run was trained with."""
+    if not (isinstance(there, list) and len(there) == len(here) == 3):
+        return []
+    options = []
+    if here[:2] != there[:2] and there[0] == there[1] and hasattr(task, "size"):
+        options.append(f"--task.size {there[0]}")
+    if here[2] != there[2] and there[2] in (1, 3) and hasattr(task, "channels"):
+        options.append(f"--task.channels {there[2]}")
+    return options
+
+
+def _ways_options(task: Any, outputs: int | None) -> list[str]:
+    """Return the options that give a model for a task `outputs` outputs."""
+    if outputs is None or _outputs(task) in (None, outputs):
+        return []
+    if isinstance(task, Domains):
+        return [f"--task.max-ways {outputs}"]
+    parts = [name for name in ("train", "test") if getattr(getattr(task, name, None), "ways", None)]
+    return [f"--task.ways {outputs}", *(f"--task.{name}.ways {outputs}" for name in parts)]
+
+
+def _outputs(task: Any) -> int | None:
+    """Return the number of outputs of a model for a task's classes; `None` if the task has no setting for it."""
+    if isinstance(task, Domains):
+        return task.max_ways
+    ways = getattr(task, "ways", None)
+    if ways is None:
+        return None
+    return max(getattr(getattr(task, name, None), "ways", None) or ways for name in ("train", "test"))
+
+
+def _described(task: dict[str, Any], ways: int | None) -> str:
+    """Return the result of `describe_task` as text: `inputs of 28×28×1 and 5 classes`."""
     shapes = {k: "×".join(map(str, v)) or "1 number" if isinstance(v, list) else str(v) for k, v in task.items()}
     targets = shapes.get("targets")
-    return f"inputs of {shapes.get('inputs')} and {targets if targets == 'classes' else f'targets of {targets}'}"
+    classes = "classes" if ways is None else f"{ways} classes"
+    return f"inputs of {shapes.get('inputs')} and {classes if targets == 'classes' else f'targets of {targets}'}"
 
 
 def _asked(options: Options, task: TaskSpec | None) -> dict[str, Any]:
@@ -254,9 +334,7 @@ def evaluate_run(
     Raises:
         UserError: If the tasks do not have the split.
     """
-    sampler = parts.tasks.samplers.get(split)
-    if sampler is None:
-        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(parts.tasks.samplers)}")
+    sampler = _sampler(parts.tasks, split)
     seed = experiment.seed if seed is None else seed
     settings = experiment.evaluation
     support = jax.eval_shape(sampler, jax.random.key(0)).support
@@ -274,6 +352,19 @@ def evaluate_run(
     measure = partial(evaluate, state.meta_params, purpose_key(seed, "test"), state.learner_state)
     by_domain = {name: measure(sampler=each) for name, each in parts.tasks.domains.get(split, {}).items()}
     return {"split": split, "seed": seed, **measure(), **({"domains": by_domain} if by_domain else {})}
+
+
+def _sampler(tasks: Tasks, split: str) -> TaskSampler:
+    """Return the sampler of a split.
+
+    Raises:
+        UserError: If the tasks do not have the split, or if it has too few classes or images.
+    """
+    if split in tasks.unusable:
+        raise UserError(tasks.unusable[split])
+    if split not in tasks.samplers:
+        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(tasks.samplers)}")
+    return tasks.samplers[split]
 
 
 def _listed(steps: list[int]) -> str:

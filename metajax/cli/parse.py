@@ -6,8 +6,9 @@ import difflib
 import io
 import os
 import re
+import typing
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -15,6 +16,10 @@ from metajax.errors import UserError
 
 T = TypeVar("T")
 _RULE = "─"
+DescribedDefault = Annotated[T, tyro.conf.arg(help_behavior_hint="")]
+"""Type of an option whose docstring states its default, so that its help has no second `(default: None)`."""
+
+(_HIDDEN,) = typing.get_args(tyro.conf.Suppress[int])[1:]
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
@@ -72,8 +77,12 @@ def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
 
 
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the option names of a dataclass, or of an instance with nested settings."""
+    """Yield the option names of a dataclass, or of an instance with nested settings, except options that are hidden."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(settings):
+        if _HIDDEN in getattr(hints[field.name], "__metadata__", ()):
+            continue
         value = None if isinstance(settings, type) else getattr(settings, field.name)
         nameless = any(getattr(each, "name", None) == "" for each in getattr(field.type, "__metadata__", ()))
         name = prefix if nameless else f"{prefix}{field.name.replace('_', '-')}"
@@ -118,12 +127,36 @@ def _condense(box: str, flags: list[str]) -> str:
     message = " ".join(lines[:rule]).strip().rstrip(".")
     message = " ".join(message.split())
     message = re.sub(r"no type matching \{None\}\|(\S+) .* from \[(.*?)\]\. Got.*", r"\2 is no \1", message)
+    message = re.sub(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", _not_integer, message)
+    message = re.sub(r"Error parsing (\S+): (.*) is no INT", _not_integer, message)
+    message = re.sub(r"Error parsing (\S+): could not convert string to float: (.*)", _not_number, message)
+    message = re.sub(r"Error parsing (\S+): (.*) is no FLOAT", _not_number, message)
+    message = re.sub(r"Error parsing (\S+): Could not find valid parse for arguments: ", r"\1 does not take ", message)
     message = re.sub(r"\((?=[^)]*'None')[^)]*\)", _without_none, message)
     unknown = re.search(r"^Unrecognized options: (--[\w.-]+)", message)
     near = _nearest(unknown[1].replace("_", "-"), flags) if unknown else []
     if not near:
         return message
     return f"{message}; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
+
+
+def _not_integer(found: re.Match) -> str:
+    """Return the message for an option and a value that is no integer, with the integer if the value has another form.
+
+    >>> _not_integer(re.match("(.*): (.*)", "--steps: '1e5'"))
+    "--steps takes an integer, got '1e5': write 100000"
+    """
+    option, value = found.groups()
+    try:
+        number = float(value.strip("'"))
+    except ValueError:
+        number = float("nan")
+    advice = f": write {number:.0f}" if number.is_integer() and abs(number) < 2**53 else ""
+    return f"{option} takes an integer, got {value}{advice}"
+
+
+def _not_number(found: re.Match) -> str:
+    return f"{found[1]} takes a number, got {found[2]}"
 
 
 def _without_none(choices: re.Match) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from metajax import files, metrics, plots, workdir
 from metajax.cli import report
 from metajax.cli.device import check_devices, prepare_devices
-from metajax.cli.evaluate import load_state, warn_of_changed_code
-from metajax.cli.parse import parse
+from metajax.cli.evaluate import load_state, tasks_of_run, warn_of_changed_code
+from metajax.cli.parse import DescribedDefault, parse
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build
 from metajax.experiment.build import evaluation_batch_size, purpose_key
@@ -29,20 +29,21 @@ _FITS = 3
 class Options:
     """Plot a run: its learning curve, the metrics against inner steps, and example tasks.
 
-    A run with types of your own needs the code in its config.py. The code is executed only if you began the run, or
-    with --trust.
+    A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
+    or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
     """
 
     workdir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WORKDIR")]
     """Work directory of a run."""
     format: str = "png"
     """Format of the figures: png, svg or pdf."""
-    seed: int | None = None
+    seed: DescribedDefault[int | None] = None
     """Seed of the example tasks (default: the seed of the run)."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
-    """Execute the code in the work directory's config.py even if another user began the run. Read the code first."""
+    """Execute the code in the work directory's config.py even if another user began the run, with imports from the work
+    directory. Read the code first."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -68,7 +69,8 @@ def run(args: Sequence[str]) -> None:
             figures["adaptation"] = plots.adaptation(files.read_json(evaluation))
         except ValueError as error:
             raise UserError(f"{evaluation} is damaged: {error}") from error
-    parts = build(experiment, options.data_dir)
+    tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
+    parts = build(experiment, options.data_dir, tasks=tasks)
     state, _ = load_state(options.workdir, experiment, parts)
     seed = experiment.seed if options.seed is None else options.seed
     figures |= _examples(experiment, parts, state, purpose_key(seed, "test"))

@@ -1,9 +1,11 @@
 """Show the progress of training on standard error.
 
-A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds.
+A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds, and a line if
+compilation takes long.
 """
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -16,6 +18,11 @@ from metajax.cli.streams import put_line, unread_is_fine
 
 _SECONDS = 30.0
 """Seconds between two lines if standard error is not a terminal."""
+
+_COMPILING_SECONDS = 10.0
+"""Seconds without a finished call after which a line names the reason, if standard error is not a terminal."""
+
+_COMPILING = "compiling (a minute or more on a CPU the first time)"
 
 
 class Progress:
@@ -36,19 +43,32 @@ class Progress:
             disable=not console.is_terminal or not is_first(),
             speed_estimate_period=60,
         )
-        self._task = self._bar.add_task("compiling", total=steps, completed=step)
+        self._task = self._bar.add_task(_COMPILING, total=steps, completed=step)
+        self._reason = threading.Timer(_COMPILING_SECONDS, put_line, [_COMPILING, sys.stderr])
+        self._reason.daemon = True
 
     def __enter__(self) -> "Progress":
         self._bar.start()
+        if self._in_lines:
+            self._reason.start()
         return self
 
     def __exit__(self, *exc_info) -> None:
+        self._reason.cancel()
         with unread_is_fine(sys.stderr):
             self._bar.stop()
 
-    def update(self, row: dict[str, Any]) -> None:
-        """Show a row of the metrics. Without a terminal, print it only every 30 seconds and at the last step."""
-        parts = [f"{row['tasks_per_second']:,.0f} tasks/s", f"loss {row['loss']:.4f}"]
+    def update(self, row: dict[str, Any], *, compiled: bool = False) -> None:
+        """Show a row of the metrics. Without a terminal, print it only every 30 seconds and at the last step.
+
+        Args:
+            row: The metrics.
+            compiled: Whether the call was compiled, too. The row's tasks per second then include the compilation and
+                are not shown.
+        """
+        self._reason.cancel()
+        parts = [] if compiled else [f"{_rounded(row['tasks_per_second'])} tasks/s"]
+        parts.append(f"loss {row['loss']:.4f}")
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")
         with unread_is_fine(sys.stderr):
@@ -58,3 +78,12 @@ class Progress:
             self._said = True
             put_line(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", sys.stderr)
             self._last_line = time.monotonic()
+
+
+def _rounded(rate: float) -> str:
+    """Return a rate as text; a slow rate is not rounded to 0.
+
+    >>> _rounded(1234.5), _rounded(0.0321)
+    ('1,234', '0.032')
+    """
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

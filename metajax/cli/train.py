@@ -32,7 +32,7 @@ from metajax.cli.device import (
     wait_for_others,
 )
 from metajax.cli.evaluate import describe_task, evaluate_run, load_state
-from metajax.cli.parse import value_of
+from metajax.cli.parse import DescribedDefault, value_of
 from metajax.cli.progress import Progress
 from metajax.cli.signals import Stopped, stop_requests
 from metajax.errors import UserError
@@ -57,13 +57,13 @@ lists the fields. A config file is executed; code in a work directory is not."""
 class Options:
     """Meta-train an experiment, or resume it, then evaluate it."""
 
-    workdir: Path | None = None
+    workdir: DescribedDefault[Path | None] = None
     """Work directory (default: runs/CONFIG)."""
-    devices: int | None = None
+    devices: DescribedDefault[int | None] = None
     """Devices to split tasks over (default: as many as increase the speed). On a CPU each core is a device."""
     distributed: str | None = None
     """Train in several processes: auto if a cluster manager knows the processes, else ADDRESS:PORT,INDEX,COUNT."""
-    data_dir: Path | None = None
+    data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
@@ -204,8 +204,12 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
     if resumes:
         state = _resume(directory, experiment, state, mesh)
-        if is_first() and workdir.training_steps(directory) < experiment.training.steps:
-            files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
+        if is_first():
+            moved = workdir.moved(directory, experiment)
+            for change in moved:
+                report.say(f"{change}, with the same images")
+            if moved or workdir.training_steps(directory) < experiment.training.steps:
+                files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
     else:
         if is_first():
             workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
@@ -278,7 +282,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
     ):
         for steps in _calls(settings, step):
             began = time.perf_counter()
-            stop.saving = False
+            stop.saving, new = False, steps not in compiled
             state, stacked = advance(state, steps, next(fetched))
             stacked = jax.device_get(stacked)
             stop.saves = stop.saving = True
@@ -299,7 +303,7 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             if checkpoint_due:
                 diverged = row.get("validation_loss", 0) is None
                 record.save(state, math.inf if diverged else row.get("validation_loss"))
-            progress.update(row)
+            progress.update(row, compiled=new)
             if any_process(bool(stop.received)):
                 record.save(state, wait=True)
                 report.say(_stopped(directory, step))

@@ -11,6 +11,7 @@ from metajax import files
 from metajax.benchmark import time_calls, training_calls
 from metajax.cli import configs, report
 from metajax.cli.device import check_devices, choose_mesh, device_name, share_evenly, use_precision
+from metajax.cli.parse import DescribedDefault
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
@@ -52,8 +53,8 @@ class Options:
 
     seconds: float = 3.0
     """Duration of the timed calls for each combination of settings."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 def run(args: Sequence[str]) -> None:

@@ -41,9 +41,12 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
         The parts of the run. The model is initialised from the seed.
 
     Raises:
-        UserError: If settings contradict each other, or if a data set is missing.
+        UserError: If settings contradict each other, if a data set is missing, or if one of its splits has too few
+            classes or images.
     """
     tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
+    for problem in tasks.unusable.values():
+        raise UserError(problem)
     if not tasks.samplers:
         raise UserError("task has no split from which tasks can be sampled")
     support = _support(next(iter(tasks.samplers.values())))

@@ -53,10 +53,14 @@ class Domains:
         made = {source.name: _of_source(source, data_dir) for source in self.sources}
         banks = {name: each.banks for name, each in made.items()}
         holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}
-        samplers, domains = {}, {}
+        samplers, domains, unusable = {}, {}, {}
         for split in ("train", "validation", "test"):
             taken = [each for each in self.sources if split in banks[each.name] and (each.train or split == "test")]
             if not taken:
+                continue
+            problems = [made[source.name].unusable[split] for source in taken if split in made[source.name].unusable]
+            if problems:
+                unusable[split] = problems[0]
                 continue
             try:
                 samplers[split] = tasks.varied_episodes(
@@ -69,12 +73,14 @@ class Domains:
                 )
             except ValueError as error:
                 names = ", ".join(f"{i} is {source.name}" for i, source in enumerate(taken))
-                raise UserError(f"task: {error} (split {split!r}; domain {names})") from error
+                unusable[split] = f"task: {error} (split {split!r}; domain {names})"
+                continue
             domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
-        if "train" not in samplers:
-            raise UserError("task.sources: no source is for training: set train=True for one with a training split")
+        if "train" not in {**samplers, **unusable}:
+            unusable["train"] = "task.sources: no source is for training: set train=True for one with a training split"
         loss = partial(classification_loss, varied_ways=True)
-        return Tasks(samplers, self.max_ways, loss, domains=domains, holds=holds, varied_ways=True)
+        parts = {"domains": domains, "holds": holds, "unusable": unusable}
+        return Tasks(samplers, self.max_ways, loss, varied_ways=True, **parts)
 
 
 def _of_source(source: Source, data_dir: Path | None) -> Tasks:

@@ -34,6 +34,8 @@ class Tasks(NamedTuple):
         holds: For each split the number of images and a fingerprint, to detect changes of a data set.
         varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then ignores the surplus
             outputs.
+        unusable: For each split with too few classes or images for its tasks, the error message. `samplers` has no such
+            split. `build` raises the error.
     """
 
     samplers: dict[str, TaskSampler]
@@ -45,6 +47,7 @@ class Tasks(NamedTuple):
     on_host: dict[str, HostTasks] = {}  # noqa: RUF012
     holds: dict[str, str] = {}  # noqa: RUF012
     varied_ways: bool = False
+    unusable: dict[str, str] = {}  # noqa: RUF012
 
 
 @runtime_checkable
@@ -65,7 +68,7 @@ class Shots:
     queries: int = 15
     """Query examples (of each class)."""
     ways: int | None = None
-    """Classes of a task in this split (default: task.ways). Prototypical networks learn better from more classes than
+    """Classes of a task in this split; None for task.ways. Prototypical networks learn better from more classes than
     in the test. A learned head has one output for each class; the loss ignores outputs without a class in the task."""
 
     def __post_init__(self):
@@ -198,15 +201,15 @@ class Images:
     ] = "cifar100"
     """A data set of `metajax data list`."""
     split: str | None = None
-    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100 (default: the first one)."""
+    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100; None for the first one."""
     ways: int = 5
     """Classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int | None = None
-    """Side in pixels to which square crops of the images are resized (default: the usual size of the data set)."""
+    """Side in pixels to which square crops of the images are resized; None for the usual size of the data set."""
     flip: bool | None = None
-    """Mirror images at random in training (default: if a mirror image belongs to the same class)."""
+    """Mirror images at random in training; None to do so if a mirror image belongs to the same class."""
     shift: int = 4
     """Shift images at random by up to this number of pixels in training."""
     images: Literal["device", "host"] = "device"
@@ -299,7 +302,7 @@ def _episodes(
     *,
     on_host: bool = False,
 ) -> Tasks:
-    """Make samplers for every split of a data set, with the options of each split."""
+    """Make samplers for each split with enough classes and images, with the options of the split."""
     make = host_episodes if on_host else tasks.episodes
 
     def episodes(split: str, bank: ClassBank) -> Any:
@@ -320,7 +323,12 @@ def _episodes(
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {_named(dataset)})") from error
 
-    made = {split: episodes(split, bank) for split, bank in dataset.splits.items()}
+    made, unusable = {}, {}
+    for split, bank in dataset.splits.items():
+        try:
+            made[split] = episodes(split, bank)
+        except UserError as error:  # an evaluation needs only one split
+            unusable[split] = str(error)
     holds = {split: _held(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
     if on_host:
         samplers = {split: each.sampler for split, each in made.items()}
@@ -328,7 +336,7 @@ def _episodes(
     else:
         banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
         whole = Tasks(made, ways, classification_loss, dataset.class_names, banks, holds=holds)
-    return _with_ways(whole, train, test)
+    return _with_ways(whole._replace(unusable=unusable), train, test)
 
 
 def _check_classes(dataset: data.Dataset, split: str, ways: int, turned: set[str]) -> None:
