@@ -70,7 +70,7 @@ def _model(workload: Workload) -> nnx.Module:
         case "conv4_pool":
             return models.Conv4(workload.ways, image_shape=shape, channels=32, pool=True, rngs=rngs)
         case "resnet12":
-            return models.ResNet12(workload.ways, in_channels=workload.channels, rngs=rngs)
+            return models.ResNet12(workload.ways, in_channels=shape[-1], image_size=shape[:2], rngs=rngs)
 
 
 def _sampler(workload: Workload) -> TaskSampler:

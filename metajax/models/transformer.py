@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.models.layers import check_image_shape
+
 
 class Transformer(nnx.Module):
     """Pre-norm blocks of causal self-attention and a GELU layer, then logits of the next token at every position.
@@ -50,6 +52,9 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map `int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
+        length = self.positions.shape[0]
+        if tokens.shape[1] > length:
+            raise ValueError(f"sequences have {tokens.shape[1]} tokens, but the network was made for at most {length}")
         x = self.embedding[...][tokens] + self.positions[...][: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -64,7 +69,7 @@ class ViT(nnx.Module):
 
     Args:
         outputs: Size of the output: the ways.
-        image_shape: `(height, width, channels)` of an image.
+        image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
         patch: Side of a patch, a divisor of height and width.
         width: Size of a token's features.
         layers: Blocks.
@@ -102,6 +107,7 @@ class ViT(nnx.Module):
         if height % patch or across % patch:
             raise ValueError(f"patch must divide the image of {height}×{across} pixels, got {patch}")
         self.patch = patch
+        self.image_shape = (height, across, channels)
         self.embed = nnx.Linear(patch * patch * channels, width, rngs=rngs)
         tokens = (height // patch) * (across // patch)
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (tokens, width), jnp.float32))
@@ -111,6 +117,7 @@ class ViT(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
+        check_image_shape(x, *self.image_shape)
         n, height, across, channels = x.shape
         p = self.patch
         patches = x.reshape(n, height // p, p, across // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
