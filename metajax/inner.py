@@ -149,6 +149,10 @@ def inner_loop(
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
 
+    @functools.lru_cache(maxsize=16)  # eager calls would otherwise trace the optimiser each time
+    def optimizer_uses_loss(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
+        return uses_loss(optimizer, structure.unflatten(shapes))
+
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
         every = lambda path, leaf: True  # noqa: E731
         return split(params, every if adapts is None else adapts, "mask of the inner loop")
@@ -183,7 +187,9 @@ def inner_loop(
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
             raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
-        wants_loss = steps > 0 and uses_loss(optimizer, fast)
+        leaves, structure = jax.tree.flatten(fast)
+        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        wants_loss = steps > 0 and optimizer_uses_loss(structure, shapes)
         gradient = mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
         loss_key, batch_key = jax.random.split(as_key(rng))
         rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)

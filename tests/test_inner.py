@@ -436,6 +436,23 @@ def test_an_inner_optimizer_may_use_the_loss(key, first_order):
         mj.inner_loop(optax.lbfgs(), 1).run(lambda p, d, rng: ((p - d) ** 2, {}), jnp.float32(1), 0.0, key)
 
 
+def test_an_eager_call_does_not_trace_the_optimizer_again(key):
+    calls = []
+    sgd = optax.sgd(0.1)
+
+    def update(updates, state, params=None):
+        calls.append(updates)
+        return sgd.update(updates, state, params)
+
+    inner = mj.inner_loop(optax.GradientTransformation(sgd.init, update), 1, unroll=True)
+    counts = []
+    for params in (START, START, jnp.ones((2, 2)), jnp.ones((2, 2))):
+        calls.clear()
+        inner.run(lambda p, d, rng: ((p**2).sum(), {}), params, None, key)
+        counts.append(len(calls))
+    assert counts == [2, 1, 2, 1]
+
+
 def test_an_inner_optimizer_without_a_derivative_is_named(key):
     def gradient(optimizer, **options):
         inner = mj.inner_loop(optimizer, 4, **options)
