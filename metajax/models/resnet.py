@@ -10,7 +10,7 @@ from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, 
 
 
 class ResNet12(nnx.Module):
-    """Four residual blocks of three 3×3 convolutions, each block ending in 2×2 max-pooling.
+    """Four residual blocks of three 3×3 convolutions. Each block ends in 2×2 max-pooling.
 
     Args:
         outputs: Size of the output: the ways.
@@ -18,11 +18,11 @@ class ResNet12(nnx.Module):
         image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
             Default: any size, because the features are averaged over space.
         widths: Channels of the four blocks.
-        norm: By the statistics of the batch at hand, or by groups of channels.
-        rngs: Source of the initial values.
+        norm: Normalisation by the statistics of the current batch, or by groups of channels.
+        rngs: Random streams for the initial values.
 
     References:
-        Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018; the widths are those of Lee et al.,
+        Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018. The default widths are from Lee et al.,
         `MetaOptNet <https://arxiv.org/abs/1904.03758>`_, 2019.
 
     >>> import jax.numpy as jnp, metajax as mj
@@ -68,15 +68,15 @@ class ResNet18(nnx.Module):
         in_channels: Channels of an image.
         image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
             Default: any size, because the features are averaged over space.
-        width: Channels of the first stage; each later stage doubles them.
-        stem: `"small"`, a 3×3 convolution of stride 1, for images of about 32 pixels (the CIFAR form), or
-            `"large"`, a 7×7 convolution of stride 2 and a pooling, for images of about 224 (the ImageNet form).
-        norm: By the statistics of the batch at hand, or by groups of channels.
-        rngs: Source of the initial values.
+        width: Channels of the first stage; each later stage doubles the number of channels.
+        stem: `"small"` is a 3×3 convolution of stride 1, for images of about 32 pixels (CIFAR). `"large"` is
+            a 7×7 convolution of stride 2 with max-pooling, for images of about 224 pixels (ImageNet).
+        norm: Normalisation by the statistics of the current batch, or by groups of channels.
+        rngs: Random streams for the initial values.
 
     References:
-        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem pools windows
-        of 2×2 rather than overlapping ones of 3×3.
+        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem here uses
+        2×2 max-pooling instead of overlapping 3×3 max-pooling.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -124,7 +124,7 @@ class ResNet18(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions beside a shortcut, which is a 1×1 convolution where shapes differ."""
+    """Convolutions with a shortcut: the identity, or a 1×1 convolution if the shapes differ."""
 
     def __init__(
         self,

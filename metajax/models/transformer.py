@@ -8,21 +8,21 @@ from metajax.models.layers import check_image_shape
 
 
 class Transformer(nnx.Module):
-    """Pre-norm blocks of causal self-attention and a GELU layer, then logits of the next token at every position.
+    """A causal language model: pre-norm blocks of self-attention and a GELU MLP. It returns next-token logits.
 
     Args:
-        vocabulary: Number of tokens, and of logits.
+        vocabulary: Size of the vocabulary, and number of logits.
         length: Largest number of tokens in a sequence.
-        width: Size of a token's features.
-        layers: Blocks.
-        heads: Attention heads of a block; a divisor of `width`.
-        rngs: Source of the initial values.
+        width: Number of features of a token.
+        layers: Number of blocks.
+        heads: Attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial values.
 
     Raises:
-        ValueError: If `heads` does not divide `width`.
+        ValueError: If `heads` does not divide `width`. A call with more than `length` tokens raises a `ValueError`.
 
     References:
-        Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017; pre-norm after Xiong et
+        Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017. Pre-norm: Xiong et
         al., `On Layer Normalization <https://arxiv.org/abs/2002.04745>`_, 2020.
 
     >>> import jax.numpy as jnp, metajax as mj
@@ -62,7 +62,7 @@ class Transformer(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A small vision Transformer: patches as tokens, learned positions, the mean over tokens before the linear layer.
+    """A small vision Transformer with image patches as tokens, learned positions, and the mean over tokens.
 
     Layer normalisation uses the statistics of one example, so no example influences another: transductive and
     non-transductive predictions are the same.
@@ -71,17 +71,17 @@ class ViT(nnx.Module):
         outputs: Size of the output: the ways.
         image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
         patch: Side of a patch, a divisor of height and width.
-        width: Size of a token's features.
-        layers: Blocks.
-        heads: Attention heads of a block; a divisor of `width`.
-        rngs: Source of the initial values.
+        width: Number of features of a token.
+        layers: Number of blocks.
+        heads: Attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial values.
 
     Raises:
         ValueError: If `heads` does not divide `width`, or if `patch` does not divide the height and width of the image.
 
     References:
-        Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021; mean pooling
-        after Beyer et al., `Better plain ViT baselines <https://arxiv.org/abs/2205.01580>`_, 2022.
+        Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021. Mean
+        pooling: Beyer et al., `Better plain ViT baselines <https://arxiv.org/abs/2205.01580>`_, 2022.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
