@@ -622,7 +622,11 @@ def test_more_arguments_reach_a_linen_module_with_other_collections():
         ((linen.Dense(1),), TypeError, "needs a key and an example input.* got 0 arguments"),
         ((linen.Dense(1), jax.random.key(0)), TypeError, "needs a key and an example input.* got 1 argument "),
         ((linen.Dense(1), "0", jnp.ones((1, 3))), TypeError, r"a key .* is expected, got '0'"),
-        ((linen.Dense(1), jnp.ones((1, 3)), jax.random.key(0)), TypeError, r"a key .* is expected, got float32\[1, 3\]"),
+        (
+            (linen.Dense(1), jnp.ones((1, 3)), jax.random.key(0)),
+            TypeError,
+            r"a key .* is expected, got float32\[1, 3\]",
+        ),
         ((linen.Dropout(0.5, deterministic=True), jax.random.key(0), jnp.ones(3)), ValueError, "has no parameters"),
         ((nnx.Dropout(0.5),), ValueError, "Dropout has no parameters"),
         ((nnx.Linear(3, 1, rngs=nnx.Rngs(0)), jax.random.key(0)), TypeError, "has its parameters already"),
