@@ -1,4 +1,4 @@
-"""Some examples at a time: blocks whose values stay in a cache."""
+"""Apply functions to blocks of examples, whose values stay in a cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from jax import lax
 
 
 def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
-    """How many of so many examples go together if all blocks are alike and stay within a size, unless one is larger.
+    """Return the largest divisor of `examples` whose block fits in `bytes_in_all`; at least 1.
 
     >>> largest_block(75, 1_000, 30_000), largest_block(75, 40_000, 30_000)
     (25, 1)
@@ -19,12 +19,12 @@ def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
 
 
 def map_blocks(fn: Callable[..., Any], x: jax.Array, *, block: int) -> Any:
-    """A function of examples on so many of them at a time, its results one behind the other.
+    """Apply a function to blocks of examples, and concatenate the results.
 
     Args:
-        fn: `(examples) -> tree of arrays`, whose first axis is that of the results.
+        fn: `(examples) -> pytree of arrays`, each with a leading axis of examples.
         x: `[examples, ...]`.
-        block: Examples of a block, a divisor of all.
+        block: Examples in a block, a divisor of the number of examples.
 
     >>> import jax.numpy as jnp
     >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), block=2).tolist()
@@ -40,12 +40,12 @@ def map_blocks(fn: Callable[..., Any], x: jax.Array, *, block: int) -> Any:
 
 
 def sum_blocks(fn: Callable[..., jax.Array], *arrays: jax.Array, block: int) -> jax.Array:
-    """The sum of a function of so many examples at a time.
+    """Apply a function to blocks of examples, and add the results.
 
     Args:
         fn: `(*arrays) -> array`.
-        arrays: `[examples, ...]` each.
-        block: Examples of a block, a divisor of all.
+        *arrays: Arrays `[examples, ...]`.
+        block: Examples in a block, a divisor of the number of examples.
 
     >>> import jax.numpy as jnp
     >>> float(sum_blocks(lambda x, y: x @ y, jnp.arange(4.0), jnp.arange(4.0), block=2))
@@ -63,7 +63,7 @@ def sum_blocks(fn: Callable[..., jax.Array], *arrays: jax.Array, block: int) -> 
 
 
 def _splitter(block: int) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """What makes an axis of blocks, and what makes examples of one of them."""
-    if block == 1:  # compilers for a CPU would turn an axis of one to the front, and copy everything
+    """Return a function that splits an array into blocks, and a function that returns the examples of one block."""
+    if block == 1:  # XLA for CPUs would transpose an axis of size 1 to the front, and copy everything
         return lambda x: x, lambda some: some[None]
     return lambda x: x.reshape(-1, block, *x.shape[1:]), lambda some: some

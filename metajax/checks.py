@@ -158,8 +158,7 @@ def check_params(params: Any, what: str = "parameters") -> None:
         params: The value.
         what: Name of the value in error messages.
     """
-    if hasattr(params, "meta_params"):
-        raise TypeError(f"{what} are expected, got a {type(params).__name__}: use its field meta_params")
+    check_no_state(params, what)
     if callable(params) and jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):  # not a model that is a pytree
         raise TypeError(
             f"{what} are a pytree of arrays, got {describe(params)}; metajax.functional(module) returns them"
@@ -172,6 +171,20 @@ def check_params(params: Any, what: str = "parameters") -> None:
                 f"{what} are floating-point arrays, got {describe(leaf)}{where}; metajax.functional(module) returns "
                 "those of a module"
             )
+
+
+def check_no_state(params: Any, what: str = "parameters") -> None:
+    """Raise a `TypeError` if a value is a `TrainState` or an `Adapted`, a tuple that contains the parameters.
+
+    Args:
+        params: The value.
+        what: Name of the value in error messages.
+    """
+    fields = getattr(params, "_fields", ())
+    if "meta_params" in fields:
+        raise TypeError(f"{what} are expected, got a {type(params).__name__}: pass its field, state.meta_params")
+    if fields[:2] == ("params", "opt_state"):
+        raise TypeError(f"{what} are expected, got an {type(params).__name__}: pass its field, adapted.params")
 
 
 def check_entries(meta_params: MetaParams, names: Collection[str]) -> None:

@@ -1,8 +1,8 @@
-"""The one exception for what a user can put right."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake outside the library: its message is one line with what is wrong, where, and what is right.
+    """A mistake outside the library. The message says what is wrong, where, and what to do.
 
-    The command line prints the message and exits with 2; no traceback.
+    The command line prints the message without a traceback, and exits with status 2.
     """

@@ -4,21 +4,21 @@ This module decides how the adaptation to a task is unrolled: the inner optimise
 adapting leaves, first order, minibatches, the mode of differentiation, what the backward pass stores, and the trace.
 """
 
-import contextlib
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import core, lax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from metajax.checks import as_key, check_loss, check_params, evaluate_loss
 from metajax.differentiability import check_derivative_on_use
+from metajax.mixed_mode import mixed_mode_gradient
 from metajax.optimizers import check_optimizer, update, uses_loss
 from metajax.partition import Chooses, all_names, merge, split
 from metajax.types import LossFn, Params, PyTree
@@ -117,8 +117,8 @@ def inner_loop(
         mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that JAX
             stores nothing of the inner backward pass. Default: `True` if at least 10,000 parameters adapt, because
             mixed mode is slightly slower for fewer. Plain reverse mode (`False`) gives the same result up to rounding.
-            `False` is needed in two cases: the loss has a custom derivative that is not its true derivative (a
-            straight-through estimator), or forward mode is applied to the whole loop.
+            `False` is needed if the loss has a custom derivative that is not its true derivative (a straight-through
+            estimator). Reverse mode and forward mode both work through the loop.
         remat: Store only the gradient of each step, and the parameters and optimiser state after every √`steps` steps.
             The backward pass recomputes everything else from them. Use it for long loops and large models.
         unroll: Steps to unroll in the compiled loop; `True` unrolls all steps. Default: unroll the whole loop if it has
@@ -148,6 +148,10 @@ def inner_loop(
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
     made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
+
+    @functools.lru_cache(maxsize=16)  # eager calls would otherwise trace the optimiser each time
+    def optimizer_uses_loss(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
+        return uses_loss(optimizer, structure.unflatten(shapes))
 
     def split_adapting(params: Params) -> tuple[PyTree, PyTree]:
         every = lambda path, leaf: True  # noqa: E731
@@ -183,8 +187,10 @@ def inner_loop(
         if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
             raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
         opt_state = optimizer.init(fast) if opt_state is None else opt_state
-        wants_loss = steps > 0 and uses_loss(optimizer, fast)
-        gradient = _mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
+        leaves, structure = jax.tree.flatten(fast)
+        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        wants_loss = steps > 0 and optimizer_uses_loss(structure, shapes)
+        gradient = mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
         loss_key, batch_key = jax.random.split(as_key(rng))
         rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
 
@@ -224,25 +230,11 @@ def inner_loop(
         if steps == 0:  # JAX has no scan of length 0 while jit is disabled
             return Adapted(merge(fast, slow), opt_state, jax.tree.map(lambda value: value[None], before))
         loop = _scan_in_stretches if remat else _loop(unroll, steps)
-        with _name_remedy_of_forward_mode():
-            (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
+        (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
         trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
         return Adapted(merge(fast, slow), opt_state, trace)
 
     return InnerLoop(init, run, split_adapting, steps)
-
-
-@contextlib.contextmanager
-def _name_remedy_of_forward_mode() -> Iterator[None]:
-    try:
-        yield
-    except TypeError as error:
-        if "custom_vjp" in str(error) and "jvp" in str(error):
-            error.add_note(
-                "metajax: forward mode (jvp, jacfwd, hessian) through an adaptation needs "
-                "inner_loop(..., mixed_mode=False); mixed mode is the default from 10,000 adapting parameters"
-            )
-        raise
 
 
 def _whole_steps(steps: Any) -> int:
@@ -263,45 +255,6 @@ def check_inner_loop(inner: object) -> None:
 
 def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
     return jax.grad(loss)(fast, rest)
-
-
-def _mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
-    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, with a custom reverse-mode rule.
-
-    For a cotangent v of the gradient, the cotangents of all arguments are the gradient of the directional derivative
-    of the loss along v. Second derivatives commute, so forward over reverse gives the result of reverse over reverse.
-    """
-    traced = jax.make_jaxpr(loss)(fast, rest)
-    closed_over = traced.consts  # may be differentiated or mapped over too: all must be arguments
-    leaves, structure = jax.tree.flatten((rest, closed_over))
-    is_real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
-    real = [leaf if yes else None for leaf, yes in zip(leaves, is_real, strict=True)]
-    other = [None if yes else leaf for leaf, yes in zip(leaves, is_real, strict=True)]
-
-    def loss_of(fast, real, other):
-        rest, closed_over = structure.unflatten(
-            [a if yes else b for a, b, yes in zip(real, other, is_real, strict=True)]
-        )
-        (value,) = core.eval_jaxpr(traced.jaxpr, closed_over, *jax.tree.leaves((fast, rest)))
-        return value
-
-    @jax.custom_vjp
-    def gradient(fast, real, other):
-        return jax.grad(loss_of)(fast, real, other)
-
-    def forward(*arguments):
-        # The forward rule must not call gradient(*arguments): in a scan under a second reverse mode, JAX confuses the
-        # residuals with the tangents of such a custom_vjp. Forward mode over the loop would also lack a rule.
-        return jax.grad(loss_of)(*arguments), arguments
-
-    def backward(arguments, along):
-        fast, real, other = arguments
-        gradients = lambda fast: jax.grad(loss_of, argnums=(0, 1))(fast, real, other)  # noqa: E731
-        _, (by_fast, by_real) = jax.jvp(gradients, (fast,), (along,))
-        return by_fast, by_real, None
-
-    gradient.defvjp(forward, backward)
-    return gradient(fast, real, other)
 
 
 def _loop(unroll: int | bool | None, steps: int) -> Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]:

@@ -1,10 +1,10 @@
-"""The precision of the operands of products, which is JAX's setting."""
+"""The precision of the operands of matrix products, from JAX's setting."""
 
 import jax
 
 
 def products_precision() -> str:
-    """What was chosen for JAX's products, as `bfloat16` or `float32`; `default` if nothing was.
+    """Return JAX's setting for the precision of matrix products, such as `bfloat16`; `default` if it is not set.
 
     >>> products_precision()
     'default'

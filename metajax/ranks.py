@@ -8,11 +8,11 @@ from metajax.evaluation import Evaluation
 
 
 class Ranks(NamedTuple):
-    """How a learner compares with the others.
+    """The ranks of one learner among several.
 
     Attributes:
-        mean: The mean of its ranks over domains; 1 is the best.
-        domains: Its rank on each domain.
+        mean: Mean of the ranks over domains; 1 is the best.
+        domains: Rank on each domain, by the domain's name.
     """
 
     mean: float
@@ -29,23 +29,23 @@ def mean_ranks(
 ) -> dict[str, Ranks]:
     r"""Rank learners on each domain, the best first, and average over domains.
 
-    With `ties`, the best of a domain shares the mean of their ranks with all whose difference from it is within the
-    95 % interval of the difference, :math:`\sqrt{a^2 + b^2}` of intervals :math:`\pm a` and :math:`\pm b`; then the
-    best of the rest does, and so on.
+    With `ties`, the best learner of a domain ties with each learner whose difference from it is within the 95 %
+    interval of the difference, :math:`\sqrt{a^2 + b^2}` for intervals :math:`\pm a` and :math:`\pm b`. Tied learners
+    receive the mean of their ranks. The remaining learners are ranked in the same way.
 
     Args:
-        reports: Of each learner, what `metajax evaluate` reports of tasks from several domains: its `domains` hold a
-            report each.
+        reports: The report of `metajax evaluate` for each learner, on tasks from several domains. Its field `domains`
+            has a report for each domain.
         kind: `transductive` or `non_transductive`.
         metric: Larger is better, except for `loss`.
-        step: Which inner step.
-        ties: Whether differences within the interval count as none; in Meta-Dataset's own tables of 2020 they do not.
+        step: Index of the inner step. Default: the last step.
+        ties: Whether differences within the interval are ties. In Meta-Dataset's own tables of 2020 they are not.
 
     Returns:
         The ranks of each learner.
 
     Raises:
-        ValueError: If a report has no domains, or others than the first.
+        ValueError: If a report has no domains, or if the domains differ between reports.
 
     References:
         Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020.
@@ -60,8 +60,8 @@ def mean_ranks(
     domains = list(next(iter(reports.values()), {}).get("domains", {}))
     for learner, report in reports.items():
         if not domains or set(report.get("domains", {})) != set(domains):
-            found = ", ".join(report.get("domains", {})) or "none"
-            raise ValueError(f"the report of {learner} must be by the domains {domains or '…'}, but has {found}")
+            actual = ", ".join(report.get("domains", {})) or "none"
+            raise ValueError(f"the report of {learner} must have the domains {domains or '…'}, but has {actual}")
     by_domain = {}
     for domain in domains:
         measured = {learner: report["domains"][domain][kind][metric] for learner, report in reports.items()}
@@ -76,7 +76,7 @@ def mean_ranks(
 
 
 def _value(measured: Mapping[str, Any], metric: str, step: int) -> tuple[float, float]:
-    """A mean of which larger is better, and its interval; what diverged is worst."""
+    """Return a mean, with larger values better, and half of its interval. A diverged mean is the worst."""
     mean, half = measured["mean"][step], measured["ci95"][step]
     worst = mean is None
     return (-math.inf if worst else -mean if metric == "loss" else mean), (0.0 if worst or half is None else half)

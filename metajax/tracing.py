@@ -23,8 +23,17 @@ def depends_on_first(fn: Callable[..., Any], first: Any, *rest: Any) -> bool:
     (True, False)
     """
     traced = jax.make_jaxpr(fn)(first, *rest).jaxpr
-    _, used = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # looks into compiled functions, too
-    return any(used[: len(jax.tree.leaves(first))])
+    return any(used_inputs(traced)[: len(jax.tree.leaves(first))])
+
+
+def used_inputs(jaxpr: core.Jaxpr) -> list[bool]:
+    """Return whether any output of a program depends on each input.
+
+    >>> used_inputs(jax.make_jaxpr(lambda x, y: x)(1.0, 2.0).jaxpr)
+    [True, False]
+    """
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # looks into compiled functions, too
+    return used
 
 
 def is_repeatable(fn: Callable[..., Any], *args: Any) -> bool:

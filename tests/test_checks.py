@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen, nnx
 
 import metajax as mj
 from metajax.checks import as_key
@@ -87,7 +88,7 @@ def test_other_arguments_of_a_learner_are_named(learner):
     with pytest.raises(ValueError, match="one key is expected"):
         made.adapt(meta_params, DATA, jax.random.split(key))
     state = mj.init_train_state(made, optax.sgd(0.1), PARAMS)
-    with pytest.raises(TypeError, match="got a TrainState: use its field meta_params"):
+    with pytest.raises(TypeError, match=r"got a TrainState: pass its field, state\.meta_params"):
         made.adapt(state, DATA, key)
     with pytest.raises(TypeError, match="got int32"):
         made.init({"w": jnp.ones((1, 1), jnp.int32)})
@@ -167,7 +168,7 @@ def test_a_training_state_is_told_from_others_and_is_used_once():
     for use in (lambda: evaluate(first.meta_params, 0), lambda: learner.adapt(first.meta_params, DATA, 0)):
         with pytest.raises(ValueError, match="donated"):
             use()
-    with pytest.raises(TypeError, match="use its field meta_params"):
+    with pytest.raises(TypeError, match=r"pass its field, state\.meta_params"):
         evaluate(second, 0)
     assert int(train(second)[0].step) == 2
 
@@ -309,3 +310,29 @@ def test_counts_of_tasks_are_whole_numbers():
     for make in (mj.maml_plus_plus, lambda loss, inner: mj.prototypical_network(loss, embed=good, inner=inner)):
         with pytest.raises(TypeError, match="inner must be made by inner_loop"):
             make(good, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen", "pair"])
+def test_a_state_in_the_place_of_parameters_is_named(key, kind):
+    x = jnp.ones((4, 1))
+    apply, params = {
+        "nnx": lambda: mj.functional(nnx.Linear(1, 1, rngs=nnx.Rngs(0))),
+        "linen": lambda: mj.functional(linen.Dense(1), key, x),
+        "pair": lambda: mj.functional((lambda: {"w": jnp.ones((1, 1))}, lambda params, x, rng: x @ params["w"])),
+    }[kind]()
+    learner = mj.maml(mj.regression_loss(apply), INNER)
+    state = mj.init_train_state(learner, optax.sgd(0.1), params)
+    adapted = learner.adapt(params, mj.Batch(x, x), key)
+    assert apply(adapted.params, x).shape == (4, 1)
+    for value, field in [
+        (state, "TrainState: pass its field, state.meta_params"),
+        (adapted, "Adapted: pass its field, adapted.params"),
+    ]:
+        for call in [
+            lambda value: apply(value, x),
+            lambda value: jax.jit(apply)(value, x),
+            lambda value: learner.adapt(value, mj.Batch(x, x), key),
+            lambda value: learner.init(value),
+        ]:
+            with pytest.raises(TypeError, match=field):
+                call(value)

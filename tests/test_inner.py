@@ -365,17 +365,49 @@ def test_derivatives_of_a_meta_gradient_in_mixed_mode_are_those_of_plain_reverse
                 np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}], ids=str)
-@pytest.mark.parametrize("steps", [1, 8])
-def test_forward_mode_through_a_mixed_mode_loop_names_the_remedy(key, steps, options):
-    inner = mj.inner_loop(optax.sgd(0.1), steps, mixed_mode=True, **options)
+FORWARD = {
+    "jvp": lambda adapt, p, v: jax.jvp(adapt, (p,), (v,))[1],
+    "jit of jvp": lambda adapt, p, v: jax.jit(lambda p, v: jax.jvp(adapt, (p,), (v,))[1])(p, v),
+    "jvp of jit": lambda adapt, p, v: jax.jvp(jax.jit(adapt), (p,), (v,))[1],
+    "linearize": lambda adapt, p, v: jax.linearize(adapt, p)[1](v),
+    "jacfwd": lambda adapt, p, v: jax.tree.map(lambda j, k: j @ v["b"] + k @ v["k"], *jacobians(adapt, p)),
+    "jvp of vmap": lambda adapt, p, v: jax.jvp(jax.vmap(adapt), (stacked(p),), (stacked(v),))[1],
+    "vmap of jvp": lambda adapt, p, v: jax.vmap(lambda p, v: jax.jvp(adapt, (p,), (v,))[1])(stacked(p), stacked(v)),
+    "grad of jvp": lambda adapt, p, v: jax.grad(lambda p: total(jax.jvp(adapt, (p,), (v,))[1]))(p),
+    "jvp of jvp": lambda adapt, p, v: jax.jvp(lambda p: jax.jvp(adapt, (p,), (v,))[1], (p,), (v,))[1],
+}
 
-    def adapt(params):
-        return inner.run(tree_loss, params, None, key).params
 
-    with pytest.raises(TypeError) as caught:
-        jax.jvp(adapt, (TREE,), (TREE,))
-    assert "inner_loop(..., mixed_mode=False)" in "".join(caught.value.__notes__)
+def jacobians(adapt, params):
+    by_name = [jax.jacfwd(lambda leaf, name=name: adapt({**params, name: leaf}))(params[name]) for name in ("b", "k")]
+    return [jax.tree.map(lambda j: j.reshape(4, 4, 16), each) for each in by_name]
+
+
+def stacked(tree):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf / 2]), tree)
+
+
+def total(tree):
+    return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": 1}], ids=str)
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode_through_a_mixed_mode_loop_is_that_through_plain_reverse_mode(key, name, options):
+    with jax.enable_x64(True):
+        b, k, x, y = (jax.random.normal(each, (4, 4), jnp.float64) / 2 for each in jax.random.split(key, 4))
+        params = {"b": b, "k": k}
+        along = jax.tree.map(jnp.cos, params)
+        if name == "jacfwd":
+            along = jax.tree.map(jnp.ravel, along)
+
+        def derivative(**options):
+            inner = mj.inner_loop(optax.sgd(0.5, momentum=0.5), 2, **options)
+            return FORWARD[name](lambda p: inner.run(two_kernels, p, {"x": x, "y": y}, key).params, params, along)
+
+        got, expected = derivative(mixed_mode=True, **options), derivative(mixed_mode=False)
+        for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -402,6 +434,23 @@ def test_an_inner_optimizer_may_use_the_loss(key, first_order):
     np.testing.assert_allclose(jax.grad(adapt)(jnp.float32(1)), 1.0 if first_order else 1 / 8, rtol=1e-4)
     with pytest.raises(TypeError, match="value_fn"):
         mj.inner_loop(optax.lbfgs(), 1).run(lambda p, d, rng: ((p - d) ** 2, {}), jnp.float32(1), 0.0, key)
+
+
+def test_an_eager_call_does_not_trace_the_optimizer_again(key):
+    calls = []
+    sgd = optax.sgd(0.1)
+
+    def update(updates, state, params=None):
+        calls.append(updates)
+        return sgd.update(updates, state, params)
+
+    inner = mj.inner_loop(optax.GradientTransformation(sgd.init, update), 1, unroll=True)
+    counts = []
+    for params in (START, START, jnp.ones((2, 2)), jnp.ones((2, 2))):
+        calls.clear()
+        inner.run(lambda p, d, rng: ((p**2).sum(), {}), params, None, key)
+        counts.append(len(calls))
+    assert counts == [2, 1, 2, 1]
 
 
 def test_an_inner_optimizer_without_a_derivative_is_named(key):

@@ -57,7 +57,7 @@ def test_of_losses_the_smallest_is_best_and_what_diverged_is_last():
 
 
 def test_reports_by_other_domains_are_named():
-    with pytest.raises(ValueError, match="the report of b must be by the domains"):
+    with pytest.raises(ValueError, match="the report of b must have the domains"):
         mean_ranks({"a": report([(1, 1), (1, 1)]), "b": report([(1, 1)])})
     with pytest.raises(ValueError, match="has none"):
         mean_ranks({"a": {}})

@@ -1,4 +1,4 @@
-"""Throughput: the standard workloads, and the means to measure them and the device."""
+"""Measure throughput: the standard workloads, and functions that time them and the device."""
 
 from metajax.benchmark.measure import Timing, matrix_flops, matrix_rate, peak_bytes, time_calls
 from metajax.benchmark.standard import Standard, meta_gradient, standard, task_flops, training_call, training_calls

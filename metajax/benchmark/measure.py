@@ -1,4 +1,4 @@
-"""How fast a computation runs, and how fast it could."""
+"""Measure how fast a computation runs, and how fast the device could run it."""
 
 import math
 import resource
@@ -20,14 +20,14 @@ from metajax.precision import products_precision
 
 
 class Timing(NamedTuple):
-    """Wall-clock seconds of one call, over many of them.
+    """Statistics of the wall-clock seconds of a call.
 
     Attributes:
         seconds: Median.
         low: First quartile.
         high: Third quartile.
-        repeats: Calls that were timed.
-        first_seconds: The first call, compilation included; it is not among the others.
+        repeats: Number of timed calls.
+        first_seconds: Seconds of the first call, including compilation. The other fields do not include it.
     """
 
     seconds: float
@@ -38,37 +38,42 @@ class Timing(NamedTuple):
 
 
 def time_calls(call: Callable[[], Any], *, seconds: float = 5.0, at_least: int = 5) -> Timing:
-    """Time `call`, which returns when its work is done, for about `seconds` and `at_least` so many times.
+    """Time a function for about `seconds`, with `at_least` calls.
 
-    A call that takes longer than `seconds` is timed once.
+    `call` must block until its work is done. If one call takes longer than `seconds`, it is timed once.
 
     >>> time_calls(lambda: None, seconds=0.0, at_least=3).repeats
     3
     """
-    took: list[float] = []
+    times: list[float] = []
     first = _seconds(call)
     warm = _seconds(call)  # the second call still fills caches
     if warm > seconds > 0:
         at_least = 1
-    began = time.perf_counter()
-    while len(took) < at_least or time.perf_counter() - began < seconds:
-        took.append(_seconds(call))
-    low, median, high = statistics.quantiles(took, n=4, method="inclusive") if len(took) > 1 else took * 3
-    return Timing(median, low, high, len(took), first)
+    start = time.perf_counter()
+    while len(times) < at_least or time.perf_counter() - start < seconds:
+        times.append(_seconds(call))
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return Timing(median, low, high, len(times), first)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of products of square matrices, one on each device at a time.
+    """Measure the rate of square matrix products, in floating-point operations per second of all devices.
 
-    What no model can exceed, but by convolutions that do with fewer products: of `float32` operands in the default
-    precision of a product, as it holds for models; of `bfloat16` operands where that rounds to them. Their `size` is by
-    default what fills a device.
+    It is an upper bound for models, except for models with convolutions that need fewer multiplications. Operands are
+    `bfloat16` if JAX's default matmul precision rounds to `bfloat16`, else `float32` at the default precision, as in
+    models.
+
+    Args:
+        devices: The devices. Each computes its own product at the same time.
+        size: Side of the matrices. Default: large enough to use a device fully.
+        seconds: Duration of the measurement.
     """
     rounds = products_precision() == "bfloat16"
     size = size or (1536 if devices[0].platform == "cpu" else 8192)
@@ -84,7 +89,7 @@ def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: flo
 
 
 def matrix_flops(fn: Callable, *args: Any) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call of `fn`, dead code left out.
+    """Count the floating-point operations of the matrix products and convolutions in `fn(*args)`, without dead code.
 
     >>> import jax.numpy as jnp
     >>> matrix_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -126,8 +131,8 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def peak_bytes(devices: Sequence[Any]) -> int:
-    """The most memory in use so far: on the busiest device, or of this process if devices do not say."""
-    statistics_of = [device.memory_stats() or {} for device in devices]
-    used = [each["peak_bytes_in_use"] for each in statistics_of if "peak_bytes_in_use" in each]
+    """Return the peak memory use so far: of the device with the largest peak, or of this process if unknown."""
+    memory = [device.memory_stats() or {} for device in devices]
+    peaks = [each["peak_bytes_in_use"] for each in memory if "peak_bytes_in_use" in each]
     unit = 1 if sys.platform == "darwin" else 1024
-    return max(used) if used else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(peaks) if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""The standard workloads in metajax, as a user would write them."""
+"""Build the standard workloads with metajax's public functions, as a user would."""
 
 import itertools
 from collections.abc import Callable
@@ -26,16 +26,16 @@ from metajax.training import init_train_state, make_train_step
 from metajax.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
 
 _MANY = 100_000
-"""Calls, more than anyone times."""
+"""Number of calls for which images are prefetched, an upper bound for any measurement."""
 
 
 class Standard(NamedTuple):
-    """A workload's parts.
+    """The parts of a workload.
 
     Attributes:
-        params: Initial values.
+        params: Initial parameters of the model.
         learner: The meta-learner.
-        sampler: Draws tasks: sinusoids, or episodes of noise.
+        sampler: Samples tasks: sinusoids, or episodes of noise images.
     """
 
     params: Params
@@ -70,7 +70,7 @@ def _model(workload: Workload) -> nnx.Module:
         case "conv4_pool":
             return models.Conv4(workload.ways, image_shape=shape, channels=32, pool=True, rngs=rngs)
         case "resnet12":
-            return models.ResNet12(workload.ways, in_channels=workload.channels, rngs=rngs)
+            return models.ResNet12(workload.ways, in_channels=shape[-1], image_size=shape[:2], rngs=rngs)
 
 
 def _sampler(workload: Workload) -> TaskSampler:
@@ -83,7 +83,7 @@ def _sampler(workload: Workload) -> TaskSampler:
 
 
 def training_call(workload: Workload, mesh: Mesh, steps_per_call: int) -> Callable[[], None]:
-    """A call that does so many meta-steps of a workload with Adam, its tasks drawn inside, and waits for them."""
+    """Return a function that runs `steps_per_call` meta-steps of a workload with Adam, and waits for the result."""
     parts = standard(workload)
     return training_calls(
         parts.learner,
@@ -108,9 +108,18 @@ def training_calls(
     mesh: Mesh | None = None,
     on_host: HostTasks | None = None,
 ) -> Callable[[], None]:
-    """A call that goes on with training and waits for it; the arguments are those of `make_train_step`.
+    """Return a function that runs the next `steps_per_call` meta-steps of training, and waits for the result.
 
-    Images of tasks `on_host` are fetched ahead, as in training.
+    Args:
+        learner: The learner.
+        optimizer: The outer optimiser.
+        sampler: The sampler of tasks.
+        params: Initial parameters of the model.
+        tasks_per_step: Tasks in a meta-step.
+        steps_per_call: Meta-steps in a call.
+        chunk_size: As in `make_train_step`.
+        mesh: As in `make_train_step`.
+        on_host: Tasks whose images are prefetched from the host, as in training. Default: all data is on the device.
     """
     train = make_train_step(
         learner,
@@ -121,21 +130,21 @@ def training_calls(
         chunk_size=chunk_size,
         mesh=mesh,
     )
-    state, fetched = init_train_state(learner, optimizer, params), itertools.repeat(None)
+    state, batches = init_train_state(learner, optimizer, params), itertools.repeat(None)
     if on_host is not None:
         sizes = {"tasks_per_step": tasks_per_step, "steps_per_call": steps_per_call}
-        fetched = feed(on_host, state, _MANY * steps_per_call, **sizes, mesh=mesh)
+        batches = feed(on_host, state, _MANY * steps_per_call, **sizes, mesh=mesh)
 
     def call() -> None:
         nonlocal state
-        state, metrics = train(state, next(fetched))
+        state, metrics = train(state, next(batches))
         jax.block_until_ready(metrics)
 
     return call
 
 
 def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[str, np.ndarray]) -> Params:
-    """The average meta-gradient of given tasks (of `make_tasks`) at given parameters."""
+    """Compute the average meta-gradient of the tasks from `make_tasks`."""
     learner = standard(workload).learner
     support, query = (
         Batch(jnp.asarray(tasks[f"{part}_x"]), jnp.asarray(tasks[f"{part}_y"])) for part in ("support", "query")
@@ -150,7 +159,7 @@ def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[st
 
 
 def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> int:
-    """Floating-point operations of the matrix products in one task's meta-gradient."""
+    """Count the floating-point operations of the matrix products in the meta-gradient of one task."""
     meta_params, state = learner.init(params)
     task = jax.eval_shape(sampler, jax.random.key(0))
 

@@ -1,6 +1,6 @@
-"""What is measured: a model, its tasks and how it adapts, the same for every implementation.
+"""Define the standard workloads: a model, its tasks and its inner loop, equal for all implementations.
 
-A workload's initial values and tasks are made once, with JAX, and handed to each implementation as NumPy arrays.
+The initial parameters and the tasks of a workload are made once. Each implementation receives them as NumPy arrays.
 """
 
 import dataclasses
@@ -11,21 +11,21 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One meta-step: adapt to every task by SGD, average the gradients of the query losses.
+    """The settings of one meta-step: adapt to each task by SGD, and average the gradients of the query losses.
 
     Attributes:
         model: `mlp` (40-40, ReLU, mean squared error), `conv4` (64 channels, stride 2), `conv4_pool` (32 channels,
-            2×2 max-pooling), `resnet12`; all but the first with cross-entropy and batch statistics.
-        ways: Classes of a task, or 1 in regression.
-        shots: Support examples of a class.
-        queries: Query examples of a class.
-        tasks: Tasks of a meta-step.
+            2×2 max-pooling) or `resnet12`. All models but `mlp` use cross-entropy and batch statistics.
+        ways: Classes in a task, or 1 in regression.
+        shots: Support examples of each class.
+        queries: Query examples of each class.
+        tasks: Tasks in a meta-step.
         steps: Inner steps.
-        learning_rate: Rate of the inner steps.
+        learning_rate: Learning rate of the inner steps.
         side: Pixels of an image's side.
         channels: Channels of an image.
         learner: `maml`, `fomaml` (first order) or `reptile`.
-        slow: Left out unless it is named.
+        slow: Whether to run the workload only if it is selected by name.
     """
 
     model: Literal["mlp", "conv4", "conv4_pool", "resnet12"]
@@ -46,8 +46,8 @@ class Workload:
         return (self.side, self.side, self.channels)
 
 
-# Where there are many steps rates are a tenth of the papers: on noise, rounding grows with each step of a large one
-# until equal implementations look different. Speed does not depend on it.
+# With several inner steps the learning rates are a tenth of the published rates: on noise images and with large rates,
+# rounding errors grow with each step until equal implementations differ. The speed does not depend on the rate.
 _SINUSOID = Workload("mlp", ways=1, shots=10, queries=10, tasks=25, steps=1, learning_rate=0.01)
 _OMNIGLOT = Workload("conv4", ways=5, shots=1, queries=1, tasks=32, steps=1, learning_rate=0.4)
 _MINI = Workload("conv4_pool", ways=5, shots=1, queries=15, tasks=4, steps=5, learning_rate=0.05, side=84, channels=3)
@@ -77,29 +77,29 @@ WORKLOADS = {
         _MINI, model="resnet12", shots=5, queries=5, tasks=1, steps=1, slow=True
     ),
 }
-"""By name; 84×84 workloads are on noise of mini-ImageNet's size, the others on noise of Omniglot's."""
+"""The workloads by name. Images are noise, with the image size of mini-ImageNet (84×84) or of Omniglot (28×28)."""
 
 
 def choose(*texts: str) -> dict[str, Workload]:
-    """The workloads whose name is, or else contains, one of `texts`; without any, all but the slow.
+    """Return the workloads whose name equals, or else contains, one of `texts`. Default: all but the slow workloads.
 
     >>> list(choose("sinusoid")), len(choose("Omniglot 5w1s, 15 queries, 5 steps"))
     (['sinusoid, 1 step', 'sinusoid, 5 steps'], 1)
     """
 
-    def chosen(name: str, workload: Workload) -> bool:
+    def matches(name: str, workload: Workload) -> bool:
         if not texts:
             return not workload.slow
-        # a whole name may be the beginning of others
+        # a complete name selects only this workload, although other names may begin with it
         return any(name == text if text in WORKLOADS else text in name for text in texts)
 
-    return {name: workload for name, workload in WORKLOADS.items() if chosen(name, workload)}
+    return {name: workload for name, workload in WORKLOADS.items() if matches(name, workload)}
 
 
 def make_tasks(workload: Workload, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tasks of one meta-step: `{support,query}_{x,y}`, each with a leading axis of tasks, then of examples.
+    """Make the tasks of one meta-step: arrays `{support,query}_{x,y}`, each `[tasks, examples, ...]`.
 
-    Images are `float32` in `[0, 1]`, channels last, labels `int64`; regression has `x` and `y` of width 1.
+    Images are `float32` in `[0, 1]` with channels last. Labels are `int64`. In regression `x` and `y` have width 1.
     """
     rng = np.random.default_rng(seed)
     tasks: dict[str, np.ndarray] = {}

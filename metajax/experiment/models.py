@@ -86,7 +86,15 @@ class ResNet12:
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
-        return models.ResNet12(outputs, in_channels=_image(shape)[-1], widths=self.widths, norm=self.norm, rngs=rngs)
+        height, width, channels = _image(shape)
+        return models.ResNet12(
+            outputs,
+            in_channels=channels,
+            image_size=(height, width),
+            widths=self.widths,
+            norm=self.norm,
+            rngs=rngs,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +113,11 @@ class ResNet18:
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the module."""
+        height, width, channels = _image(shape)
         return models.ResNet18(
             outputs,
-            in_channels=_image(shape)[-1],
+            in_channels=channels,
+            image_size=(height, width),
             width=self.width,
             stem=self.stem,
             norm=self.norm,

@@ -149,7 +149,9 @@ def maml_plus_plus(
         inner: The inner loop, from `inner_loop`.
         *parts: Parts to combine it with; see `maml`.
         per_step: Mask of the leaves that have per-step values and do not adapt.
-        anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed.
+        anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed. One compiled program serves
+            all meta-steps, so later meta-steps still compute the query losses of all inner steps, with weight 0 for all
+            but the last.
         second_order_from: First-order until meta-step `second_order_from`, then second-order.
 
     Returns:

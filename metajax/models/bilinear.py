@@ -1,8 +1,8 @@
-"""Operations that are linear in an input and in a kernel, each as one primitive in three roles.
+"""Make JAX primitives for operations that are linear in an input and in a kernel.
 
-Such an operation has two transposes: the cotangent of the input from that of the output, and the kernel's. Each one's
-derivatives are the other two, so that derivatives of any order are again the operation in one of its roles, and each
-role is computed in the form that its author chose for it.
+Such an operation has two transposes: from the cotangent of the output, one computes the cotangent of the input, the
+other the cotangent of the kernel. The primitive has a role for the operation and for each transpose. The derivatives of
+each role are the two other roles. Derivatives of any order are therefore computed by the code for these three roles.
 """
 
 import functools
@@ -16,31 +16,31 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Role = Literal["output", "input", "kernel"]
-"""What is computed: the output, or a cotangent of the input or of the kernel."""
+"""The result: the output, the cotangent of the input, or the cotangent of the kernel."""
 _ARGUMENTS: dict[Role, tuple[Role, Role]] = {
     "output": ("input", "kernel"),
     "input": ("output", "kernel"),
     "kernel": ("input", "output"),
 }
-"""What each is computed from, in order."""
+"""The two operands of each role, in order."""
 
 
 def bilinear(
     name: str, evaluate: Callable[..., jax.Array], shape: Callable[..., tuple[int, ...]], per_task: Callable[..., Any]
 ) -> Primitive:
-    """Make the primitive, to be bound to two arrays with a `role` and settings of its own.
+    """Make the primitive of a bilinear operation.
 
-    Under `vmap`, arguments that share a kernel become one with more examples, along the first axis; where each task has
-    a kernel of its own, `per_task` is run instead.
+    Under `vmap`, tasks that share a kernel are concatenated along the first axis, the examples. If each task has its
+    own kernel, `vmap` of `per_task` is used instead.
 
     Args:
-        name: What programs show.
-        evaluate: `(a, b, *, role, ...) -> array`, the arguments by role.
-        shape: `(a, b, *, role, ...) -> shape of that array`.
-        per_task: As `evaluate`.
+        name: Name of the primitive in printed programs.
+        evaluate: `(a, b, *, role, ...) -> array`. The role determines the operands `a` and `b`.
+        shape: `(a, b, *, role, ...) -> shape of the array`.
+        per_task: A function like `evaluate`, for `vmap` over tasks with their own kernels.
 
     Returns:
-        A primitive to bind to two arrays with a `role`, and the settings that the functions take.
+        A primitive. Bind it to two arrays, a `role`, and the other keyword arguments of the functions.
 
     >>> import jax, jax.numpy as jnp
     >>> scale = bilinear("scale", lambda a, b, role: a * b, lambda a, b, role: a.shape, lambda a, b, role: a * b)
@@ -49,8 +49,8 @@ def bilinear(
     """
     primitive = Primitive(name)
 
-    def bind(wanted: Role, known: dict[Role, Any], settings: dict[str, Any]):
-        return primitive.bind(*(known[name] for name in _ARGUMENTS[wanted]), role=wanted, **settings)
+    def bind(role: Role, operands: dict[Role, Any], settings: dict[str, Any]):
+        return primitive.bind(*(operands[name] for name in _ARGUMENTS[role]), role=role, **settings)
 
     def transpose_first(cotangent, a, b, *, role: Role, **settings):
         first, second = _ARGUMENTS[role]
@@ -62,7 +62,7 @@ def bilinear(
 
     def batch(arguments, axes, *, role: Role, **settings):
         (a, b), (a_axis, b_axis) = arguments, axes
-        if role != "kernel" and b_axis is None:  # one kernel: all are examples
+        if role != "kernel" and b_axis is None:  # the tasks share the kernel
             a = jnp.moveaxis(a, a_axis, 0)
             out = primitive.bind(a.reshape(-1, *a.shape[2:]), b, role=role, **settings)
             return out.reshape(*a.shape[:2], *out.shape[1:]), 0
@@ -84,7 +84,7 @@ def bilinear(
 
 
 def bilinear_flops(a: tuple[int, ...], b: tuple[int, ...], out: tuple[int, ...], *, role: Role) -> int:
-    """Floating-point operations in a role, from the shapes of the arguments and the result; channels come last.
+    """Count the floating-point operations of a role from the shapes of its operands and result, channels last.
 
     >>> [bilinear_flops((2, 3), (3, 4), (2, 4), role="output"), bilinear_flops((2, 3), (2, 4), (3, 4), role="kernel")]
     [48, 48]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.layers import BatchNorm, Conv, NormKind, convolve_and_pool, make_norm, max_pool
+from metajax.models.layers import BatchNorm, Conv, NormKind, check_image_shape, convolve_and_pool, make_norm, max_pool
 
 
 class Conv4(nnx.Module):
@@ -17,12 +17,15 @@ class Conv4(nnx.Module):
 
     Args:
         outputs: Size of the output: the ways.
-        image_shape: `(height, width, channels)` of an image.
+        image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
         channels: Channels of each block.
         pool: Whether to use the mini-ImageNet variant.
         norm: Normalisation by the statistics of the current batch, or by groups of channels.
         use_scale: Whether batch normalisation learns a scale as well as an offset. MAML's code learns only an offset.
         rngs: Random streams for the initial values.
+
+    Raises:
+        ValueError: If `pool` is set and the images are smaller than 16×16 pixels.
 
     References:
         Vinyals et al., `Matching Networks <https://arxiv.org/abs/1606.04080>`_, 2016; Finn et al.,
@@ -54,10 +57,11 @@ class Conv4(nnx.Module):
         features = channels * (height // 16) * (width // 16) if pool else channels
         self.head = nnx.Linear(features, outputs, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)
         self.pool = pool
+        self.image_shape = (height, width, inputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
-        images = x.shape
+        check_image_shape(x, *self.image_shape)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
                 # An increasing affine map commutes with the maximum, so apply it to the pooled quarter of the values.
@@ -69,9 +73,4 @@ class Conv4(nnx.Module):
                 x = max_pool(x) if self.pool else x
             x = nnx.relu(x)
         x = x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2))
-        if x.shape[-1] != self.head.in_features:
-            raise ValueError(
-                f"images {images} leave {x.shape[-1]} features, and the head takes {self.head.in_features}: make the "
-                "network with their image_shape"
-            )
         return self.head(x)

@@ -1,16 +1,18 @@
-"""Convolution whose derivatives of any order stay fast, on one task or on many with weights of their own.
+"""Compute convolutions that are fast in derivatives of any order, for one task or for many with per-task weights.
 
-It is one primitive in three roles, so that second derivatives are convolutions of the forms that compilers know; left
-to themselves, they come out in forms that run ten times slower. Which form each role takes on a CPU:
+A convolution is one primitive with three roles: the output, the cotangent of the images and the cotangent of the
+kernel. Second derivatives are therefore convolutions in forms that XLA compiles well. JAX's own second derivatives have
+forms that run ten times slower. On a CPU each role chooses among these algorithms:
 
-- output and images' cotangent: tiles (`winograd.py`) if it is a large one of 3 × 3 at stride 1; else a product with
-  windows (`windows.py`) where operands are rounded and windows overlap little or serve many outputs, and always for the
-  images' cotangent at a stride above 1; else a native convolution;
-- kernel's cotangent: tiles for large ones in float32 of many channels; else shifted copies (`shifts.py`) at stride 1,
-  but of few channels or rows, very many channels, or outputs wider than images; else windows.
+- Output and cotangent of the images: Winograd tiles (`winograd.py`) for large 3 × 3 convolutions at stride 1. im2col
+  patches (`windows.py`) for the cotangent of the images at a stride above 1, and where operands are rounded to bfloat16
+  and either patches overlap little or there are many output channels. A native convolution in all other cases.
+- Cotangent of the kernel: Winograd tiles for large convolutions in float32 with many channels. Shifted copies
+  (`shifts.py`) at stride 1, unless there are few channels or rows, very many channels, or more output channels than
+  input channels. im2col patches in all other cases.
 
-Under `vmap` with a kernel for each task, a native convolution becomes a grouped one, slower still; there the
-primitive is windows of the image times a matrix.
+Under `vmap` with per-task kernels, a native convolution becomes a grouped convolution, which is even slower. There the
+primitive multiplies im2col patches by a matrix.
 """
 
 import functools
@@ -29,33 +31,34 @@ from metajax.models.winograd import convolve_tiles, kernel_cotangent
 from metajax.precision import products_precision
 
 _BLOCK_BYTES = 6_000_000
-"""Windows, or sums of tiles, in use at once: what a core's share of the last cache holds."""
+"""Bytes of im2col patches or Winograd transforms in a block: a core's share of the last-level cache."""
 _SMALL_BLOCK_BYTES = 1_200_000
-"""The same where they are made for one product alone: what a core's own cache holds."""
+"""Bytes of im2col patches in a block if only one matrix product uses them: the size of a core's private cache."""
 _SHIFTED_BYTES = 4_000_000
-"""Shifted copies in use at once, counted as if rounded: four times a core's own cache, for each value takes part in
-more products than one of windows."""
+"""Bytes of shifted copies in a block: four times a core's private cache, because a matrix product uses each value of a
+shifted copy more often than a value of im2col patches."""
 _WIDE = 128
-"""Channels of an output from which windows of an image pay for themselves by rounded products on a CPU."""
+"""Smallest number of output channels for which im2col patches with rounded operands are faster on a CPU."""
 _LEAST_ROUNDED = 16
-"""Channels of images below which products are too small to gain from rounded operands."""
+"""Smallest number of input channels for which rounded operands are faster."""
 _SHIFTED_CHANNELS = (16, 256)
-"""Channels of images from which, and up to which, shifted copies make a kernel's cotangent faster than windows."""
+"""Range of input channels in which shifted copies are faster than im2col patches for the cotangent of a kernel."""
 _SHIFTED_ROWS = 8
-"""Rows of an output from which they do: their product is of as many rows more as a kernel has, less one."""
+"""Smallest height of an output for shifted copies, whose matrix product has `size - 1` additional rows."""
 _TILED_CHANNELS = 32
-"""Channels of images and of outputs from which tiles save time; for a kernel's cotangent twice as many, in float32."""
+"""Smallest number of input and output channels for Winograd tiles. The cotangent of a kernel needs twice as many."""
 _TILES = 2_000
-"""Tiles of all images from which they do: each convolution by tiles makes a program longer, and slower to compile."""
+"""Smallest number of Winograd tiles in a batch. Each convolution by tiles makes a program slower to compile."""
 
 
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """A 2-D convolution with a square kernel.
+    """Compute a 2-D convolution with a square kernel.
 
-    Under `jax.default_matmul_precision("bfloat16")` the operands of its matrix products, and of its derivatives', are
-    rounded to bfloat16 and summed in their own type, on every device, if images have 16 channels or more; what runs as
-    a native convolution is left to the compiler. Large convolutions of 3 × 3 with 32 channels or more go by tiles on a
-    CPU, their images' cotangents too: what is rounded are sums of 4 pixels, at nearly twice the error.
+    Under `jax.default_matmul_precision("bfloat16")`, the operands of matrix products are rounded to bfloat16 and summed
+    in the dtype of the images, on every device, if the images have at least 16 channels. The same holds for the matrix
+    products of derivatives. For native convolutions XLA decides on the precision. On a CPU large 3 × 3 convolutions
+    with at least 32 channels, and the cotangents of their images, use Winograd tiles. Their rounded operands are sums
+    of 4 pixels, so the rounding error is nearly twice as large.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -67,7 +70,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
         `[examples, height', width', out]`.
 
     Raises:
-        ValueError: If images have not four axes, or the shapes do not fit each other.
+        ValueError: If `images` does not have four axes, or if the shapes are not compatible.
 
     >>> import jax.numpy as jnp
     >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), stride=2, padding=1).shape
@@ -78,9 +81,13 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     rounded = products_precision() == "bfloat16" and images.shape[-1] >= _LEAST_ROUNDED
     geometry = Geometry(images.shape[1], images.shape[2], kernel.shape[0], stride, padding, rounded)
     if kernel.shape[2] != images.shape[-1]:
-        raise ValueError(f"images {images.shape} have {images.shape[-1]} channels, the kernel takes {kernel.shape[2]}")
+        raise ValueError(
+            f"images of shape {images.shape} have {images.shape[-1]} channels, but the kernel takes {kernel.shape[2]}"
+        )
     if kernel.shape[0] != kernel.shape[1] or min(output_sides(geometry)) < 1:
-        raise ValueError(f"a kernel {kernel.shape} does not fit images {images.shape} with a padding of {padding}")
+        raise ValueError(
+            f"a kernel of shape {kernel.shape} does not fit images of shape {images.shape}, padding {padding}"
+        )
     dtype = jnp.result_type(images, kernel)
     images, kernel = images.astype(dtype), kernel.astype(dtype)
     if geometry.size == 1 and not padding and not rounded:
@@ -89,7 +96,7 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
 
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """One task: arguments are (images, kernel), (output, kernel) or (images, output), by role."""
+    """Compute a role for one task, from (images, kernel), (output, kernel) or (images, output)."""
     if jax.default_backend() != "cpu":
         return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
     if block := _tiled_examples(role, a, b, geometry):
@@ -97,12 +104,12 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
     if role != "kernel" and geometry.rounded and b.shape[-1] >= _WIDE:
         return _in_blocks(a, b, role=role, geometry=geometry)
     if role != "kernel" and (_small(geometry) or _few_overlap(geometry)):
-        # The compiler would exchange a kernel and images no larger than it, and leave its fast path. Rounded products
-        # beat a native convolution in float32 if windows overlap little, or serve many outputs (above);
-        # in bfloat16 it is slow on a CPU.
+        # If images are no larger than a kernel, XLA exchanges the two and leaves its fast path. Rounded matrix products
+        # are faster than a native float32 convolution if patches overlap little. A native bfloat16 convolution is slow
+        # on a CPU.
         return _by_windows(a, b, role=role, geometry=geometry)
     if role == "output":
-        if a.shape[-1] == 3:  # three channels fit no vector
+        if a.shape[-1] == 3:  # three channels do not fill a SIMD vector
             a, b = jnp.pad(a, [(0, 0)] * 3 + [(0, 1)]), jnp.pad(b, [(0, 0)] * 2 + [(0, 1), (0, 0)])
         return _forward(a, b, geometry)
     if role == "input" and geometry.stride == 1:
@@ -113,17 +120,17 @@ def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> ja
 
 
 def _small(geometry: Geometry) -> bool:
-    """Whether images are no larger than a kernel."""
+    """Return whether the images are no larger than the kernel."""
     return min(geometry.height, geometry.width) <= geometry.size
 
 
 def _few_overlap(geometry: Geometry) -> bool:
-    """Whether windows overlap so little that rounded products of them beat a native convolution."""
+    """Return whether patches overlap so little that rounded products are faster than a native convolution."""
     return geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
 
 
 def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """In the forms that libraries for accelerators have a kernel for: a convolution, and its two transposes."""
+    """Compute a role as a native convolution or one of its transposes, which are fast on accelerators."""
     if role == "output":
         return _forward(a, b, geometry)
     if role == "input":
@@ -140,49 +147,49 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 
 def _reversed(kernel: jax.Array) -> jax.Array:
-    """The kernel with which a convolution of the output's cotangent, at stride 1, is the images'."""
-    # The barrier keeps the compiler from folding the turn into a layout of the kernel that its fast path lacks.
+    """Return the kernel that maps the cotangent of the output to the cotangent of the images, at stride 1."""
+    # The barrier keeps XLA from folding the transpose into a layout of the kernel that its fast path does not support.
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def _reversed_padding(geometry: Geometry) -> int:
-    """Of the output's cotangent, for a convolution with that kernel."""
+    """Return the padding of the output's cotangent for the convolution with `_reversed(kernel)`."""
     return geometry.size - 1 - geometry.padding
 
 
 def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> int:
-    """Examples that go by tiles at once, or 0 where the sums of tiles cost more than the products that they save."""
-    of_its_kind = (geometry.size, geometry.stride) == (3, 1) and _reversed_padding(geometry) >= 0
-    exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels in fewer digits would lose some
-    if not (of_its_kind and exact) or (role == "kernel" and geometry.rounded) or _small(geometry):
+    """Return the number of examples in a block of Winograd tiles, or 0 if tiles would be slower."""
+    supported = (geometry.size, geometry.stride) == (3, 1) and _reversed_padding(geometry) >= 0
+    exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels would lose digits in half precision
+    if not (supported and exact) or (role == "kernel" and geometry.rounded) or _small(geometry):
         return 0
     inner, outer = _channels(role, a, b)
     height, width = (geometry.height, geometry.width) if role == "input" else output_sides(geometry)
     tiles = -(-height // 2) * -(-width // 2)
-    sums_bytes = 16 * inner * a.dtype.itemsize  # of a tile, and of each output channel's kernel
-    most = max(_BLOCK_BYTES, 2 * outer * sums_bytes)  # twice what is read again for each block
-    block = largest_block(a.shape[0], tiles * sums_bytes, most)
+    transform_bytes = 16 * inner * a.dtype.itemsize  # for a tile, and for the kernel of each output channel
+    most = max(_BLOCK_BYTES, 2 * outer * transform_bytes)  # twice the transformed kernel, which each block reads
+    block = largest_block(a.shape[0], tiles * transform_bytes, most)
     enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
     wide = min(inner, outer) >= (2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS)
-    filled = 16 * tiles <= 6 * height * width  # at the edges of odd sides products are of nothing
+    filled = 16 * tiles <= 6 * height * width  # tiles at the edges of odd sides compute unused values
     return block if enough and wide and filled else 0
 
 
 def _by_shifts(geometry: Geometry, channels: int, features: int) -> bool:
-    """Whether a kernel's cotangent is faster by shifted copies than by windows."""
+    """Return whether shifted copies are faster than im2col patches for the cotangent of a kernel."""
     least, most = _SHIFTED_CHANNELS
-    # outputs that are wider than images cost more to turn than windows of these to cut
+    # with more output than input channels, the transpose of the output takes longer than the extraction of patches
     fits = least <= channels <= most and features <= channels and output_sides(geometry)[0] >= _SHIFTED_ROWS
     return geometry.stride == 1 and geometry.size > 1 and fits
 
 
 def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
-    """Of images and of outputs."""
+    """Return the number of input channels and of output channels."""
     return (a.shape[-1], b.shape[-1]) if role == "kernel" else (b.shape[2], b.shape[3])
 
 
 def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block: int) -> jax.Array:
-    """The same by sums of tiles, of some examples at a time, whose sums stay in the cache."""
+    """Compute a role by Winograd tiles, in blocks of examples whose transforms stay in the cache."""
     padding = geometry.padding
     if role == "kernel":
         return kernel_cotangent(a, b, padding=padding, block=block)
@@ -194,7 +201,7 @@ def _by_tiles(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry, block:
 
 
 def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
-    """The kernel's cotangent, summed over blocks of images whose windows or shifted copies stay in the cache."""
+    """Compute the cotangent of the kernel, summed over blocks of images whose copies stay in the cache."""
     examples, channels, features = images.shape[0], images.shape[-1], output.shape[-1]
     size, itemsize = geometry.size, 2 if geometry.rounded else images.dtype.itemsize
     height, width = output.shape[1:3]
@@ -202,7 +209,7 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
         positions = (height + size - 1) * width
         block = largest_block(examples, positions * size * (channels + features) * itemsize, _SHIFTED_BYTES)
         return kernel_by_shifts(images, output, geometry, block).astype(images.dtype)
-    kernel = size**2 * channels * features * images.dtype.itemsize  # which each block reads and writes
+    kernel = size**2 * channels * features * images.dtype.itemsize  # each block reads and writes it
     most = max(_SMALL_BLOCK_BYTES, min(kernel, _BLOCK_BYTES))
     block = largest_block(examples, height * width * size**2 * channels * itemsize, most)
     run = functools.partial(_kernel_by_windows, geometry=geometry)
@@ -210,7 +217,7 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """The same as a matrix product, which `vmap` makes a batched one."""
+    """Compute a role as a matrix product, which `vmap` converts into a batched matrix product."""
     if role == "kernel":
         return _kernel_by_windows(a, b, geometry).astype(a.dtype)
     matrix = operand(b.reshape(-1, b.shape[-1]), geometry)
@@ -218,26 +225,26 @@ def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -
         return jnp.matmul(windows(operand(a, geometry), geometry), matrix, preferred_element_type=a.dtype)
     images = jax.ShapeDtypeStruct((a.shape[0], geometry.height, geometry.width, b.shape[2]), a.dtype)
     to_images = jax.linear_transpose(lambda images: windows_by_pixels(images, geometry), images)
-    rows = operand(lax.collapse(a, 0, 3), geometry)  # XLA of JAX 0.8 rounds operands of two axes only
+    rows = operand(lax.collapse(a, 0, 3), geometry)  # XLA of JAX 0.8 rounds only operands with two axes
     cotangents = jnp.matmul(rows, matrix.T, preferred_element_type=a.dtype)
     return to_images(cotangents.reshape(*a.shape[:-1], len(matrix)))[0]
 
 
 def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """The same by blocks of examples whose windows stay in the cache."""
+    """Compute a role as matrix products of blocks of examples whose im2col patches stay in the cache."""
     positions, itemsize = math.prod(output_sides(geometry)), 2 if role == "output" else a.dtype.itemsize
     block = largest_block(a.shape[0], positions * geometry.size**2 * b.shape[2] * itemsize, _BLOCK_BYTES)
     return map_blocks(lambda a: _by_windows(a, b, role=role, geometry=geometry), a, block=block)
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
-    """The kernel's cotangent, in float32 at least: sums of blocks would lose digits of a narrower type."""
+    """Compute the cotangent of the kernel in at least float32; sums over blocks lose digits in half precision."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
-    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":  # so few that no operand is rounded
+    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":  # with few channels no operand is rounded
         rows = windows_channels_first(images, geometry)
         return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
-    # The compiler copies the first operand turned: it should be the smaller one, and a barrier keeps it the first.
+    # XLA copies the transpose of the first operand, which should be the smaller one. The barrier keeps their order.
     patches, cotangent = windows(operand(images, geometry), geometry), operand(output, geometry)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)

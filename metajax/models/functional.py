@@ -13,7 +13,7 @@ from flax import linen, nnx
 from jax import core
 from jax.interpreters import partial_eval
 
-from metajax.checks import as_key
+from metajax.checks import as_key, check_no_state, describe
 from metajax.partition import map_with_names, names
 from metajax.types import ApplyFn, Params, PyTree
 
@@ -94,7 +94,7 @@ def _check_params(kind: str, params: Params) -> None:
         if kind == "the pair":
             remedy = "\nIf `init` returns something besides parameters, keep it out: (lambda *a: init(*a)[1], apply)"
         raise ValueError(
-            f"parameters must be floating-point arrays, but parameter {path!r} of {kind} is {_described(leaf)}{remedy}"
+            f"parameters must be floating-point arrays, but parameter {path!r} of {kind} is {describe(leaf)}{remedy}"
         )
 
 
@@ -176,6 +176,7 @@ def _checked(run: Callable[..., Any], statistics: PyTree) -> ApplyFn:
         _check_statistics(run, statistics, structure.unflatten(shapes))
 
     def apply(params, x, rng=None, /):
+        check_no_state(params)
         if statistics:
             shapes, structure = jax.tree.flatten(jax.tree.map(_shape, (params, x, rng)))
             check(structure, tuple(shapes))
@@ -240,6 +241,7 @@ def _from_pair(apply: Callable[..., Any]) -> ApplyFn:
             )
 
     def call(params, x, rng=None, /):
+        check_no_state(params)
         try:
             return apply(params, x, rng)
         except Exception as error:
@@ -254,10 +256,6 @@ def _from_pair(apply: Callable[..., Any]) -> ApplyFn:
 
 
 def _described(tree: PyTree) -> str:
-    """Describe a pytree in at most 200 characters: the dtypes and shapes of arrays, and the values of other leaves."""
-
-    def described(leaf):
-        return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
-
-    text = str(jax.tree.map(described, tree)).replace("'", "")
+    """Describe a pytree and its leaves in at most 200 characters."""
+    text = str(jax.tree.map(describe, tree)).replace("'", "")
     return text if len(text) <= 200 else f"{text[:197]}..."

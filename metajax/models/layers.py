@@ -143,6 +143,26 @@ def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool 
     return GroupNorm(features, rngs=rngs)
 
 
+def check_image_shape(x: jax.Array, height: int | None, width: int | None, channels: int) -> None:
+    """Raise a `ValueError` unless `x` is a batch of images of the shape that a network was made for.
+
+    Args:
+        x: `[examples, height, width, channels]`.
+        height: Expected height; `None` for any.
+        width: Expected width; `None` for any.
+        channels: Expected number of channels.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"a network takes images [examples, height, width, channels], got {x.shape}")
+    expected = (height, width, channels)
+    if any(size not in (None, actual) for size, actual in zip(expected, x.shape[1:], strict=True)):
+        text = "×".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(
+            f"the network was made for images of shape {text}, got images of shape {'×'.join(map(str, x.shape[1:]))}: "
+            "resize the images, or make the network for their shape"
+        )
+
+
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
     """Compute max-pooling with non-overlapping windows of `size` by `size`; a remainder at the edge is dropped.
 

@@ -1,7 +1,7 @@
-"""The product of a fully connected layer, fast in derivatives of any order with weights of each task's own.
+"""Compute the matrix product of a fully connected layer, fast in derivatives of any order with per-task weights.
 
-Each task's cotangent of a kernel is a product over the rows of two matrices. Under `vmap` compilers for a CPU have no
-fast form for it; with one matrix turned before, it is one that they know.
+The cotangent of a task's kernel contracts the rows of two matrices. XLA for CPUs is slow at this contraction under
+`vmap`. It is fast if one of the matrices is transposed first, so that the contraction is an ordinary matrix product.
 """
 
 from typing import Any
@@ -16,20 +16,20 @@ from metajax.models.bilinear import Role, bilinear
 def dot_general(
     x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, precision: Any = None, **options: Any
 ) -> jax.Array:
-    """The product `x @ kernel`, to be the `dot_general` of an `nnx.Linear`.
+    """Compute `x @ kernel`. Pass this function as the `dot_general` of an `nnx.Linear`.
 
     Args:
         x: `[..., in]`.
         kernel: `[in, out]`.
-        dimension_numbers: Not looked at: an `nnx.Linear` asks for this product only.
-        precision: Of the operands, as in `jax.lax.dot_general`; by default what is set for JAX.
-        options: None others of `jax.lax.dot_general` may be set.
+        dimension_numbers: Ignored, because an `nnx.Linear` always contracts the last axis of `x`.
+        precision: Precision of the operands, as in `jax.lax.dot_general`. Default: JAX's setting.
+        options: Other options of `jax.lax.dot_general`. They must be `None`.
 
     Returns:
         `[..., out]`.
 
     Raises:
-        ValueError: If the shapes do not fit each other, or an option is set.
+        ValueError: If the shapes are not compatible, or if another option is set.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -37,11 +37,11 @@ def dot_general(
     (2, 5)
     """
     if unknown := [name for name, value in options.items() if value is not None]:
-        raise ValueError(f"a product knows no {', '.join(unknown)}")
+        raise ValueError(f"metajax's dot_general does not support the options {', '.join(unknown)}")
     if kernel.ndim != 2 or x.shape[-1:] != kernel.shape[:1]:
-        raise ValueError(f"a kernel {kernel.shape} does not fit inputs {x.shape}")
+        raise ValueError(f"a kernel {kernel.shape} does not fit inputs of shape {x.shape}")
     dtype = jnp.result_type(x, kernel)
-    # Fixed here: derivatives and compilation may come when another precision is set.
+    # Read the setting here: it may be different when JAX differentiates or compiles the operation.
     precision = precision or jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = _product.bind(rows, kernel.astype(dtype), role="output", precision=precision)
@@ -56,7 +56,7 @@ def _evaluate(a: jax.Array, b: jax.Array, *, role: Role, precision: Any) -> jax.
 def _per_task(a: jax.Array, b: jax.Array, *, role: Role, precision: Any) -> jax.Array:
     if role != "kernel" or jax.default_backend() != "cpu":
         return _evaluate(a, b, role=role, precision=precision)
-    if a.shape[1] <= b.shape[1]:  # the smaller one; the barrier keeps the compiler from turning it back
+    if a.shape[1] <= b.shape[1]:  # transpose the smaller one; the barrier keeps XLA from undoing it
         return jnp.matmul(lax.optimization_barrier(a.T), b, precision=precision)
     return jnp.matmul(lax.optimization_barrier(b.T), a, precision=precision).T
 

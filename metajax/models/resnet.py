@@ -6,21 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.layers import Conv, NormKind, make_norm, max_pool
+from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, max_pool
 
 
 class ResNet12(nnx.Module):
-    """Four residual blocks of three 3×3 convolutions, each block ending in 2×2 max-pooling.
+    """Four residual blocks of three 3×3 convolutions. Each block ends in 2×2 max-pooling.
 
     Args:
         outputs: Size of the output: the ways.
         in_channels: Channels of an image.
+        image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
+            Default: any size, because the features are averaged over space.
         widths: Channels of the four blocks.
-        norm: By the statistics of the batch at hand, or by groups of channels.
-        rngs: Source of the initial values.
+        norm: Normalisation by the statistics of the current batch, or by groups of channels.
+        rngs: Random streams for the initial values.
 
     References:
-        Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018; the widths are those of Lee et al.,
+        Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018. The default widths are from Lee et al.,
         `MetaOptNet <https://arxiv.org/abs/1904.03758>`_, 2019.
 
     >>> import jax.numpy as jnp, metajax as mj
@@ -35,10 +37,12 @@ class ResNet12(nnx.Module):
         outputs: int,
         *,
         in_channels: int = 3,
+        image_size: tuple[int, int] | None = None,
         widths: Sequence[int] = (64, 160, 320, 640),
         norm: NormKind = "batch",
         rngs: nnx.Rngs,
     ):
+        self.image_shape = (*_size(image_size), in_channels)
         self.blocks = nnx.List(
             [
                 _Block(a, b, convs=3, activation=_leaky_relu, norm=norm, rngs=rngs)
@@ -48,7 +52,8 @@ class ResNet12(nnx.Module):
         self.head = nnx.Linear(widths[-1], outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
+        check_image_shape(x, *self.image_shape)
         for block in self.blocks:
             x = block(x)
             x = max_pool(x) if min(x.shape[1:3]) > 1 else x
@@ -61,15 +66,17 @@ class ResNet18(nnx.Module):
     Args:
         outputs: Size of the output: the ways.
         in_channels: Channels of an image.
-        width: Channels of the first stage; each later stage doubles them.
-        stem: `"small"`, a 3×3 convolution of stride 1, for images of about 32 pixels (the CIFAR form), or
-            `"large"`, a 7×7 convolution of stride 2 and a pooling, for images of about 224 (the ImageNet form).
-        norm: By the statistics of the batch at hand, or by groups of channels.
-        rngs: Source of the initial values.
+        image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
+            Default: any size, because the features are averaged over space.
+        width: Channels of the first stage; each later stage doubles the number of channels.
+        stem: `"small"` is a 3×3 convolution of stride 1, for images of about 32 pixels (CIFAR). `"large"` is
+            a 7×7 convolution of stride 2 with max-pooling, for images of about 224 pixels (ImageNet).
+        norm: Normalisation by the statistics of the current batch, or by groups of channels.
+        rngs: Random streams for the initial values.
 
     References:
-        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem pools windows
-        of 2×2 rather than overlapping ones of 3×3.
+        He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem here uses
+        2×2 max-pooling instead of overlapping 3×3 max-pooling.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -82,6 +89,7 @@ class ResNet18(nnx.Module):
         outputs: int,
         *,
         in_channels: int = 3,
+        image_size: tuple[int, int] | None = None,
         width: int = 64,
         stem: str = "small",
         norm: NormKind = "batch",
@@ -89,6 +97,7 @@ class ResNet18(nnx.Module):
     ):
         if stem not in ("small", "large"):
             raise ValueError(f"stem must be 'small' or 'large', got {stem!r}")
+        self.image_shape = (*_size(image_size), in_channels)
         kernel, stride = (3, 1) if stem == "small" else (7, 2)
         self.stem = Conv(in_channels, width, kernel_size=kernel, stride=stride, rngs=rngs)
         self.stem_norm = make_norm(norm, width, rngs=rngs)
@@ -105,7 +114,8 @@ class ResNet18(nnx.Module):
         self.head = nnx.Linear(inputs, outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[examples, height, width, channels]` to `[examples, outputs]`."""
+        """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
+        check_image_shape(x, *self.image_shape)
         x = nnx.relu(self.stem_norm(self.stem(x)))
         x = max_pool(x) if self.pool else x
         for block in self.blocks:
@@ -114,7 +124,7 @@ class ResNet18(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions beside a shortcut, which is a 1×1 convolution where shapes differ."""
+    """Convolutions with a shortcut: the identity, or a 1×1 convolution if the shapes differ."""
 
     def __init__(
         self,
@@ -145,6 +155,10 @@ class _Block(nnx.Module):
         if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut_norm(self.shortcut(x))
         return self.activation(out + x)
+
+
+def _size(image_size: tuple[int, int] | None) -> tuple[int | None, int | None]:
+    return (None, None) if image_size is None else (image_size[0], image_size[1])
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:

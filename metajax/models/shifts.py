@@ -1,8 +1,9 @@
-"""The kernel's cotangent of a convolution at stride 1, from shifted copies in place of windows.
+"""Compute the cotangent of a convolution's kernel at stride 1 from shifted copies instead of im2col patches.
 
-Of an example it is `kernel[i, j] = sum over y, x of image[y + i, x + j] * output[y, x]`. Windows copy each pixel for
-each weight of the kernel. Here the images are shifted by `j` only, and the output by `i` in the other direction: for
-nine weights that are six copies, and one product, `[size * out, positions] @ [positions, size * in]`.
+For one example, `kernel[i, j] = sum over y, x of image[y + i, x + j] * output[y, x]`. im2col copies each pixel once for
+each weight of the kernel. Here the images are shifted only by `j`, and the output by `i` in the other direction. For a
+3 × 3 kernel this makes six copies instead of nine, and one matrix product,
+`[size * out, positions] @ [positions, size * in]`.
 """
 
 import jax
@@ -14,16 +15,16 @@ from metajax.models.windows import Geometry, as_integers, operand, output_sides,
 
 
 def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, block: int) -> jax.Array:
-    """The kernel's cotangent from the output's, in float32 at least.
+    """Compute the cotangent of the kernel from the cotangent of the output, in at least float32.
 
-    A value of the output's cotangent that is not finite spoils the kernels of all outputs, not of its own alone: the
-    cotangent is turned by a product.
+    A non-finite value in the cotangent of one output channel makes the result non-finite for all output channels,
+    because the cotangent is transposed by a matrix product.
 
     Args:
         images: `[examples, height, width, in]`.
-        output: `[examples, height', width', out]`.
-        geometry: Of the convolution; its stride is 1.
-        block: Examples at once, a divisor of all.
+        output: The cotangent of the output, `[examples, height', width', out]`.
+        geometry: Sizes of the convolution, with stride 1.
+        block: Examples in a block, a divisor of the number of examples.
 
     Returns:
         `[size, size, in, out]`.
@@ -45,7 +46,7 @@ def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, b
 
 
 def _rows(output: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[size * out, positions]`: `[examples, height', width', out]` shifted down by each row of a kernel, in zeros."""
+    """Shift `[examples, height', width', out]` down by each row index of a kernel: `[size * out, positions]`."""
     size, (height, width) = geometry.size, output_sides(geometry)
     y = operand(lax.collapse(output, 0, 3), geometry)
     x = turned(y, output.dtype).reshape(output.shape[-1], len(output), height * width)
@@ -54,12 +55,12 @@ def _rows(output: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def _columns(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """`[positions, size * in]`: images `[examples, height, width, in]` shifted left by each column of a kernel."""
+    """Shift `[examples, height, width, in]` left by each column index of a kernel: `[positions, size * in]`."""
 
     def shift(images: jax.Array) -> jax.Array:
         x, width = padded(images, geometry), output_sides(geometry)[1]
         return jnp.concatenate([x[:, :, j : j + width] for j in range(geometry.size)], axis=-1)
 
-    # A barrier keeps the compiler from rounding again for each shift.
+    # The barrier keeps XLA from rounding the images once for each shift.
     shifted = as_integers(shift, lax.optimization_barrier(operand(images, geometry)))
     return lax.collapse(shifted, 0, 3)

@@ -4,23 +4,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.models.layers import check_image_shape
+
 
 class Transformer(nnx.Module):
-    """Pre-norm blocks of causal self-attention and a GELU layer, then logits of the next token at every position.
+    """A causal language model: pre-norm blocks of self-attention and a GELU MLP. It returns next-token logits.
 
     Args:
-        vocabulary: Number of tokens, and of logits.
+        vocabulary: Size of the vocabulary, and number of logits.
         length: Largest number of tokens in a sequence.
-        width: Size of a token's features.
-        layers: Blocks.
-        heads: Attention heads of a block; a divisor of `width`.
-        rngs: Source of the initial values.
+        width: Number of features of a token.
+        layers: Number of blocks.
+        heads: Attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial values.
 
     Raises:
-        ValueError: If `heads` does not divide `width`.
+        ValueError: If `heads` does not divide `width`. A call with more than `length` tokens raises a `ValueError`.
 
     References:
-        Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017; pre-norm after Xiong et
+        Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017. Pre-norm: Xiong et
         al., `On Layer Normalization <https://arxiv.org/abs/2002.04745>`_, 2020.
 
     >>> import jax.numpy as jnp, metajax as mj
@@ -50,6 +52,9 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map `int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
+        length = self.positions.shape[0]
+        if tokens.shape[1] > length:
+            raise ValueError(f"sequences have {tokens.shape[1]} tokens, but the network was made for at most {length}")
         x = self.embedding[...][tokens] + self.positions[...][: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -57,26 +62,26 @@ class Transformer(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A small vision Transformer: patches as tokens, learned positions, the mean over tokens before the linear layer.
+    """A small vision Transformer with image patches as tokens, learned positions, and the mean over tokens.
 
     Layer normalisation uses the statistics of one example, so no example influences another: transductive and
     non-transductive predictions are the same.
 
     Args:
         outputs: Size of the output: the ways.
-        image_shape: `(height, width, channels)` of an image.
+        image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
         patch: Side of a patch, a divisor of height and width.
-        width: Size of a token's features.
-        layers: Blocks.
-        heads: Attention heads of a block; a divisor of `width`.
-        rngs: Source of the initial values.
+        width: Number of features of a token.
+        layers: Number of blocks.
+        heads: Attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial values.
 
     Raises:
         ValueError: If `heads` does not divide `width`, or if `patch` does not divide the height and width of the image.
 
     References:
-        Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021; mean pooling
-        after Beyer et al., `Better plain ViT baselines <https://arxiv.org/abs/2205.01580>`_, 2022.
+        Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021. Mean
+        pooling: Beyer et al., `Better plain ViT baselines <https://arxiv.org/abs/2205.01580>`_, 2022.
 
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
@@ -102,6 +107,7 @@ class ViT(nnx.Module):
         if height % patch or across % patch:
             raise ValueError(f"patch must divide the image of {height}×{across} pixels, got {patch}")
         self.patch = patch
+        self.image_shape = (height, across, channels)
         self.embed = nnx.Linear(patch * patch * channels, width, rngs=rngs)
         tokens = (height // patch) * (across // patch)
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (tokens, width), jnp.float32))
@@ -111,6 +117,7 @@ class ViT(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
+        check_image_shape(x, *self.image_shape)
         n, height, across, channels = x.shape
         p = self.patch
         patches = x.reshape(n, height // p, p, across // p, p, channels).transpose(0, 1, 3, 2, 4, 5)

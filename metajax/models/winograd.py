@@ -1,7 +1,8 @@
-"""Convolution with kernels of 3 × 3 by Winograd's minimal filtering: 16 products for 4 outputs in place of 36.
+"""Compute 3 × 3 convolutions by Winograd's minimal filtering: 16 multiplications for 4 outputs instead of 36.
 
-Outputs go by tiles of 2 × 2. What a tile sees, 4 × 4 pixels, and the kernel are turned into 16 sums each; the products
-of these are matrix products over channels, and sums of them are the outputs.
+The output is divided into tiles of 2 × 2. The input transform maps the 4 × 4 pixels of a tile's receptive field to 16
+sums, and the filter transform maps the kernel to 16 matrices. Each sum is multiplied by one matrix, over the channels.
+The output transform adds the products to give the tile's 4 outputs.
 
 Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), F(2×2, 3×3).
 """
@@ -18,13 +19,14 @@ from metajax.models.windows import turned
 def convolve_tiles(
     images: jax.Array, kernel: jax.Array, *, padding: int, product_dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """A convolution at stride 1.
+    """Compute a convolution at stride 1.
 
     Args:
         images: `[examples, height, width, in]`.
         kernel: `[3, 3, in, out]`.
         padding: Zeros on each side.
-        product_dtype: What operands of products are rounded to; sums keep the type of the images.
+        product_dtype: Dtype of the operands of matrix products. Default: the dtype of the images. Sums keep the dtype
+            of the images.
 
     Returns:
         `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`.
@@ -45,16 +47,17 @@ def convolve_tiles(
 
 
 def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, block: int) -> jax.Array:
-    """The kernel's cotangent from the output's, the transpose of `convolve_tiles`.
+    """Compute the cotangent of the kernel from the cotangent of the output, the transpose of `convolve_tiles`.
 
-    A value of the output's cotangent that is not finite spoils the kernels of all outputs, not of its own alone: the
-    cotangent is turned by a product.
+    A non-finite value in the cotangent of one output channel makes the result non-finite for all output channels,
+    because the cotangent is transposed by a matrix product.
 
     Args:
         images: `[examples, height, width, in]`.
-        output: `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, of the same type.
+        output: The cotangent of the output, `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, with
+            the dtype of the images.
         padding: Zeros on each side.
-        block: Examples at once, a divisor of all.
+        block: Examples in a block, a divisor of the number of examples.
 
     Returns:
         `[3, 3, in, out]`.
@@ -70,7 +73,7 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
     def products(images: jax.Array, output: jax.Array) -> jax.Array:
         x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
         x = x.reshape(-1, 2, columns, 2, features)
-        # turned before the sums: there are four of these, and sixteen sums
+        # transpose before the transform, which makes sixteen arrays of these four
         (a, b), (c, d) = ([turned(x[:, i, :, j].reshape(-1, features)) for j in range(2)] for i in range(2))
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
@@ -84,7 +87,7 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
 
 
 def _pixels(images: jax.Array, padding: int, rows: int, columns: int) -> list[jax.Array]:
-    """Of what each tile sees the 16 sums, `[examples, rows, columns, in]` each."""
+    """Compute the Winograd input transform: 16 arrays `[examples, rows, columns, in]`."""
     beyond = [
         (padding, 2 * count + 2 - side - padding)
         for count, side in zip((rows, columns), images.shape[1:3], strict=True)
@@ -99,25 +102,27 @@ def _product(a: jax.Array, b: jax.Array, product_dtype: DTypeLike | None) -> jax
 
 
 def _of_images(x: jax.Array, axis: int, tiles: int) -> tuple[jax.Array, ...]:
-    """Of the four lines of each tile, two lines apart, the four sums."""
+    """Transform one axis of the tiles' receptive fields, which are 4 long and start 2 apart."""
     a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
     return a - c, b + c, c - b, b - d
 
 
 def _of_kernel(kernel: jax.Array) -> tuple[jax.Array, ...]:
+    """Apply the filter transform along the first axis of a kernel."""
     a, b, c = kernel
     return a, (a + b + c) / 2, (a - b + c) / 2, c
 
 
 def _of_products(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Apply the output transform along one axis of the tiles."""
     return a + b + c, b - c - d
 
 
 def _of_outputs(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
-    """The transpose of `_of_products`."""
+    """Apply the transpose of the output transform, `_of_products`."""
     return a, a + b, a - b, -b
 
 
 def _to_kernel(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple[jax.Array, ...]:
-    """The transpose of `_of_kernel`."""
+    """Apply the transpose of the filter transform, `_of_kernel`."""
     return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d

@@ -3,7 +3,7 @@
 import jax
 
 from metajax.checks import check_task
-from metajax.tracing import depends_on_first, is_repeatable
+from metajax.tracing import is_repeatable, used_inputs
 from metajax.types import PyTree, Task, TaskSampler
 
 
@@ -49,7 +49,7 @@ def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = No
             "the sampler draws numbers with NumPy or Python's random, but JAX runs that code only while it compiles: "
             f"every task would be the same. {advice}"
         )
-    if not depends_on_first(lambda inputs: sampler(*inputs), (key, *fed)):
+    if not any(used_inputs(traced.jaxpr)):
         raise ValueError(
             f"the sampler ignores its key: every task would be the same. {advice}; for one fixed task use "
             "metajax.constant_task(task)"
