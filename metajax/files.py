@@ -5,6 +5,7 @@ Writes never follow a symbolic link. Reads accept only regular files, because a 
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from typing import Any, BinaryIO
 from metajax.errors import UserError
 
 _MOST_BYTES = 2**28
-"""Largest size of a file that `read_bytes` reads: far above the metrics of a million calls."""
+"""Largest size of a file that `read_bytes` reads: far above a config file and the modules that it imports."""
 
 _MOST_JSON_BYTES = 2**22
+_MOST_LINE_BYTES = 2**20
+"""Largest size of a line that `read_lines` reads: far above a line of metrics."""
 _DEEPEST = 50
 """Nesting of a JSON file: far above that of any settings, and far below Python's limit of recursion."""
 
@@ -49,16 +52,64 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         UserError: If the file is missing, cannot be read, is not a regular file, or has more than 256 MB.
     """
     path = Path(path)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as file:
-            _check_regular(path, os.fstat(descriptor))
-            content = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with _reading(path) as file:
+        content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise UserError(f"{path} is larger than {_MOST_BYTES // 2**20} MB: it is not a file that metajax wrote")
     return content
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    r"""Read a regular file line by line, so that a file of any size needs little memory.
+
+    Args:
+        path: The file, or a symbolic link to it.
+
+    Yields:
+        Each line with its newline. The last line may have no newline. A line of 1 MB or more is replaced by `b"\n"`,
+        or by `b""` if it is the last line and has no newline.
+
+    Raises:
+        UserError: If the file is missing, cannot be read, or is not a regular file.
+    """
+    with _reading(Path(path)) as file:
+        while line := file.readline(_MOST_LINE_BYTES):
+            if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(_MOST_LINE_BYTES)
+                line = line[-1:]
+            yield line
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file for reading. A FIFO or a device is refused, because reading it may never end.
+
+    Args:
+        path: The file, or a symbolic link to it.
+
+    Returns:
+        The open file. The caller must close it.
+
+    Raises:
+        OSError: If the file is not a regular file, or cannot be opened.
+    """
+    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file, and convert an error while it is opened or read into a `UserError` of one line."""
+    try:
+        with open_regular(path) as file:
+            yield file
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -103,18 +154,31 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o6
         UserError: If `path` is a folder, a device or another special file.
         OSError: If the file cannot be written. The error's `filename` is `path`.
     """
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Replace a file atomically by the content that the body of the `with` statement writes; see `write_bytes`.
+
+    If the body raises an exception, the old file stays.
+
+    Yields:
+        The temporary file.
+    """
     path = Path(path)
     try:
         _check_replaceable(path)
-        partial = _create_partial(path.parent, mode)
+        descriptor, partial = _create_partial(path.parent, mode)
         try:
-            with open(partial[0], "wb") as file:
-                file.write(content)
+            with open(descriptor, "wb") as file:
+                yield file
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial[1], path)
+                os.fsync(descriptor)
+            os.replace(partial, path)
         except BaseException:
-            partial[1].unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

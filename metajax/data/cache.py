@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from metajax.data.dataset import Bank
-from metajax.data.disk import clear_leftovers, one_line, open_regular, read_file, refuse_links
+from metajax.data.disk import clear_leftovers, one_line, read_file, refuse_links
+from metajax.files import open_regular
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import shutil
-import stat
 import time
 import unicodedata
 import zipfile
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.errors import UserError
-from metajax.files import expand_home
+from metajax.files import expand_home, open_regular
 
 try:
     import fcntl
@@ -99,27 +98,6 @@ def writing_to(directory: Path) -> Iterator[None]:
             hint = "choose another place with --data-dir or METAJAX_DATA_DIR"
             raise UserError(f"{named}: cannot write: {one_line(error)}; {hint}") from error
         raise
-
-
-def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading: to open or read a FIFO or a device may never end.
-
-    Args:
-        path: The file, or a link to it.
-
-    Returns:
-        The open file.
-
-    Raises:
-        OSError: It is no regular file, or cannot be opened.
-    """
-    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("not a regular file")
-    return file
 
 
 def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
