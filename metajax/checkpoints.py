@@ -56,8 +56,8 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
         if path.is_symlink():
             raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
     for step in saved_steps(directory):
-        metrics = directory / str(step) / _METRICS
-        if os.path.lexists(metrics) and _loss(directory / str(step)) is None:  # Orbax would stop at damaged metrics
+        metrics = _metrics(directory, step)
+        if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would stop at damaged metrics
             _remove(metrics)
         path = directory / str(step)
         try:
@@ -178,8 +178,8 @@ def _is_step(name: str) -> bool:
 
 def best_step(directory: str | os.PathLike[str]) -> int | None:
     """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has one."""
-    losses = {step: _loss(Path(directory) / str(step)) for step in saved_steps(directory)}
-    measured = {step: loss for step, loss in losses.items() if loss is not None}
+    losses = {step: loss(directory, step) for step in saved_steps(directory)}
+    measured = {step: value for step, value in losses.items() if value is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
@@ -220,13 +220,35 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _loss(checkpoint: Path) -> float | None:
+def loss(directory: str | os.PathLike[str], step: int) -> float | None:
     """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
     try:
-        loss = float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
-        return None if math.isnan(loss) else loss
+        value = float(files.read_json(_metrics(directory, step) / _METRICS)[_LOSS])
+        return None if math.isnan(value) else value
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def set_loss(directory: str | os.PathLike[str], step: int, validation_loss: float) -> None:
+    """Save the validation loss of a checkpoint that was saved without one.
+
+    Args:
+        directory: The folder of checkpoints, which no process may have open.
+        step: The step of the checkpoint.
+        validation_loss: The loss that determines the best checkpoint.
+
+    Raises:
+        OSError: If the loss cannot be written.
+    """
+    folder = _metrics(directory, step)
+    if os.path.lexists(folder):
+        _remove(folder)
+    folder.mkdir()
+    files.write_json(folder / _METRICS, {_LOSS: float(validation_loss)})
+
+
+def _metrics(directory: str | os.PathLike[str], step: int) -> Path:
+    return Path(directory) / str(step) / _METRICS
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:

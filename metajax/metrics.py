@@ -47,6 +47,37 @@ def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
         file.write(line)
 
 
+def amend(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Add metrics to the last line of the metrics file if that line has the same `step`; otherwise append a line.
+
+    Args:
+        workdir: The work directory.
+        row: `step` and the metrics to add, as for `append`.
+
+    Raises:
+        TypeError: If a value is not a scalar.
+        UserError: If the file cannot be read, or is a symbolic link.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append(folder, {"step": 10, "loss": 0.5})
+    ...     amend(folder, {"step": 10, "validation_loss": 0.75})
+    ...     read(folder)
+    [{'step': 10, 'loss': 0.5, 'validation_loss': 0.75}]
+    """
+    plain, path, last = _plain(row), Path(workdir) / METRICS, None
+    for last in _lines(Path(workdir)):  # noqa: B007, only the last line is used
+        pass
+    if last is None or last.row is None or last.row["step"] != plain["step"]:
+        append(workdir, row)
+        return
+    with files.open_regular(path) as file, files.replacing(path) as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(-len(last.text), os.SEEK_END)
+        copy.truncate()
+        copy.write(json.dumps(last.row | plain).encode() + b"\n")
+
+
 class _Line(NamedTuple):
     """A line of the metrics file.
 

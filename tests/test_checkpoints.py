@@ -75,6 +75,18 @@ def test_the_best_is_known_after_a_restart(tmp_path):
     assert checkpoints.best_step(tmp_path / "c") == 7
 
 
+def test_a_loss_can_be_saved_later(tmp_path):
+    save_all(tmp_path / "c", {1: 3.0, 2: None, 3: None}, keep=3)
+    (tmp_path / "c/3/metrics").mkdir()
+    (tmp_path / "c/3/metrics/metrics").write_text("{")
+    checkpoints.set_loss(tmp_path / "c", 2, 1.0)
+    checkpoints.set_loss(tmp_path / "c", 3, float("inf"))
+    assert [checkpoints.loss(tmp_path / "c", step) for step in (1, 2, 3)] == [3.0, 1.0, float("inf")]
+    save_all(tmp_path / "c", {4: 2.0}, keep=1)
+    assert checkpoints.saved_steps(tmp_path / "c") == [2, 4]
+    assert checkpoints.best_step(tmp_path / "c") == 2
+
+
 @pytest.mark.parametrize(
     ("losses", "best"),
     [
