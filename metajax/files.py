@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from metajax.errors import UserError
 
-_MOST_BYTES = 2**28
-"""Largest size of a file that `read_bytes` reads: far above a config file and the modules that it imports."""
+MAX_BYTES = 2**28
+"""Largest file, or member of an archive, that is read whole: 256 MB."""
 
 _MOST_JSON_BYTES = 2**22
 _MOST_LINE_BYTES = 2**20
@@ -27,6 +27,8 @@ _MOST_LINE_BYTES = 2**20
 _DEEPEST = 50
 """Nesting of a JSON file: far above that of any settings, and far below Python's limit of recursion."""
 
+PARTIALS = ".metajax-*.partial"
+"""Glob pattern of the temporary files of `replacing`."""
 _PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file is assumed to come from a killed process."""
@@ -39,24 +41,39 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file.
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file; see `read_file`.
+
+    Raises:
+        UserError: If the file is missing, cannot be read, is not a regular file, or has more than `limit` bytes.
+    """
+    with _reading(Path(path)):
+        return read_file(path, limit)
+
+
+def read_file(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file of limited size, with the errors of the system.
 
     Args:
         path: The file, or a symbolic link to it.
+        limit: Largest size of the file in bytes.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: If the file is missing, cannot be read, is not a regular file, or has more than 256 MB.
+        OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
     """
-    path = Path(path)
-    with _reading(path) as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_BYTES // 2**20} MB: it is not a file that metajax wrote")
-    return content
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_size(size, limit)
+        return file.read(size)
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise an `OSError` if content of `size` bytes is larger than `limit`."""
+    if size > limit:
+        raise OSError(f"has {size:,} bytes, more than the {limit:,} that are read")
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -72,7 +89,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     Raises:
         UserError: If the file is missing, cannot be read, or is not a regular file.
     """
-    with _reading(Path(path)) as file:
+    with _reading(Path(path)), open_regular(path) as file:
         while line := file.readline(_MOST_LINE_BYTES):
             if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
                 while line and not line.endswith(b"\n"):
@@ -103,11 +120,10 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file, and convert an error while it is opened or read into a `UserError` of one line."""
+def _reading(path: Path) -> Iterator[None]:
+    """Convert an error while a file is opened or read into a `UserError` of one line."""
     try:
-        with open_regular(path) as file:
-            yield file
+        yield
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -118,9 +134,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: If the file cannot be read, is not JSON, has more than 4 MB, or nests too deeply.
     """
-    content = read_bytes(path)
-    if len(content) > _MOST_JSON_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_JSON_BYTES // 2**20} MB: it is not a file that metajax wrote")
+    content = read_bytes(path, _MOST_JSON_BYTES)
     try:
         value = json.loads(content)
         level = [value]
@@ -180,8 +194,8 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[Bi
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:  # NumPy's has no number
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -454,7 +454,7 @@ def test_a_line_after_a_last_line_without_its_end_is_a_line_of_its_own(tmp_path)
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_that_is_too_long_is_damaged(tmp_path, caplog, monkeypatch, end):
     monkeypatch.setattr(files, "_MOST_LINE_BYTES", 100)
-    monkeypatch.setattr(files, "_MOST_BYTES", 100)  # the limit of other files does not hold for the metrics
+    monkeypatch.setattr(files.read_file, "__defaults__", (100,))  # the limit of other files does not hold here
     long = b'{"step": 25, "loss": 0.5' + b" " * 300 + b"}"
     path = metrics_file(tmp_path, end=long + end)
     assert path.stat().st_size > 300

@@ -1,4 +1,4 @@
-"""The data directory, safe reads, and clear messages for errors of the disk."""
+"""The data directory, safe reads of zip archives, and clear messages for errors of the disk."""
 
 import contextlib
 import errno
@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.errors import UserError
-from metajax.files import expand_home, open_regular
+from metajax.files import MAX_BYTES, check_size, expand_home, open_regular
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-MAX_BYTES = 2**28
-"""Largest file, member of an archive, or directory of a zip archive, that is read: 256 MB."""
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file belongs to a killed process, where locks do not tell."""
 _LOCK_RETRIES = 10
@@ -100,25 +98,6 @@ def writing_to(directory: Path) -> Iterator[None]:
         raise
 
 
-def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Read a regular file of limited size.
-
-    Args:
-        path: The file, or a link to it.
-        limit: Largest size of the file in bytes.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        _check_size(size, limit)
-        return file.read(size)
-
-
 class _Archive(zipfile.ZipFile):
     """A zip archive that closes its file: `zipfile` leaves a file open that it did not open."""
 
@@ -136,7 +115,7 @@ class _ShortReads(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None:
-            _check_size(size, MAX_BYTES)
+            check_size(size, MAX_BYTES)
         return super().read(size)
 
 
@@ -181,7 +160,7 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         zipfile.BadZipFile: If the member is damaged, encrypted, or compressed by an unknown method.
     """
     member = archive.getinfo(name) if isinstance(name, str) else name
-    _check_size(member.file_size, limit)
+    check_size(member.file_size, limit)
     if member.flag_bits & 1:
         raise zipfile.BadZipFile("is encrypted")
     try:
@@ -192,11 +171,6 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         raise
     except Exception as error:
         raise zipfile.BadZipFile(one_line(error)) from error
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise OSError(f"has {size:,} bytes, more than the {limit:,} that are read")
 
 
 def printable(name: str) -> str:
