@@ -29,6 +29,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of
 _LOSS = "loss"
 _METRICS = "metrics"
 _CHECKSUM = "checksum"
+_MOST_METADATA_BYTES = 2**25
+"""Largest size of a file that describes a checkpoint. The descriptions of 50,000 arrays need half of it."""
 
 
 @contextlib.contextmanager
@@ -45,7 +47,8 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
         Orbax's `CheckpointManager`, for `save`.
 
     Raises:
-        UserError: If a checkpoint cannot be written, or if the folder contains a symbolic link.
+        UserError: If a checkpoint cannot be written, if the folder contains a symbolic link, or if a checkpoint has
+            files that Orbax must not read.
     """
     directory = Path(directory)
     _check_encodable(directory)
@@ -54,9 +57,14 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
         if path.is_symlink():
             raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
     for step in saved_steps(directory):
-        metrics = directory / str(step) / _METRICS
-        if os.path.lexists(metrics) and _loss(directory / str(step)) is None:  # Orbax would stop at damaged metrics
+        metrics = _metrics(directory, step)
+        if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would stop at damaged metrics
             _remove(metrics)
+        path = directory / str(step)
+        try:
+            _check_files(path)
+        except (_DamagedError, OSError) as error:  # Orbax would read the descriptions of all checkpoints
+            raise UserError(f"checkpoint {path} cannot be read ({_damage(path, error)}): remove it") from error
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
             checkpoint_managers.LatestN(keep),
@@ -171,8 +179,8 @@ def _is_step(name: str) -> bool:
 
 def best_step(directory: str | os.PathLike[str]) -> int | None:
     """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has one."""
-    losses = {step: _loss(Path(directory) / str(step)) for step in saved_steps(directory)}
-    measured = {step: loss for step, loss in losses.items() if loss is not None}
+    losses = {step: loss(directory, step) for step in saved_steps(directory)}
+    measured = {step: value for step, value in losses.items() if value is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
@@ -226,13 +234,35 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _loss(checkpoint: Path) -> float | None:
+def loss(directory: str | os.PathLike[str], step: int) -> float | None:
     """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
     try:
-        loss = float(files.read_json(checkpoint / _METRICS / _METRICS)[_LOSS])
-        return None if math.isnan(loss) else loss
+        value = float(files.read_json(_metrics(directory, step) / _METRICS)[_LOSS])
+        return None if math.isnan(value) else value
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def set_loss(directory: str | os.PathLike[str], step: int, validation_loss: float) -> None:
+    """Save the validation loss of a checkpoint that was saved without one.
+
+    Args:
+        directory: The folder of checkpoints, which no process may have open.
+        step: The step of the checkpoint.
+        validation_loss: The loss that determines the best checkpoint.
+
+    Raises:
+        OSError: If the loss cannot be written.
+    """
+    folder = _metrics(directory, step)
+    if os.path.lexists(folder):
+        _remove(folder)
+    folder.mkdir()
+    files.write_json(folder / _METRICS, {_LOSS: float(validation_loss)})
+
+
+def _metrics(directory: str | os.PathLike[str], step: int) -> Path:
+    return Path(directory) / str(step) / _METRICS
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
@@ -259,12 +289,20 @@ def _read(path: Path, like: TrainState) -> TrainState:
         OtherParametersError: If the checkpoint has the parameters of another model or optimiser.
         Exception: If the checkpoint is damaged.
     """
-    _check_files(path)
     wanted = {**_to_arrays(like), _CHECKSUM: np.array(0, np.uint32)}
+    # Check before reading: a checkpoint that this run did not write may have files and arrays of any size.
+    found_bytes = _check_files(path)
+    most_bytes = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) + _MOST_METADATA_BYTES
+    if found_bytes > most_bytes:
+        raise OtherParametersError(
+            f"the model's parameters differ from the checkpoint: it has {found_bytes / 2**20:,.0f} MB where at most "
+            f"{most_bytes / 2**20:,.0f} MB are expected"
+        )
     with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
         place = path.resolve() / "default"
-        # Check before reading arrays: a checkpoint that this run did not write may declare arrays of any size.
-        _check_same_leaves(_described(checkpointer.metadata(place).item_metadata.tree), _described(wanted))
+        description = checkpointer.metadata(place).item_metadata.tree
+        _check_same_leaves(_described(description), _described(wanted))
+        _check_chunks(description)
         found = checkpointer.restore(place, wanted)
     _check_same_leaves(_described(found), _described(wanted))
     checksum = found.pop(_CHECKSUM)
@@ -277,15 +315,32 @@ class _DamagedError(Exception):
     """A check of this module found that a checkpoint is damaged."""
 
 
-def _check_files(checkpoint: Path) -> None:
-    """Raise a `_DamagedError` if a checkpoint has other entries than regular files and folders.
+def _check_files(checkpoint: Path) -> int:
+    """Return the total size of a checkpoint's files in bytes.
 
-    Reading a FIFO would block for ever.
+    Raises:
+        _DamagedError: If an entry is not a regular file or a folder, because reading a FIFO would block for ever, or if
+            a file is too large to be read at once. Only the files in folders called `d` have arrays.
     """
+    total = 0
     for path in [checkpoint, *checkpoint.rglob("*")]:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
             raise _DamagedError(f"{path.name} is not a regular file")
+        if path.parent.name != "d" and status.st_size > _MOST_METADATA_BYTES:
+            raise _DamagedError(f"{path.name} is larger than {_MOST_METADATA_BYTES // 2**20} MB")
+        total += status.st_size
+    return total
+
+
+def _check_chunks(description: Any) -> None:
+    """Raise a `_DamagedError` if a chunk is larger than its array: a few compressed bytes could fill the memory."""
+    for leaf in jax.tree.leaves(description):
+        chunk = leaf.storage.chunk_shape if getattr(leaf, "storage", None) else None
+        if chunk and any(side > max(size, 1) for side, size in zip(chunk, leaf.shape, strict=True)):
+            raise _DamagedError("a chunk is larger than its array")
 
 
 def _described(tree: Any) -> dict[str, str]:

@@ -151,6 +151,20 @@ def check_task(task: Any) -> None:
         raise TypeError(f"a task is metajax.Task(support, query), got {describe(task)}")
 
 
+def check_finite(tree: PyTree, what: str) -> None:
+    """Raise a `ValueError` if an array of a pytree has NaN or infinite values. Traced arrays are not checked.
+
+    Args:
+        tree: The pytree. Leaves that are not floating-point arrays are ignored.
+        what: Name of the pytree in the error message.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        inexact = _is_number(leaf) and jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
+        if inexact and not isinstance(leaf, Tracer) and not jnp.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(f"{name or 'the array'} of {what} has NaN or infinite values: remove or replace them")
+
+
 def check_params(params: Any, what: str = "parameters") -> None:
     """Raise a `TypeError` unless a value is a pytree of real or complex arrays.
 

@@ -5,6 +5,7 @@ Writes never follow a symbolic link. Reads accept only regular files, because a 
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -17,13 +18,17 @@ from typing import Any, BinaryIO
 
 from metajax.errors import UserError
 
-_MOST_BYTES = 2**28
-"""Largest size of a file that `read_bytes` reads: far above the metrics of a million calls."""
+MAX_BYTES = 2**28
+"""Largest file, or member of an archive, that is read whole: 256 MB."""
 
 _MOST_JSON_BYTES = 2**22
+_MOST_LINE_BYTES = 2**20
+"""Largest size of a line that `read_lines` reads: far above a line of metrics."""
 _DEEPEST = 50
 """Nesting of a JSON file: far above that of any settings, and far below Python's limit of recursion."""
 
+PARTIALS = ".metajax-*.partial"
+"""Glob pattern of the temporary files of `replacing`."""
 _PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file is assumed to come from a killed process."""
@@ -36,29 +41,91 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file.
+def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file; see `read_file`.
+
+    Raises:
+        UserError: If the file is missing, cannot be read, is not a regular file, or has more than `limit` bytes.
+    """
+    with _reading(Path(path)):
+        return read_file(path, limit)
+
+
+def read_file(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file of limited size, with the errors of the system.
 
     Args:
         path: The file, or a symbolic link to it.
+        limit: Largest size of the file in bytes.
 
     Returns:
         The content of the file.
 
     Raises:
-        UserError: If the file is missing, cannot be read, is not a regular file, or has more than 256 MB.
+        OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
     """
-    path = Path(path)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_size(size, limit)
+        return file.read(size)
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise an `OSError` if content of `size` bytes is larger than `limit`."""
+    if size > limit:
+        raise OSError(f"has {size:,} bytes, more than the {limit:,} that are read")
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    r"""Read a regular file line by line, so that a file of any size needs little memory.
+
+    Args:
+        path: The file, or a symbolic link to it.
+
+    Yields:
+        Each line with its newline. The last line may have no newline. A line of 1 MB or more is replaced by `b"\n"`,
+        or by `b""` if it is the last line and has no newline.
+
+    Raises:
+        UserError: If the file is missing, cannot be read, or is not a regular file.
+    """
+    with _reading(Path(path)), open_regular(path) as file:
+        while line := file.readline(_MOST_LINE_BYTES):
+            if len(line) == _MOST_LINE_BYTES and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(_MOST_LINE_BYTES)
+                line = line[-1:]
+            yield line
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file for reading. A FIFO or a device is refused, because reading it may never end.
+
+    Args:
+        path: The file, or a symbolic link to it.
+
+    Returns:
+        The open file. The caller must close it.
+
+    Raises:
+        OSError: If the file is not a regular file, or cannot be opened.
+    """
+    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert an error while a file is opened or read into a `UserError` of one line."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as file:
-            _check_regular(path, os.fstat(descriptor))
-            content = file.read(_MOST_BYTES + 1)
+        yield
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_BYTES // 2**20} MB: it is not a file that metajax wrote")
-    return content
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -67,9 +134,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: If the file cannot be read, is not JSON, has more than 4 MB, or nests too deeply.
     """
-    content = read_bytes(path)
-    if len(content) > _MOST_JSON_BYTES:
-        raise UserError(f"{path} is larger than {_MOST_JSON_BYTES // 2**20} MB: it is not a file that metajax wrote")
+    content = read_bytes(path, _MOST_JSON_BYTES)
     try:
         value = json.loads(content)
         level = [value]
@@ -103,21 +168,34 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o6
         UserError: If `path` is a folder, a device or another special file.
         OSError: If the file cannot be written. The error's `filename` is `path`.
     """
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Replace a file atomically by the content that the body of the `with` statement writes; see `write_bytes`.
+
+    If the body raises an exception, the old file stays.
+
+    Yields:
+        The temporary file.
+    """
     path = Path(path)
     try:
         _check_replaceable(path)
-        partial = _create_partial(path.parent, mode)
+        descriptor, partial = _create_partial(path.parent, mode)
         try:
-            with open(partial[0], "wb") as file:
-                file.write(content)
+            with open(descriptor, "wb") as file:
+                yield file
                 file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial[1], path)
+                os.fsync(descriptor)
+            os.replace(partial, path)
         except BaseException:
-            partial[1].unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:  # NumPy's has no number
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

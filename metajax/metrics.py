@@ -5,8 +5,9 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,12 +47,44 @@ def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
         file.write(line)
 
 
+def amend(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Add metrics to the last line of the metrics file if that line has the same `step`; otherwise append a line.
+
+    Args:
+        workdir: The work directory.
+        row: `step` and the metrics to add, as for `append`.
+
+    Raises:
+        TypeError: If a value is not a scalar.
+        UserError: If the file cannot be read, or is a symbolic link.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     append(folder, {"step": 10, "loss": 0.5})
+    ...     amend(folder, {"step": 10, "validation_loss": 0.75})
+    ...     read(folder)
+    [{'step': 10, 'loss': 0.5, 'validation_loss': 0.75}]
+    """
+    plain, path, last = _plain(row), Path(workdir) / METRICS, None
+    for last in _lines(Path(workdir)):  # noqa: B007, only the last line is used
+        pass
+    if last is None or last.row is None or last.row["step"] != plain["step"]:
+        append(workdir, row)
+        return
+    with files.open_regular(path) as file, files.replacing(path) as copy:
+        shutil.copyfileobj(file, copy)
+        copy.seek(-len(last.text), os.SEEK_END)
+        copy.truncate()
+        copy.write(json.dumps(last.row | plain).encode() + b"\n")
+
+
 class _Line(NamedTuple):
     """A line of the metrics file.
 
     Attributes:
         number: The line number, from 1.
-        text: The bytes of the line, including the newline if there is one.
+        text: The bytes of the line, including the newline if there is one. `files.read_lines` removes the content of a
+            line that is too long.
         row: The metrics, or `None` if the line is damaged.
     """
 
@@ -62,26 +95,54 @@ class _Line(NamedTuple):
     @property
     def cut(self) -> bool:
         """Return whether the line has no newline, because of a kill or a full disk."""
-        return self.row is None and not self.text.endswith(b"\n")
+        return self.row is None and self.text != b"" and not self.text.endswith(b"\n")
+
+
+class _Damaged(NamedTuple):
+    """The number of the first damaged line of the metrics file, and the count of damaged lines."""
+
+    first: int = 0
+    count: int = 0
+
+    def and_line(self, number: int) -> "_Damaged":
+        return _Damaged(self.first or number, self.count + 1)
+
+    def warn(self, workdir: Path) -> None:
+        if self.count:
+            lines = "1 damaged line is" if self.count == 1 else f"{self.count} damaged lines are"
+            _LOG.warning("%s:%d: %s left out", workdir / METRICS, self.first, lines)
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the metrics.
+    """Read the metrics; see `rows`.
+
+    Returns:
+        A dict per line; an empty list if there is no file.
+    """
+    return list(rows(workdir))
+
+
+def rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Read the metrics line by line, so that a long run's file needs little memory.
 
     Damaged lines are skipped with a warning. An incomplete last line is skipped without a warning.
 
     Args:
         workdir: The work directory.
 
-    Returns:
-        A dict per line; an empty list if there is no file.
+    Yields:
+        A dict per line; nothing if there is no file.
 
     Raises:
         UserError: If the file cannot be read.
     """
-    lines = _lines(Path(workdir))
-    _warn(Path(workdir), [line for line in lines if line.row is None and not line.cut])
-    return [line.row for line in lines if line.row is not None]
+    damaged = _Damaged()
+    for line in _lines(Path(workdir)):
+        if line.row is not None:
+            yield line.row
+        elif not line.cut:
+            damaged = damaged.and_line(line.number)
+    damaged.warn(Path(workdir))
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
@@ -94,30 +155,35 @@ def truncate(workdir: str | os.PathLike[str], step: int) -> None:
         UserError: If the file cannot be read, or is a symbolic link.
     """
     directory = Path(workdir)
-    if step and not os.path.lexists(directory / METRICS):
-        _LOG.warning("%s is missing: the metrics up to step %d are lost", directory / METRICS, step)
-    lines = _lines(directory)
-    whole = [line for line in lines if line.row is not None]
-    kept = [line for line in whole if line.row is not None and line.row["step"] <= step]
-    # If the previous line is at the checkpoint's step, the resumed run writes the incomplete line again.
-    due = bool(kept) and kept[-1].row is not None and kept[-1].row["step"] >= step
-    damaged = [line for line in lines if line.row is None and not (line.cut and due)]
-    _warn(directory, damaged)
-    if len(kept) == len(whole) and all(line.text.endswith(b"\n") for line in lines):
+    path = directory / METRICS
+    if step and not os.path.lexists(path):
+        _LOG.warning("%s is missing: the metrics up to step %d are lost", path, step)
+    damaged, last, changes = _Damaged(), -1, False
+    for line in _lines(directory):
+        changes |= not line.text.endswith(b"\n")
+        if line.row is None:
+            # If the previous line is at the checkpoint's step, the resumed run writes the incomplete line again.
+            damaged = damaged if line.cut and last >= step else damaged.and_line(line.number)
+        elif line.row["step"] <= step:
+            last = line.row["step"]
+        else:
+            changes = True
+    damaged.warn(directory)
+    if not changes:
         return
-    content = b"".join(line.text.removesuffix(b"\n") + b"\n" for line in kept)
-    if damaged:
-        _keep(directory / METRICS)
-    files.write_bytes(directory / METRICS, content)
+    if damaged.count:
+        _keep(path)
+    with files.replacing(path) as file:
+        for line in _lines(directory):
+            if line.row is not None and line.row["step"] <= step:
+                file.write(line.text.removesuffix(b"\n") + b"\n")
 
 
-def _lines(workdir: Path) -> list[_Line]:
+def _lines(workdir: Path) -> Iterator[_Line]:
     path = workdir / METRICS
-    if not os.path.lexists(path):
-        return []
-    texts = files.read_bytes(path).split(b"\n")
-    lines = [*(text + b"\n" for text in texts[:-1]), *([texts[-1]] if texts[-1] else [])]
-    return [_Line(number, text, _row(text)) for number, text in enumerate(lines, 1)]
+    if os.path.lexists(path):
+        for number, text in enumerate(files.read_lines(path), 1):
+            yield _Line(number, text, _row(text))
 
 
 def _row(text: bytes) -> dict[str, Any] | None:
@@ -138,18 +204,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or abs(value) < _LARGEST
 
 
-def _warn(workdir: Path, damaged: list[_Line]) -> None:
-    if damaged:
-        count = "1 damaged line is" if len(damaged) == 1 else f"{len(damaged)} damaged lines are"
-        _LOG.warning("%s:%d: %s left out", workdir / METRICS, damaged[0].number, count)
-
-
 def _keep(path: Path) -> None:
     """Keep a copy of a file in its folder, under the first free name."""
-    content, number = files.read_bytes(path), 1
+    number = 1
     while os.path.lexists(old := path.with_name(f"{path.name}.damaged_{number}")):
         number += 1
-    files.write_bytes(old, content)
+    with files.open_regular(path) as file, files.replacing(old) as copy:
+        shutil.copyfileobj(file, copy)
     _LOG.warning("the file as it was is %s", old)
 
 

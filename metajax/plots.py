@@ -2,6 +2,8 @@
 
 import io
 import os
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     files.write_bytes(path, content.getvalue())
 
 
-def learning_curve(rows: list[dict[str, Any]]) -> Figure:
+def learning_curve(rows: Iterable[dict[str, Any]]) -> Figure:
     """Plot training and validation metrics against meta-steps.
 
     Args:
@@ -53,21 +55,23 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     >>> axes.get_legend_handles_labels()[1]
     ['training tasks', 'validation tasks']
     """
-    names = [name for name in ("loss", "accuracy") if any(name in row for row in rows)]
+    curves = _curves(rows)
+    names = [name for name in ("loss", "accuracy") if curves[name][0]]
     if not names:
         raise ValueError("no row of the metrics has a loss or an accuracy")
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        trained = [value for _, value in _measured(rows, name) if np.isfinite(value)]
-        positive = name == "loss" and bool(trained) and min(trained) > 0
-        top = _BEYOND * max(trained) if positive else np.inf
+        trained = np.array(curves[name][1])
+        trained = trained[np.isfinite(trained)]
+        positive = name == "loss" and trained.size > 0 and trained.min() > 0
+        top = _BEYOND * trained.max() if positive else np.inf
         diverged = []
         for prefix, label, style in [("", "training tasks", "-"), ("validation_", "validation tasks", "o-")]:
-            measured = _measured(rows, prefix + name)
-            points = [(step, value) for step, value in measured if np.isfinite(value) and value <= top]
-            diverged += [step for step, value in measured if not (np.isfinite(value) and value <= top)]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+            steps, values = map(np.array, curves[prefix + name])
+            usual = np.isfinite(values) & (values <= top)
+            diverged += steps[~usual].tolist()
+            if usual.any():
+                axes.plot(steps[usual], values[usual], style, label=label, markersize=3, linewidth=1)
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
         if positive:
             axes.set_yscale("log")
@@ -79,12 +83,20 @@ def learning_curve(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _measured(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    """Return the steps and values of a metric, NaN for `None`."""
-    try:
-        return [(int(row["step"]), np.nan if row[name] is None else float(row[name])) for row in rows if name in row]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a row of the metrics has no step, or its {name} is not a number") from error
+def _curves(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[array, array]]:
+    """Return the steps and values of each metric that a learning curve shows, with NaN for `None`."""
+    names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+    curves = {name: (array("d"), array("d")) for name in names}
+    for row in rows:
+        for name in names:
+            if name not in row:
+                continue
+            try:
+                curves[name][0].append(int(row["step"]))
+                curves[name][1].append(np.nan if row[name] is None else float(row[name]))
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"a row of the metrics has no step, or its {name} is not a number") from error
+    return curves
 
 
 def adaptation(report: dict[str, Any]) -> Figure:

@@ -1,5 +1,7 @@
 """Checkpoints: exact, the right ones kept, damage noticed."""
 
+import json
+import re
 import time
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from test_cli_helpers import damage
 
 from metajax import checkpoints
@@ -70,6 +73,18 @@ def test_the_best_is_known_after_a_restart(tmp_path):
     save_all(tmp_path / "c", {7: 0.5, 8: 7.0}, keep=1)
     assert checkpoints.saved_steps(tmp_path / "c") == [7, 8]
     assert checkpoints.best_step(tmp_path / "c") == 7
+
+
+def test_a_loss_can_be_saved_later(tmp_path):
+    save_all(tmp_path / "c", {1: 3.0, 2: None, 3: None}, keep=3)
+    (tmp_path / "c/3/metrics").mkdir()
+    (tmp_path / "c/3/metrics/metrics").write_text("{")
+    checkpoints.set_loss(tmp_path / "c", 2, 1.0)
+    checkpoints.set_loss(tmp_path / "c", 3, float("inf"))
+    assert [checkpoints.loss(tmp_path / "c", step) for step in (1, 2, 3)] == [3.0, 1.0, float("inf")]
+    save_all(tmp_path / "c", {4: 2.0}, keep=1)
+    assert checkpoints.saved_steps(tmp_path / "c") == [2, 4]
+    assert checkpoints.best_step(tmp_path / "c") == 2
 
 
 @pytest.mark.parametrize(
@@ -311,3 +326,54 @@ def test_a_loss_that_is_not_a_number_is_not_the_best(tmp_path):
         (tmp_path / str(step) / "metrics").mkdir(parents=True)
         (tmp_path / str(step) / "metrics" / "metrics").write_text(f'{{"loss": {loss}}}')
     assert checkpoints.best_step(tmp_path) == 2
+
+
+def _change_array(checkpoint, **changes) -> None:
+    """Change what a checkpoint says of the array `w`."""
+    place = f"file://{checkpoint.resolve()}/default/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
+    name = "meta_params.w/.zarray"
+    store[name] = json.dumps({**json.loads(store[name]), **changes})
+
+
+def _enlarge(path) -> None:
+    with path.open("ab") as file:
+        file.truncate(2**42)  # sparse: no disk
+
+
+OVERSIZED = {
+    "shape": (
+        lambda path: _change_array(path, shape=[10**6, 10**6]),
+        r"float32\[1000000, 1000000\] where float32\[3, 1000\]",
+    ),
+    "chunks": (lambda path: _change_array(path, chunks=[3, 10**9]), "a chunk is larger than its array"),
+    "tree": (lambda path: _enlarge(path / "default/_METADATA"), "_METADATA is larger than 32 MB"),
+    "store": (lambda path: _enlarge(path / "default/manifest.ocdbt"), "manifest.ocdbt is larger than 32 MB"),
+    "checkpoint": (lambda path: _enlarge(path / "_CHECKPOINT_METADATA"), "_CHECKPOINT_METADATA is larger than 32 MB"),
+    "sharding": (lambda path: _enlarge(path / "default/_sharding"), "_sharding is larger than 32 MB"),
+    "arrays": (lambda path: _enlarge(next(path.rglob("d/*"))), "it has 4,194,304 MB where at most 32 MB are expected"),
+}
+
+
+@pytest.mark.parametrize("name", OVERSIZED)
+def test_sizes_that_a_checkpoint_claims_are_refused_before_they_are_allocated(tmp_path, name):
+    change, said = OVERSIZED[name]
+    save_all(tmp_path / "c", {4: None, 7: None})
+    change(tmp_path / "c" / "7")
+    found, problems = checkpoints.restore(tmp_path / "c", some_state(0))
+    assert int(found.step) == 4
+    (problem,) = problems
+    assert re.search(said, problem)
+    assert "\n" not in problem
+    with pytest.raises(UserError, match=said):
+        checkpoints.restore(tmp_path / "c", some_state(0), 7)
+
+
+def test_an_old_checkpoint_whose_description_is_too_large_is_named_before_orbax_reads_it(tmp_path):
+    save_all(tmp_path / "c", {4: None, 7: None})
+    _enlarge(tmp_path / "c/4/_CHECKPOINT_METADATA")
+    with (
+        pytest.raises(UserError, match=r"c/4 cannot be read \(_CHECKPOINT_METADATA is larger than 32 MB\): remove it"),
+        checkpoints.open_checkpoints(tmp_path / "c"),
+    ):
+        pass

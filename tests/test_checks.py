@@ -227,6 +227,25 @@ def test_a_sampler_that_does_not_draw_with_its_key_is_refused(sampler, said):
         other(PARAMS, 0, sampler=sampler)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, lambda x: jnp.asarray(x, jnp.bfloat16), np.float16])
+def test_a_constant_task_with_values_that_are_not_finite_is_refused_by_name(kind, bad):
+    x = kind(np.array([[1.0], [bad]], np.float32))
+    with pytest.raises(ValueError, match=r"^query\.y of the task has NaN or infinite values: remove or replace them$"):
+        mj.constant_task(TASK._replace(query=DATA._replace(y=x)))
+    with pytest.raises(ValueError, match=r"^support\.a\.b of the task has NaN or infinite values"):
+        mj.constant_task(mj.Task({"a": {"b": x}}, 1))
+    with pytest.raises(ValueError, match=r"^support of the task has NaN or infinite values"):
+        mj.constant_task(mj.Task(float(bad), 1))
+
+
+def test_a_constant_task_of_traced_arrays_integers_and_keys_is_taken():
+    task = mj.Task((jnp.arange(3), np.array([True]), jax.random.key(0), None), 1.0)
+    assert mj.constant_task(task)(jax.random.key(1)) is task
+    traced = jax.jit(lambda x: mj.constant_task(mj.Task(x, x))(jax.random.key(0)).query)
+    assert jnp.isnan(traced(jnp.nan))
+
+
 def test_samplers_that_draw_are_taken():
     def on_the_host(rng):
         x = jax.experimental.io_callback(

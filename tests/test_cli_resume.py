@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted, damaged or out of space, and go on exactly."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,8 +17,8 @@ import pytest
 from test_cli_helpers import assert_same_run, damage, fails, finish, rows, run, small, spawn, state, steps
 from test_workdir import read_events
 
-from metajax import metrics, workdir
-from metajax.cli import train
+from metajax import checkpoints, metrics, workdir
+from metajax.cli import signals, train
 
 LONG = ["--training.steps", 500, "--training.checkpoint-every", 20, "--training.steps-per-call", 5]
 """Seconds of short calls, with a checkpoint being written most of the time."""
@@ -43,6 +44,11 @@ def undisturbed(folder, config) -> Path:
 @pytest.fixture
 def copy(undisturbed, tmp_path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+
+
+def losses(directory: Path) -> dict[int, float | None]:
+    """Return the validation loss that was saved with each checkpoint on disk."""
+    return {step: checkpoints.loss(directory / "checkpoints", step) for step in steps(directory)}
 
 
 def wait_for_lines(process: subprocess.Popen, directory: Path, lines: int) -> None:
@@ -136,21 +142,62 @@ def test_a_signal_in_the_last_call_is_heard(undisturbed, config, tmp_path, monke
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-def test_a_signal_before_validation_saves_without_it(config, tmp_path, monkeypatch):
-    first_non_finite = train.first_non_finite
-    calls = iter(range(100))
+BEST = ["--training.keep", 1, "--evaluation.checkpoint", "best"]
+
+
+@pytest.fixture(scope="module")
+def best(folder, config) -> Path:
+    """A run of 40 steps that keeps its last checkpoint and the best one, and evaluates the best one."""
+    assert run("train", config, *BEST, "--workdir", folder / "best").code == 0
+    return folder / "best"
+
+
+def stop_before_validation(monkeypatch, step: int) -> None:
+    """Send a signal in the call that ends at `step`."""
+    first_non_finite, ends = train.first_non_finite, iter(range(5, 100, 5))  # a call has 5 steps
 
     def check_and_send(stacked):
-        if next(calls) == 3:  # the call that ends at step 20
+        if next(ends) == step:
             signal.raise_signal(signal.SIGTERM)
         return first_non_finite(stacked)
 
+    monkeypatch.setattr(train, "first_non_finite", check_and_send)
+
+
+def stop_in_validation(monkeypatch, step: int) -> None:
+    """Save and stop as the watch thread does in a process of one command."""
+    ends = iter(range(10, 100, 10))
+
+    @contextlib.contextmanager
+    def saved_at_once(self, save):
+        if next(ends) == step:
+            save()
+            raise signals.Stopped(signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(signals.StopRequests, "saved_at_once", saved_at_once)
+
+
+@pytest.mark.parametrize("stop", [stop_before_validation, stop_in_validation])
+@pytest.mark.parametrize("step", [10, 20, 30, 40])
+def test_a_checkpoint_that_was_not_validated_is_validated_on_resume(best, config, tmp_path, monkeypatch, step, stop):
+    again = ("train", config, *BEST, "--workdir", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "first_non_finite", check_and_send)
-        assert run("train", config, "--workdir", tmp_path / "run").code == 143
-    assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"] == 20
+        stop(patch, step)
+        assert run(*again).code == 143
+    assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"] == step
     assert "validation_loss" not in rows(tmp_path / "run")[-1]
-    assert run("train", config, "--workdir", tmp_path / "run").code == 0
+    resumed = run(*again)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert_same_run(best, tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(best)
+    assert scalars(tmp_path / "run") == scalars(best)
+
+
+def scalars(directory: Path) -> dict[tuple[int, str], float]:
+    """Return the values in the event files except the speed."""
+    values = [(event.step, value) for event in read_events(directory) for value in event.summary.value]
+    return {(step, value.tag): value.simple_value for step, value in values if value.tag != "tasks_per_second"}
 
 
 def test_a_second_signal_stops_at_once(undisturbed, config, tmp_path, monkeypatch):

@@ -18,10 +18,11 @@ from test_cli_helpers import run, small
 
 from metajax.cli import main
 from metajax.data import disk, folder, load, load_folder, pixels, prepare
-from metajax.data.disk import clear_leftovers, open_zip, read_file
+from metajax.data.disk import clear_leftovers, open_zip
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 from metajax.experiment import Folder, Shots
+from metajax.files import read_file
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "tiny_imagenet" / "tiny_imagenet_60.zip"
 RED = (255, 0, 0)
@@ -609,12 +610,12 @@ def test_a_cache_that_is_a_fifo(tmp_path, caplog):
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
     source = classes(tmp_path / "x", "a", "b", "c")
-    put(tmp_path / "folder", {"old.npy.0123.tmp": b"half"})
+    put(tmp_path / "folder", {".metajax-0123456789abcdef.partial": b"half"})
     with clear_leftovers(tmp_path / "folder", "nothing"):  # another process at work
         load_folder(source, size=4, data_dir=tmp_path)
-        assert list((tmp_path / "folder").glob("*.tmp"))
+        assert list((tmp_path / "folder").glob("*.partial"))
     load_folder(source, size=5, data_dir=tmp_path)
-    assert not list((tmp_path / "folder").glob("*.tmp"))
+    assert not list((tmp_path / "folder").glob("*.partial"))
 
 
 def test_a_lock_that_another_process_never_releases(tmp_path):

@@ -231,6 +231,8 @@ def changed(value: float) -> np.ndarray:
 
 BAD_BANKS = [
     (float_bank(changed(np.nan)), "image 5 of .* has NaN or infinite values"),
+    (float_bank(changed(np.nan).astype(np.float16)), "image 5 of .* has NaN or infinite values"),
+    (float_bank(changed(np.nan).astype(jnp.bfloat16)), "image 5 of .* has NaN or infinite values"),
     (float_bank(changed(np.inf)), "image 5 of .* has NaN or infinite values"),
     (float_bank(jnp.asarray(changed(-np.inf))), "image 5 of .* has NaN or infinite values"),
     (float_bank(LEVELS * 255), r"are floats from 0 to 255, and floats must be in \[0, 1\]: divide them by 255"),

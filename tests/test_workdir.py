@@ -6,6 +6,7 @@ import json
 import os
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -448,6 +449,37 @@ def test_a_line_after_a_last_line_without_its_end_is_a_line_of_its_own(tmp_path)
     metrics.truncate(tmp_path, LINES[-1]["step"])
     metrics.append(tmp_path, {"step": 99, "loss": 0.5})
     assert metrics.read(tmp_path) == [*LINES, {"step": 99, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_that_is_too_long_is_damaged(tmp_path, caplog, monkeypatch, end):
+    monkeypatch.setattr(files, "_MOST_LINE_BYTES", 100)
+    monkeypatch.setattr(files.read_file, "__defaults__", (100,))  # the limit of other files does not hold here
+    long = b'{"step": 25, "loss": 0.5' + b" " * 300 + b"}"
+    path = metrics_file(tmp_path, end=long + end)
+    assert path.stat().st_size > 300
+    assert metrics.read(tmp_path) == LINES
+    assert [each.getMessage() for each in caplog.records] == [f"{path}:5: 1 damaged line is left out"]
+    before = path.read_bytes()
+    metrics.truncate(tmp_path, 15)
+    assert (tmp_path / "metrics.jsonl.damaged_1").read_bytes() == before
+    metrics.append(tmp_path, {"step": 17})
+    assert metrics.read(tmp_path) == [*LINES[:-1], {"step": 17}]
+
+
+def test_metrics_of_a_long_run_need_little_memory(tmp_path):
+    line = b'{"step": 1, "loss": 0.5, "accuracy": 0.25, "validation_loss": null}\n'
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        for _ in range(100):
+            file.write(line * 1000)
+    tracemalloc.start()
+    try:
+        assert sum(row["step"] for row in metrics.rows(tmp_path)) == 100_000
+        metrics.truncate(tmp_path, 0)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
 
 
 def test_missing_metrics_are_told(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """`metajax plot`: plot the learning curve, adaptation and example tasks of a run."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -58,11 +59,11 @@ def run(args: Sequence[str]) -> None:
     prepare_devices(1)
     check_devices()
     figures: dict[str, Figure] = {}
-    rows = metrics.read(options.workdir)
-    if any("loss" in row or "accuracy" in row for row in rows):
-        figures["learning_curve"] = plots.learning_curve(rows)
-    elif (options.workdir / metrics.METRICS).is_file():
-        report.warn(f"{options.workdir / metrics.METRICS} has no line that can be read: no learning curve is drawn")
+    if os.path.lexists(options.workdir / metrics.METRICS):
+        try:
+            figures["learning_curve"] = plots.learning_curve(metrics.rows(options.workdir))
+        except ValueError:
+            report.warn(f"{options.workdir / metrics.METRICS} has no line that can be read: no learning curve is drawn")
     evaluation = options.workdir / workdir.EVALUATION
     if evaluation.is_file():
         try:

@@ -202,6 +202,7 @@ def _settings(directory: Path, experiment: Experiment, source: Path, devices: in
 
 def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, mesh: Mesh, resumes: bool) -> None:
     state = init_train_state(parts.learner, parts.optimizer, parts.params, purpose_key(experiment.seed, "train"))
+    validate = _validation(experiment, parts, mesh)
     if resumes:
         state = _resume(directory, experiment, state, mesh)
         if is_first():
@@ -210,12 +211,13 @@ def _run(directory: Path, experiment: Experiment, source: Path, parts: Parts, me
                 report.say(f"{change}, with the same images")
             if moved or workdir.training_steps(directory) < experiment.training.steps:
                 files.write_json(directory / workdir.CONFIG, workdir.to_json(experiment))
+        _validate_late(directory, experiment.training, state, validate)
     else:
         if is_first():
             workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
         report.say(f"training in {directory} on {report.devices(mesh)}")
     if int(state.step) < experiment.training.steps:
-        _train(directory, experiment, parts, state, mesh)
+        _train(directory, experiment, parts, state, mesh, validate)
     state, step = load_state(directory, experiment, parts)
     best = ", which validated best," if experiment.evaluation.checkpoint == "best" else ""
     report.say(f"evaluating checkpoint {step:,}{best} on {experiment.evaluation.num_tasks:,} test tasks")
@@ -255,7 +257,42 @@ def _resume(directory: Path, experiment: Experiment, fresh: TrainState, mesh: Me
     return state
 
 
-def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainState, mesh: Mesh) -> None:
+def _validate_late(
+    directory: Path, settings: TrainingSettings, state: TrainState, validate: Callable[[TrainState], dict[str, Any]]
+) -> None:
+    """Validate a restored checkpoint if the run stopped before the end of the checkpoint's validation."""
+    folder, step = directory / workdir.CHECKPOINTS, int(state.step)
+    missing = step > 0 and _checkpoint_due(settings, step) and checkpoints.loss(folder, step) is None
+    if not any_process(missing):
+        return
+    row = {"step": step, **validate(state)}
+    loss = _loss_of_checkpoint(row)
+    if loss is not None and is_first():
+        metrics.amend(directory, row)
+        with contextlib.closing(metrics.Events(directory, step)) as events:
+            events.add(row)
+        checkpoints.set_loss(folder, step, loss)
+        checkpoints.prune(folder, settings.keep)
+    wait_for_others("validated")
+
+
+def _checkpoint_due(settings: TrainingSettings, step: int) -> bool:
+    return step % settings.checkpoint_every == 0 or step == settings.steps
+
+
+def _loss_of_checkpoint(row: dict[str, Any]) -> float | None:
+    """Return the loss that determines the best checkpoint: infinity for a diverged validation, `None` without one."""
+    return math.inf if row.get("validation_loss", 0) is None else row.get("validation_loss")
+
+
+def _train(
+    directory: Path,
+    experiment: Experiment,
+    parts: Parts,
+    state: TrainState,
+    mesh: Mesh,
+    validate: Callable[[TrainState], dict[str, Any]],
+) -> None:
     settings, step = experiment.training, int(state.step)
     sampler = replicate(as_partial(parts.tasks.samplers["train"]), mesh)  # shared by calls of all lengths
     compiled: dict[int, Callable[[TrainState, Any], Any]] = {}
@@ -273,7 +310,6 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             )
         return compiled[steps](state, fed)
 
-    validate = _validation(experiment, parts, mesh)
     fetched = _fetched_ahead(experiment, parts, state, mesh)
     with (
         _record(directory, step, settings.keep) if is_first() else contextlib.nullcontext(_Record()) as record,
@@ -294,15 +330,14 @@ def _train(directory: Path, experiment: Experiment, parts: Parts, state: TrainSt
             seconds = time.perf_counter() - began
             row = {"step": step, **{name: float(values.mean()) for name, values in stacked.items()}}
             row["tasks_per_second"] = float(f"{steps * settings.tasks_per_step / seconds:.4g}")
-            checkpoint_due = step % settings.checkpoint_every == 0 or step == settings.steps
+            checkpoint_due = _checkpoint_due(settings, step)
             if checkpoint_due and not any_process(bool(stop.received)):
                 keep = functools.partial(_stop, directory, record, dict(row), state)
                 with stop.saved_at_once(keep) if is_first() else contextlib.nullcontext():
                     row |= validate(state)
             record.add(row, flush=checkpoint_due)
             if checkpoint_due:
-                diverged = row.get("validation_loss", 0) is None
-                record.save(state, math.inf if diverged else row.get("validation_loss"))
+                record.save(state, _loss_of_checkpoint(row))
             progress.update(row, compiled=new)
             if any_process(bool(stop.received)):
                 record.save(state, wait=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from metajax.data import records
-from metajax.data.disk import one_line, read_file, writing_to
+from metajax.data.disk import one_line, writing_to
 from metajax.errors import UserError
+from metajax.files import read_file
 
 _INFO = "dataset_info.json"
 

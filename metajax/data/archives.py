@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from metajax.data import records
-from metajax.data.disk import MAX_BYTES, one_line, open_regular, read_file
+from metajax.data.disk import one_line
 from metajax.data.images import Contents
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
+from metajax.files import MAX_BYTES, open_regular, read_file
 
 _PHOTOGRAPH = re.compile(r"(?:.*/)?([^/.][^/]*)/([^/.][^/]*\.jpg)", re.IGNORECASE)
 

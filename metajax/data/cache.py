@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from metajax.data.dataset import Bank
-from metajax.data.disk import clear_leftovers, one_line, open_regular, read_file, refuse_links
+from metajax.data.disk import clear_leftovers, one_line, refuse_links
+from metajax.errors import UserError
+from metajax.files import PARTIALS, open_regular, read_file, replacing, write_bytes
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)
@@ -47,7 +47,7 @@ def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], 
     try:
         _write(data_dir, stem, key, bank)
         stored = _read(stem, key)
-    except _DAMAGE as error:
+    except (*_DAMAGE, UserError) as error:
         _LOG.warning("%s.npy: cannot cache the decoded images (%s)", stem, one_line(error))
         return bank
     # Another process may have stored a bank with another key in the meantime.
@@ -90,23 +90,10 @@ def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
         "skipped": bank.skipped,
     }
     text = json.dumps(meta).encode()
-    with clear_leftovers(stem.parent, "*.tmp"):
-        _replace(stem.with_suffix(".npy"), lambda file: np.save(file, images))
-        _replace(stem.with_suffix(".json"), lambda file: file.write(text))
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """Replace a file atomically: write a file beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:  # exclusive mode never follows a symbolic link
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with clear_leftovers(stem.parent, PARTIALS):
+        with replacing(stem.with_suffix(".npy")) as file:
+            np.save(file, images)
+        write_bytes(stem.with_suffix(".json"), text)
 
 
 def _checksum(images: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""The data directory, safe reads, and clear messages for errors of the disk."""
+"""The data directory, safe reads of zip archives, and clear messages for errors of the disk."""
 
 import contextlib
 import errno
@@ -6,7 +6,6 @@ import io
 import math
 import os
 import shutil
-import stat
 import time
 import unicodedata
 import zipfile
@@ -14,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.errors import UserError
-from metajax.files import expand_home
+from metajax.files import MAX_BYTES, check_size, expand_home, open_regular
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-MAX_BYTES = 2**28
-"""Largest file, member of an archive, or directory of a zip archive, that is read: 256 MB."""
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file belongs to a killed process, where locks do not tell."""
 _LOCK_RETRIES = 10
@@ -101,46 +98,6 @@ def writing_to(directory: Path) -> Iterator[None]:
         raise
 
 
-def open_regular(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading: to open or read a FIFO or a device may never end.
-
-    Args:
-        path: The file, or a link to it.
-
-    Returns:
-        The open file.
-
-    Raises:
-        OSError: It is no regular file, or cannot be opened.
-    """
-    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("not a regular file")
-    return file
-
-
-def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Read a regular file of limited size.
-
-    Args:
-        path: The file, or a link to it.
-        limit: Largest size of the file in bytes.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        OSError: If the file is larger than `limit`, is not a regular file, or cannot be read.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        _check_size(size, limit)
-        return file.read(size)
-
-
 class _Archive(zipfile.ZipFile):
     """A zip archive that closes its file: `zipfile` leaves a file open that it did not open."""
 
@@ -158,7 +115,7 @@ class _ShortReads(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None:
-            _check_size(size, MAX_BYTES)
+            check_size(size, MAX_BYTES)
         return super().read(size)
 
 
@@ -203,7 +160,7 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         zipfile.BadZipFile: If the member is damaged, encrypted, or compressed by an unknown method.
     """
     member = archive.getinfo(name) if isinstance(name, str) else name
-    _check_size(member.file_size, limit)
+    check_size(member.file_size, limit)
     if member.flag_bits & 1:
         raise zipfile.BadZipFile("is encrypted")
     try:
@@ -214,11 +171,6 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         raise
     except Exception as error:
         raise zipfile.BadZipFile(one_line(error)) from error
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise OSError(f"has {size:,} bytes, more than the {limit:,} that are read")
 
 
 def printable(name: str) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from metajax.data.disk import clear_leftovers, one_line, open_regular, refuse_links, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
-from metajax.files import expand_home
+from metajax.files import expand_home, open_regular
 
 _LOG = logging.getLogger("metajax.data")
 

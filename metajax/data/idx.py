@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from metajax.data import records
-from metajax.data.disk import one_line, open_zip, read_file, read_member
+from metajax.data.disk import one_line, open_zip, read_member
 from metajax.data.download import RemoteFile
 from metajax.data.images import Contents
 from metajax.data.pixels import encode_png
 from metajax.errors import UserError
+from metajax.files import read_file
 
 SIDE = 28
 """Height and width of an image in pixels."""

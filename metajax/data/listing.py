@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metajax.data.disk import one_line, open_regular, open_zip, printable, read_file, read_member
+from metajax.data.disk import one_line, open_zip, printable, read_member
 from metajax.data.pixels import SUFFIXES, looks_like_image
 from metajax.errors import UserError
+from metajax.files import open_regular, read_file
 
 _LOG = logging.getLogger("metajax.data")
 SPLITS = ("train", "validation", "test")

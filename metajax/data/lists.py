@@ -8,10 +8,11 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metajax.data.disk import one_line, printable, read_file
+from metajax.data.disk import one_line, printable
 from metajax.data.listing import SPLITS, Entry, Layout, split_of
 from metajax.data.pixels import SUFFIXES
 from metajax.errors import UserError
+from metajax.files import read_file
 
 _LOG = logging.getLogger("metajax.data")
 _ENDINGS = (".csv", ".txt", ".tsv")

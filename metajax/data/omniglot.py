@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from metajax.data import dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
-from metajax.data.disk import one_line, open_zip, read_file, read_member
+from metajax.data.disk import one_line, open_zip, read_member
 from metajax.data.download import RemoteFile, obtain
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
+from metajax.files import read_file
 
 CHARACTERS = {"background": 964, "evaluation": 659}
 """Characters in each official part."""

@@ -17,9 +17,10 @@ import numpy as np
 
 from metajax.data.cache import cached
 from metajax.data.dataset import Bank, check_memory, pool
-from metajax.data.disk import clear_leftovers, one_line, read_file, refuse_links, resolve_data_dir, writing_to
+from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
+from metajax.files import read_file
 
 Example = tuple[str | int, dict[str, Any]]
 """A unique key and the features."""

@@ -2,7 +2,7 @@
 
 import jax
 
-from metajax.checks import check_task
+from metajax.checks import check_finite, check_task
 from metajax.tracing import is_repeatable, used_inputs
 from metajax.types import PyTree, Task, TaskSampler
 
@@ -13,11 +13,16 @@ def constant_task(task: Task) -> TaskSampler:
     Args:
         task: The task; its arrays are arguments of the compiled training step, not constants in it.
 
+    Raises:
+        TypeError: If `task` has no support set and query set.
+        ValueError: If an array of the task has NaN or infinite values.
+
     >>> import metajax as mj
     >>> mj.constant_task(mj.Task(support=1.0, query=2.0))(jax.random.key(0)).query
     2.0
     """
     check_task(task)
+    check_finite(task, "the task")
     return jax.tree_util.Partial(_constant, task)
 
 
