@@ -2,7 +2,7 @@
 
 `nox -s tests` tests with the packages that pip chooses, `nox -s oldest` with the lower bound of every dependency,
 `nox -s newest` on the newest Python. `nox -s docs` builds the site. Words after `--` go to pytest, for example
-`nox -s oldest -- tests/test_inner.py`.
+`nox -s oldest -- tests/core/test_inner_loop.py`.
 """
 
 from collections.abc import Iterator

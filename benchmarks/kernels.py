@@ -27,8 +27,8 @@ from typing import Any
 import jax
 
 from benchmarks.throughput import ROUNDED, environment
-from metajax.benchmark import WORKLOADS, choose, standard, training_call
 from metajax.cli.device import choose_mesh, prepare_devices, use_precision
+from metajax.profiling import WORKLOADS, choose, standard, training_call
 
 KINDS = ("products", "moves", "arithmetic")
 _PRODUCTS = ("dot", "convol", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton", "prop", "grad")

@@ -18,7 +18,7 @@ from flax import nnx
 
 import metajax as mj
 from benchmarks.throughput import environment
-from metajax.benchmark import time_calls
+from metajax.profiling import time_calls
 
 _SEQUENCES = 8
 _TOLERANCE = 0.01

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from benchmarks.throughput import environment
-from metajax.benchmark.workloads import WORKLOADS
 from metajax.cli.device import use_precision
-from metajax.precision import products_precision
+from metajax.core.precision import products_precision
+from metajax.profiling.workloads import WORKLOADS
 
 
 def tasks_per_second(name: str, cores: int, seconds: float) -> float:

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.peers import PEERS, Unsupported
-from metajax.benchmark.workloads import WORKLOADS, Workload, choose, make_tasks
+from metajax.profiling.workloads import WORKLOADS, Workload, choose, make_tasks
 
 ROUNDED = ", bfloat16"
 OURS = ("metajax", "metajax, one device", f"metajax{ROUNDED}")
@@ -166,7 +166,7 @@ def _write(name: str, folder: Path) -> None:
     (folder / name).mkdir()
     code = (
         "import sys, numpy as np\nfrom benchmarks.throughput import flattened\n"
-        "from metajax.benchmark import WORKLOADS, standard\n"
+        "from metajax.profiling import WORKLOADS, standard\n"
         "np.savez(sys.argv[2], **flattened(standard(WORKLOADS[sys.argv[1]]).params))"
     )
     command = [sys.executable, "-c", code, name, str(folder / name / "params.npz")]
@@ -317,14 +317,14 @@ def gradient_of(implementation: str, workload: Workload, params: Arrays, tasks: 
     """
     if implementation not in OURS:
         return _peer(implementation).prepare(workload, params, tasks)[1]()
-    from metajax.benchmark import meta_gradient
+    from metajax.profiling import meta_gradient
 
     mesh, template = _our_mesh(implementation, workload)
     return flattened(meta_gradient(workload, mesh, _unflattened(params, template), tasks))
 
 
 def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays, seconds: float) -> dict[str, Any]:
-    from metajax.benchmark import time_calls
+    from metajax.profiling import time_calls
 
     if implementation in OURS:
         return _time_ours(implementation, workload, seconds)
@@ -339,7 +339,7 @@ def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays
 
 
 def _peak_bytes_of_peer(implementation: str) -> int:
-    from metajax.benchmark import peak_bytes
+    from metajax.profiling import peak_bytes
 
     if implementation in JAX:
         import jax
@@ -352,7 +352,7 @@ def _peak_bytes_of_peer(implementation: str) -> int:
 
 def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
     """Compile, and time when the turn has come."""
-    from metajax.benchmark import time_calls
+    from metajax.profiling import time_calls
 
     began = time.perf_counter()
     call()
@@ -379,8 +379,8 @@ def _autocast() -> contextlib.AbstractContextManager:
 
 def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:
     """The devices, and the tree of parameters that the choice depends on."""
-    from metajax.benchmark import standard
     from metajax.cli.device import choose_mesh, prepare_devices
+    from metajax.profiling import standard
 
     devices = 1 if implementation == OURS[1] else None
     prepare_devices(devices)
@@ -403,8 +403,8 @@ def _unflattened(arrays: Arrays, template: Any) -> Any:
 
 
 def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[str, Any]:
-    from metajax.benchmark import matrix_rate, peak_bytes, standard, task_flops, training_call
     from metajax.cli.device import use_precision
+    from metajax.profiling import matrix_rate, peak_bytes, standard, task_flops, training_call
 
     mesh, _ = _our_mesh(implementation, workload)
     devices = list(mesh.devices.flat)

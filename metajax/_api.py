@@ -1,14 +1,19 @@
 """The public names of `metajax`. The package imports this module when one of the names is first used."""
 
 from metajax import learners, models, tasks
+from metajax.analysis.ranks import mean_ranks
+from metajax.core.evaluator import make_evaluation
+from metajax.core.inner_loop import Adapted, InnerLoop, inner_loop
+from metajax.core.losses import classification_loss, regression_loss
+from metajax.core.parallel import average_tasks, map_tasks, task_keys, task_mesh
+from metajax.core.trainer import TrainState, first_non_finite, init_train_state, make_train_step
+from metajax.core.trees import invert, named
+from metajax.core.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 from metajax.errors import UserError
-from metajax.evaluation import make_evaluation
-from metajax.host import HostTasks, feed, host_episodes
-from metajax.inner import Adapted, InnerLoop, inner_loop
 from metajax.learners import (
-    Estimate,
+    MetaGradient,
     MetaLearner,
-    Part,
+    Modifier,
     anil,
     boil,
     cavia,
@@ -22,28 +27,23 @@ from metajax.learners import (
     prototypical_network,
     reptile,
 )
-from metajax.losses import classification_loss, regression_loss
 from metajax.models import functional
-from metajax.parallel import average_tasks, map_tasks, task_keys, task_mesh
-from metajax.partition import named, opposite
-from metajax.ranks import mean_ranks
 from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_episodes
-from metajax.training import TrainState, first_non_finite, init_train_state, make_train_step
-from metajax.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
+from metajax.tasks.host import HostTasks, feed, host_episodes
 
 __all__ = [
     "Adapted",
     "ApplyFn",
     "Batch",
     "ClassBank",
-    "Estimate",
     "HostTasks",
     "InnerLoop",
     "LossFn",
+    "MetaGradient",
     "MetaLearner",
     "MetaParams",
+    "Modifier",
     "Params",
-    "Part",
     "Task",
     "TaskSampler",
     "TrainState",
@@ -64,6 +64,7 @@ __all__ = [
     "imaml",
     "init_train_state",
     "inner_loop",
+    "invert",
     "learners",
     "lora",
     "make_evaluation",
@@ -75,7 +76,6 @@ __all__ = [
     "meta_sgd",
     "models",
     "named",
-    "opposite",
     "proto_maml",
     "prototypical_network",
     "regression_loss",

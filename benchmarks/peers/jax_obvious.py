@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from benchmarks.peers import Unsupported
-from metajax.benchmark.workloads import Workload
+from metajax.profiling.workloads import Workload
 
 
 def prepare(

@@ -23,7 +23,7 @@ from benchmarks.peers import Unsupported
 from benchmarks.peers.torch_common import Arrays, Prepared, loss_of, make_module, make_tensors, with_adam
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 
 def prepare(workload: Workload, params: Arrays, tasks: Arrays) -> Prepared:

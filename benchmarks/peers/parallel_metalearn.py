@@ -33,7 +33,7 @@ from benchmarks.peers.torch_common import (
 )
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 
 class _Model(MAML_Model):

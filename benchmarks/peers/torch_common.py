@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.peers import torch_models
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as convolutions have it there without asking

@@ -22,7 +22,7 @@ from benchmarks.peers.torch_common import (
 )
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 Params = dict[str, torch.Tensor]
 

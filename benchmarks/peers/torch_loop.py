@@ -10,7 +10,7 @@ from torch.func import functional_call
 from benchmarks.peers.torch_common import Arrays, Prepared, add_to_grad, loss_of, make_module, make_tensors, with_adam
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 
 def prepare(workload: Workload, params: Arrays, tasks: Arrays) -> Prepared:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
-    from metajax.benchmark.workloads import Workload  # at run time it would import JAX
+    from metajax.profiling.workloads import Workload  # at run time it would import JAX
 
 
 def build(workload: Workload) -> nn.Module:

@@ -11,7 +11,16 @@ from jax.sharding import Mesh
 
 import metajax
 from metajax import files
-from metajax.benchmark import (
+from metajax.cli import configs, report, tune
+from metajax.cli.device import check_devices, choose_mesh, device_name, prepare_devices, use_precision
+from metajax.cli.parse import DescribedDefault, parse
+from metajax.core.precision import products_precision
+from metajax.core.types import Params, TaskSampler
+from metajax.errors import UserError
+from metajax.experiment import Execution, build
+from metajax.experiment.build import check_training
+from metajax.learners import MetaLearner
+from metajax.profiling import (
     WORKLOADS,
     choose,
     matrix_rate,
@@ -21,16 +30,7 @@ from metajax.benchmark import (
     time_calls,
     training_calls,
 )
-from metajax.cli import configs, report, tune
-from metajax.cli.device import check_devices, choose_mesh, device_name, prepare_devices, use_precision
-from metajax.cli.parse import DescribedDefault, parse
-from metajax.errors import UserError
-from metajax.experiment import Execution, build
-from metajax.experiment.build import check_training
-from metajax.host import HostTasks
-from metajax.learners import MetaLearner
-from metajax.precision import products_precision
-from metajax.types import Params, TaskSampler
+from metajax.tasks.host import HostTasks
 
 
 @dataclasses.dataclass

@@ -15,11 +15,11 @@ import metajax
 from metajax import files
 from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
-from metajax.config_code import load_module
 from metajax.errors import UserError
 from metajax.experiment import Domains, Experiment, TaskSpec
 from metajax.experiment.checks import shown, types_are_right
-from metajax.workdir import config_folder
+from metajax.experiment.config_code import load_module
+from metajax.experiment.workdir import config_folder
 
 T = TypeVar("T")
 

@@ -17,11 +17,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from metajax.cli import compiled, rendezvous
+from metajax.core.parallel import is_tiny, task_mesh
+from metajax.core.precision import products_precision
+from metajax.core.types import Params
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
-from metajax.parallel import is_tiny, task_mesh
-from metajax.precision import products_precision
-from metajax.types import Params
 
 _LOG = logging.getLogger("metajax.cli")
 

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import Mesh
 
-from metajax import checkpoints, files, workdir
+from metajax import files
 from metajax.cli import configs, report
 from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.cli.parse import DescribedDefault, parse, value_of
+from metajax.core.evaluator import Evaluation, make_evaluation
+from metajax.core.trainer import TrainState, init_train_state
+from metajax.core.types import TaskSampler
 from metajax.errors import UserError
-from metajax.evaluation import Evaluation, make_evaluation
-from metajax.experiment import Domains, Experiment, Folder, Parts, Tasks, TaskSpec, build
+from metajax.experiment import Domains, Experiment, Folder, Parts, Tasks, TaskSpec, build, checkpoints, workdir
 from metajax.experiment.build import evaluation_batch_size, purpose_key
 from metajax.experiment.protocols import PROTOCOLS
-from metajax.training import TrainState, init_train_state
-from metajax.types import TaskSampler
 
 
 @dataclasses.dataclass

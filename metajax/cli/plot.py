@@ -12,16 +12,17 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from metajax import files, metrics, plots, workdir
+from metajax import files
 from metajax.cli import report
 from metajax.cli.device import check_devices, prepare_devices
 from metajax.cli.evaluate import load_state, tasks_of_run, warn_of_changed_code
 from metajax.cli.parse import DescribedDefault, parse
+from metajax.core.trainer import TrainState
+from metajax.core.types import Batch, Task
 from metajax.errors import UserError
-from metajax.experiment import Experiment, Parts, build
+from metajax.experiment import Experiment, Parts, build, metrics, workdir
 from metajax.experiment.build import evaluation_batch_size, purpose_key
-from metajax.training import TrainState
-from metajax.types import Batch, Task
+from metajax.report import plots
 
 _FITS = 3
 

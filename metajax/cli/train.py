@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from metajax import checkpoints, config_code, files, metrics, workdir
+from metajax import files
 from metajax.cli import configs, rendezvous, report, tune
 from metajax.cli.device import (
     any_process,
@@ -35,13 +35,13 @@ from metajax.cli.evaluate import describe_task, evaluate_run, load_state
 from metajax.cli.parse import DescribedDefault, value_of
 from metajax.cli.progress import Progress
 from metajax.cli.signals import Stopped, stop_requests
+from metajax.core.evaluator import make_evaluation
+from metajax.core.parallel import replicate
+from metajax.core.trainer import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
 from metajax.errors import UserError
-from metajax.evaluation import make_evaluation
-from metajax.experiment import Experiment, Parts, TrainingSettings, build
+from metajax.experiment import Experiment, Parts, TrainingSettings, build, checkpoints, config_code, metrics, workdir
 from metajax.experiment.build import check_training, evaluation_batch_size, purpose_key
-from metajax.host import HostTasks, feed
-from metajax.parallel import replicate
-from metajax.training import TrainState, as_partial, first_non_finite, init_train_state, make_train_step
+from metajax.tasks.host import HostTasks, feed
 
 _FETCHED_CALLS = 10_000
 """Number of calls for each prefetch stream. The next stream starts without prefetched images."""

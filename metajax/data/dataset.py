@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.core.types import ClassBank
 from metajax.errors import UserError
-from metajax.types import ClassBank
 
 _LOG = logging.getLogger("metajax.data")
 LARGEST_IMAGE = 4096

@@ -8,14 +8,14 @@ import jax
 import optax
 from flax import nnx
 
+from metajax.core.evaluator import weighs_examples
+from metajax.core.trees import named, names
+from metajax.core.types import ApplyFn, LossFn, Params, TaskSampler
 from metajax.errors import UserError
-from metajax.evaluation import weighs_examples
 from metajax.experiment.settings import Experiment
 from metajax.experiment.tasks import Tasks
-from metajax.learners import Ingredients, MetaLearner
+from metajax.learners import BuildContext, MetaLearner
 from metajax.models import BatchNorm, functional
-from metajax.partition import named, names
-from metajax.types import ApplyFn, LossFn, Params, TaskSampler
 
 
 class Parts(NamedTuple):
@@ -59,7 +59,7 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
     apply, params = functional(module)
     _check_frozen(experiment.inner.frozen, params)
     loss_fn = tasks.loss(apply)
-    given = Ingredients(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
+    given = BuildContext(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
     try:
         learner = experiment.learner.build(given)
         meta_params, _ = jax.eval_shape(lambda: learner.init(params))

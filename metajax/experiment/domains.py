@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from metajax import tasks
+from metajax.core.losses import classification_loss
 from metajax.errors import UserError
 from metajax.experiment.checks import MOST_EXAMPLES, whole
 from metajax.experiment.tasks import Shots, Tasks, TaskSpec
-from metajax.losses import classification_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

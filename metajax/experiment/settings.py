@@ -5,13 +5,13 @@ from typing import Literal, Protocol, runtime_checkable
 
 import optax
 
+from metajax.core.inner_loop import InnerLoop, inner_loop
+from metajax.core.trees import invert, named
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST, MOST_EXAMPLES, MOST_TASKS, in_range, positive, shown, whole
 from metajax.experiment.models import ModelSpec
 from metajax.experiment.tasks import TaskSpec
-from metajax.inner import InnerLoop, inner_loop
-from metajax.learners import Ingredients, MetaLearner
-from metajax.partition import named, opposite
+from metajax.learners import BuildContext, MetaLearner
 
 _MOST_STEPS = 100_000
 """Largest number of inner steps."""
@@ -27,7 +27,7 @@ _MOST_MEASURED = 100_000_000
 class LearnerSpec(Protocol):
     """Settings of a meta-learner; the module of each learner defines its own class."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
         ...
 
@@ -71,7 +71,7 @@ class Inner:
         return inner_loop(
             optimizer,
             self.steps,
-            adapts=opposite(named(*self.frozen)) if self.frozen else None,
+            adapts=invert(named(*self.frozen)) if self.frozen else None,
             batch_size=self.batch_size,
             first_order=self.first_order,
             mixed_mode=execution.mixed_mode,

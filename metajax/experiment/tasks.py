@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from metajax import data, tasks
+from metajax.core.losses import classification_loss, regression_loss
+from metajax.core.types import ApplyFn, ClassBank, LossFn, TaskSampler
 from metajax.data.dataset import proportional
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
 from metajax.files import expand_home
-from metajax.host import HostTasks, host_episodes
-from metajax.losses import classification_loss, regression_loss
-from metajax.types import ApplyFn, ClassBank, LossFn, TaskSampler
+from metajax.tasks.host import HostTasks, host_episodes
 
 
 class Tasks(NamedTuple):

@@ -1,11 +1,11 @@
 """Meta-learners: one module for each algorithm, with a common interface."""
 
-from metajax.learners._interface import (
+from metajax.core.learner import (
     Adaptation,
-    Estimate,
-    Ingredients,
+    BuildContext,
+    MetaGradient,
     MetaLearner,
-    Part,
+    Modifier,
     check_estimate,
     check_learner,
     checked_learner,
@@ -28,10 +28,10 @@ from metajax.learners.reptile import reptile
 
 __all__ = [
     "Adaptation",
-    "Estimate",
-    "Ingredients",
+    "BuildContext",
+    "MetaGradient",
     "MetaLearner",
-    "Part",
+    "Modifier",
     "anil",
     "annealed_weights",
     "boil",

@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from metajax.inner import InnerLoop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.core.inner_loop import InnerLoop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import Mask, invert, merge, named, split
+from metajax.core.types import LossFn
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, merge, named, opposite, split
-from metajax.types import LossFn
 
 
-def only(adapts: Chooses, setting: str = "what adapts") -> Part:
+def only(adapts: Mask, setting: str = "what adapts") -> Modifier:
     """Adapt only the leaves that a mask selects; the inner loop does not change the other leaves.
 
     The other leaves are still meta-learned. The inner gradient with respect to them is not computed.
@@ -19,7 +19,7 @@ def only(adapts: Chooses, setting: str = "what adapts") -> Part:
         setting: Name of the mask in error messages.
 
     Returns:
-        A part for `maml` with the name `only` and without meta-parameters.
+        A modifier for `maml` with the name `only` and without meta-parameters.
 
     >>> only(named("head")).name
     'only'
@@ -27,16 +27,18 @@ def only(adapts: Chooses, setting: str = "what adapts") -> Part:
 
     def change(learned, adaptation, support):
         fast, slow = split(adaptation.params, adapts, setting)
-        return adaptation._replace(params=fast, view=lambda fast, step: adaptation.view(merge(fast, slow), step))
+        return adaptation._replace(
+            params=fast, to_model=lambda fast, step: adaptation.to_model(merge(fast, slow), step)
+        )
 
-    return Part("only", change)
+    return Modifier("only", change)
 
 
 def _called(head: str) -> str:
     return f"the name of the head (head={head!r})"
 
 
-def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
+def anil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "head") -> MetaLearner:
     r"""Make the learner of Almost No Inner Loop: MAML whose inner loop adapts only the head.
 
     With :math:`\theta = (\theta_{body}, \theta_{head})` the inner step is
@@ -46,7 +48,7 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         head: Name of the head among the parameters.
 
     Returns:
@@ -62,10 +64,10 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     >>> float(adapted["body"]), float(adapted["head"])
     (1.0, 0.0)
     """
-    return maml(loss_fn, inner, only(named(head), _called(head)), *parts)
+    return maml(loss_fn, inner, only(named(head), _called(head)), *modifiers)
 
 
-def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") -> MetaLearner:
+def boil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "head") -> MetaLearner:
     r"""Make the learner of Body Only update in Inner Loop: MAML whose inner loop adapts all parameters but the head.
 
     The inner step is :math:`\theta_{body} \leftarrow \theta_{body} - \alpha \nabla_{\theta_{body}} L`. So the features
@@ -74,7 +76,7 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         head: Name of the head among the parameters.
 
     Returns:
@@ -91,7 +93,7 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *parts: Part, head: str = "head") ->
     >>> float(adapted["body"]), float(adapted["head"])
     (0.0, 1.0)
     """
-    return maml(loss_fn, inner, only(opposite(named(head)), _called(head)), *parts)
+    return maml(loss_fn, inner, only(invert(named(head)), _called(head)), *modifiers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +103,9 @@ class ANIL:
     head: str = "head"
     """Name of the head among the parameters."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return anil(given.loss_fn, given.inner, head=self.head)
+        return anil(context.loss_fn, context.inner, head=self.head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,6 @@ class BOIL:
     head: str = "head"
     """Name of the head among the parameters."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return boil(given.loss_fn, given.inner, head=self.head)
+        return boil(context.loss_fn, context.inner, head=self.head)

@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_count
+from metajax.core.checks import check_count
+from metajax.core.inner_loop import InnerLoop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import Mask, map_changed, named, split
+from metajax.core.types import LossFn
 from metajax.errors import UserError
-from metajax.inner import InnerLoop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, map_changed, named, split
-from metajax.types import LossFn
 
 
-def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
+def context(size: int, shifts: Mask, rng: jax.Array) -> Modifier:
     r"""Adapt only a context vector. A meta-learned linear map of the vector is added to some leaves of the model.
 
     Adding such a map to a layer's bias is equivalent to appending the context to the layer's inputs. Adding it to the
@@ -26,14 +26,14 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         rng: A key for the maps' initial values, normal with standard deviation :math:`1/\sqrt{size}`.
 
     Returns:
-        A part for `maml` with the name `context_maps`. It meta-learns an array `[size, ...]` for each shifted leaf, in
-        the leaf's dtype.
+        A modifier for `maml` with the name `context_maps`. It meta-learns an array `[size, ...]` for each shifted leaf,
+        in the leaf's dtype.
 
     Raises:
-        ValueError: If `size` is below 1. The part's `init` raises a `ValueError` if the mask selects no leaf.
+        ValueError: If `size` is below 1. The modifier's `init` raises a `ValueError` if the mask selects no leaf.
 
-    >>> part = context(4, named("bias"), jax.random.key(0))
-    >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
+    >>> modifier = context(4, named("bias"), jax.random.key(0))
+    >>> jax.tree.map(jnp.shape, modifier.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))}))
     {'bias': (4, 3), 'kernel': None}
     """
     check_count("size", size)
@@ -51,20 +51,20 @@ def context(size: int, shifts: Chooses, rng: jax.Array) -> Part:
         )
 
     def change(maps, adaptation, support):
-        def view(vector, step):
+        def to_model(vector, step):
             def shifted(leaf, map_):
                 return leaf + jnp.tensordot(vector, map_, 1).astype(jnp.result_type(leaf))
 
-            return adaptation.view(map_changed(shifted, adaptation.params, maps), step)
+            return adaptation.to_model(map_changed(shifted, adaptation.params, maps), step)
 
         dtype = jnp.result_type(*jax.tree.leaves(maps))
-        return adaptation._replace(params=jnp.zeros(size, dtype), view=view)
+        return adaptation._replace(params=jnp.zeros(size, dtype), to_model=to_model)
 
-    return Part("context_maps", change, init)
+    return Modifier("context_maps", change, init)
 
 
 def cavia(
-    loss_fn: LossFn, inner: InnerLoop, *parts: Part, shifts: Chooses, rng: jax.Array, size: int = 5
+    loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, shifts: Mask, rng: jax.Array, size: int = 5
 ) -> MetaLearner:
     r"""Make the learner of CAVIA (fast context adaptation): a small context vector adapts; tasks share the parameters.
 
@@ -74,7 +74,7 @@ def cavia(
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`. Inner learning rates may be much larger than for MAML.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         shifts: The leaves that the context shifts; see `context`.
         rng: A key for initial values.
         size: Size of the context vector.
@@ -98,7 +98,7 @@ def cavia(
     >>> float(learner.adapt(meta_params, 0.0, jax.random.key(1)).params["bias"])  # the context went from 0 to −1
     0.0
     """
-    return maml(loss_fn, inner, context(size, shifts, rng), *parts)
+    return maml(loss_fn, inner, context(size, shifts, rng), *modifiers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,6 @@ class CAVIA:
         if not 1 <= self.size <= 100_000:
             raise UserError(f"learner.size must be from 1 to 100000, got {self.size}")
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return cavia(given.loss_fn, given.inner, shifts=named(*self.shifts), rng=given.rng, size=self.size)
+        return cavia(context.loss_fn, context.inner, shifts=named(*self.shifts), rng=context.rng, size=self.size)

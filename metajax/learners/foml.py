@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_loss, evaluate_loss
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
-from metajax.partition import merge
-from metajax.types import LossFn
+from metajax.core.checks import check_loss, evaluate_loss
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import BuildContext, MetaGradient, MetaLearner, checked_learner
+from metajax.core.trees import merge
+from metajax.core.types import LossFn
 
 
 def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
@@ -55,7 +55,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         grads = merge(fast, jax.tree.map(jnp.zeros_like, slow))  # leaves that do not adapt have no inner gradient
         after = adapt(before.params, task.support, support_key, steps=1, opt_state=before.opt_state)
         _, metrics = evaluate_loss(loss_fn, after.params, task.query, query_key)
-        return Estimate(grads, metrics, ())
+        return MetaGradient(grads, metrics, ())
 
     return checked_learner(lambda params: (params, ()), adapt, gradient)
 
@@ -64,6 +64,6 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 class FOML:
     """FOML as settings."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return foml(given.loss_fn, given.inner)
+        return foml(context.loss_fn, context.inner)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax.checks import check_loss, evaluate_loss
+from metajax.core.checks import check_loss, evaluate_loss
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import BuildContext, MetaGradient, MetaLearner, checked_learner
+from metajax.core.trees import merge
+from metajax.core.types import LossFn
 from metajax.errors import UserError
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
-from metajax.partition import merge
-from metajax.types import LossFn
 
 
 def imaml(
@@ -118,7 +118,7 @@ def imaml(
         solution, _ = cg(matrix, optax.tree.cast(by_fast, dtype), tol=0.0, maxiter=cg_steps)
         solution = optax.tree.cast_like(solution, by_fast)
         mixed = inner.split(hessian_times(solution))[1]
-        return Estimate(merge(solution, optax.tree.sub(by_slow, mixed)), metrics, ())
+        return MetaGradient(merge(solution, optax.tree.sub(by_slow, mixed)), metrics, ())
 
     return checked_learner(init, adapt, gradient)
 
@@ -145,6 +145,6 @@ class IMAML:
         if not 0 <= self.damping < 1e37:
             raise UserError(f"learner.damping must be a number from 0 to 1e37, got {self.damping}")
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return imaml(given.loss_fn, given.inner, **dataclasses.asdict(self))
+        return imaml(context.loss_fn, context.inner, **dataclasses.asdict(self))

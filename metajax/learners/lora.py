@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_count
+from metajax.core.checks import check_count
+from metajax.core.inner_loop import InnerLoop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import Mask, map_changed, named, split
+from metajax.core.types import LossFn
 from metajax.errors import UserError
-from metajax.inner import InnerLoop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, map_changed, named, split
-from metajax.types import LossFn
 
 
-def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
+def low_rank(rank: int, adapts: Mask, rng: jax.Array) -> Modifier:
     r"""Adapt some weights :math:`W` as :math:`W + A B` with thin :math:`A`, :math:`B`; other parameters do not adapt.
 
     A kernel with more than two axes is reshaped to a matrix: the last axis gives the columns, all others the rows.
@@ -27,15 +27,15 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
             starts from 0, so the initial update :math:`A B` is 0.
 
     Returns:
-        A part for `maml` with the name `low_rank`. It meta-learns the initial :math:`A` and :math:`B` of each weight,
-        in the weight's dtype.
+        A modifier for `maml` with the name `low_rank`. It meta-learns the initial :math:`A` and :math:`B` of each
+        weight, in the weight's dtype.
 
     Raises:
-        ValueError: If `rank` is below 1. The part's `init` raises a `ValueError` if the mask selects no weight, or a
-            vector.
+        ValueError: If `rank` is below 1. The modifier's `init` raises a `ValueError` if the mask selects no weight, or
+            a vector.
 
-    >>> part = low_rank(2, named("kernel"), jax.random.key(0))
-    >>> jax.tree.map(jnp.shape, part.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
+    >>> modifier = low_rank(2, named("kernel"), jax.random.key(0))
+    >>> jax.tree.map(jnp.shape, modifier.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
     {'bias': None, 'kernel': ((5, 2), (2, 3))}
     """
     check_count("rank", rank)
@@ -52,19 +52,19 @@ def low_rank(rank: int, adapts: Chooses, rng: jax.Array) -> Part:
         return structure.unflatten(pairs)
 
     def change(factors, adaptation, support):
-        def view(factors, step):
+        def to_model(factors, step):
             def changed(leaf, pair):
                 return leaf + (pair[0] @ pair[1]).reshape(leaf.shape)
 
-            return adaptation.view(map_changed(changed, adaptation.params, factors), step)
+            return adaptation.to_model(map_changed(changed, adaptation.params, factors), step)
 
-        return adaptation._replace(params=factors, view=view)
+        return adaptation._replace(params=factors, to_model=to_model)
 
-    return Part("low_rank", change, init)
+    return Modifier("low_rank", change, init)
 
 
 def lora(
-    loss_fn: LossFn, inner: InnerLoop, *parts: Part, adapts: Chooses, rng: jax.Array, rank: int = 4
+    loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, adapts: Mask, rng: jax.Array, rank: int = 4
 ) -> MetaLearner:
     r"""Make the learner of MAML whose inner loop adapts some weights by low-rank updates, and no other parameters.
 
@@ -74,7 +74,7 @@ def lora(
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         adapts: The weights that adapt; see `low_rank`.
         rng: A key for initial values.
         rank: Rank of the updates.
@@ -98,7 +98,7 @@ def lora(
     >>> int(jnp.linalg.matrix_rank(learner.adapt(meta_params, jnp.eye(4), jax.random.key(1)).params["w"]))
     1
     """
-    return maml(loss_fn, inner, low_rank(rank, adapts, rng), *parts)
+    return maml(loss_fn, inner, low_rank(rank, adapts, rng), *modifiers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,6 @@ class LoRA:
         if not 1 <= self.rank <= 4096:
             raise UserError(f"learner.rank must be from 1 to 4096, got {self.rank}")
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return lora(given.loss_fn, given.inner, adapts=named(*self.adapts), rng=given.rng, rank=self.rank)
+        return lora(context.loss_fn, context.inner, adapts=named(*self.adapts), rng=context.rng, rank=self.rank)

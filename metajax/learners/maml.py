@@ -1,4 +1,4 @@
-"""MAML: differentiate the query loss through the inner loop. Other learners modify MAML by a `Part`."""
+"""MAML: differentiate the query loss through the inner loop. Other learners modify MAML by a `Modifier`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_loss, describe, evaluate_loss
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Adaptation, Estimate, Ingredients, MetaLearner, Part, checked_learner
-from metajax.types import LossFn
+from metajax.core.checks import check_loss, describe, evaluate_loss
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import Adaptation, BuildContext, MetaGradient, MetaLearner, Modifier, checked_learner
+from metajax.core.types import LossFn
 
 
 def maml(
     loss_fn: LossFn,
     inner: InnerLoop,
-    *parts: Part,
+    *modifiers: Modifier,
     step_weights: Callable[[jax.Array], jax.Array] | None = None,
     second_order_from: int = 0,
 ) -> MetaLearner:
@@ -28,21 +28,21 @@ def maml(
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
         inner: The inner loop, from `inner_loop`.
-        *parts: Modifications of the inner loop: which parameters adapt, learned rates, and so on. ANIL, Meta-SGD and
-            other variants of MAML are one or two parts. Parts can be combined.
+        *modifiers: Modifications of the inner loop: which parameters adapt, learned rates, and so on. ANIL, Meta-SGD
+            and other variants of MAML are one or two modifiers. Modifiers can be combined.
         step_weights: MAML++'s multi-step loss: `completed meta-steps -> weights float[steps]`. The meta-loss is the
             weighted sum of the query losses after each inner step.
         second_order_from: First-order until meta-step `second_order_from`, then second-order.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the initialisation. If parts have meta-parameters, it is a dict with
-        the initialisation as `"init"` and each part's meta-parameters under its name. The learner's state is the number
-        of completed meta-steps if `step_weights` or `second_order_from` is set, else `()`.
+        A `MetaLearner` whose meta-parameters are the initialisation. If modifiers have meta-parameters, it is a dict
+        with the initialisation as `"init"` and each modifier's meta-parameters under its name. The learner's state is
+        the number of completed meta-steps if `step_weights` or `second_order_from` is set, else `()`.
 
     Raises:
         TypeError: If `inner` is not an inner loop.
-        ValueError: If two parts have the same name, or a part or `step_weights` was made for another number of inner
-            steps than `inner`.
+        ValueError: If two modifiers have the same name, or a modifier or `step_weights` was made for another number of
+            inner steps than `inner`.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks
@@ -58,15 +58,15 @@ def maml(
     """
     check_loss(loss_fn)
     check_inner_loop(inner)
-    for part in parts:
-        if not isinstance(part, Part):
-            raise TypeError(f"a modification of MAML is a metajax.Part, got {describe(part)}")
-    names = [part.name for part in parts]
+    for modifier in modifiers:
+        if not isinstance(modifier, Modifier):
+            raise TypeError(f"a modification of MAML is a metajax.Modifier, got {describe(modifier)}")
+    names = [modifier.name for modifier in modifiers]
     if len({"init", *names}) <= len(names):
-        raise ValueError(f"parts need different names, other than init, got {', '.join(names)}")
-    _check_steps(inner.steps, parts, step_weights)
+        raise ValueError(f"modifiers need different names, other than init, got {', '.join(names)}")
+    _check_steps(inner.steps, modifiers, step_weights)
     counts = step_weights is not None or second_order_from > 0
-    more = {part.name: part.init for part in parts if part.init is not None}
+    more = {modifier.name: modifier.init for modifier in modifiers if modifier.init is not None}
 
     def init(params):
         meta_params = {"init": params, **{name: make(params) for name, make in more.items()}} if more else params
@@ -74,17 +74,17 @@ def maml(
 
     def begin(meta_params, support) -> Adaptation:
         adaptation = Adaptation(meta_params["init"] if more else meta_params)
-        for part in parts:
-            learned = meta_params[part.name] if part.name in more else ()
-            adaptation = part.change(learned, adaptation, support)
+        for modifier in modifiers:
+            learned = meta_params[modifier.name] if modifier.name in more else ()
+            adaptation = modifier.change(learned, adaptation, support)
         return adaptation
 
     def adapt(meta_params, support, rng, *, state=(), steps=None, **options):
         start = begin(meta_params, support)
         adapted = inner.run(
-            loss_fn, start.params, support, rng, steps=steps, view=start.view, rescale=start.rescale, **options
+            loss_fn, start.params, support, rng, steps=steps, to_model=start.to_model, rescale=start.rescale, **options
         )
-        return adapted._replace(params=start.view(adapted.params, inner.steps if steps is None else steps))
+        return adapted._replace(params=start.to_model(adapted.params, inner.steps if steps is None else steps))
 
     def gradient(meta_params, task, rng, state):
         support_key, query_key = jax.random.split(rng)
@@ -113,18 +113,20 @@ def maml(
             )
         else:
             grads, metrics = estimate()
-        return Estimate(grads, metrics, state + 1 if counts else ())
+        return MetaGradient(grads, metrics, state + 1 if counts else ())
 
     return checked_learner(init, adapt, gradient, ("init", *more) if more else ())
 
 
-def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[jax.Array], jax.Array] | None) -> None:
-    """Raise a `ValueError` if a part or `step_weights` has per-step values for a number of steps other than `steps`."""
-    for part in parts:
-        if part.steps not in (None, steps):
+def _check_steps(
+    steps: int, modifiers: tuple[Modifier, ...], step_weights: Callable[[jax.Array], jax.Array] | None
+) -> None:
+    """Raise a `ValueError` if a modifier or `step_weights` was made for a number of steps other than `steps`."""
+    for modifier in modifiers:
+        if modifier.steps not in (None, steps):
             raise ValueError(
-                f"the part {part.name!r} was made for {part.steps} inner steps, but the inner loop has {steps}: use "
-                "the same number for both"
+                f"the modifier {modifier.name!r} was made for {modifier.steps} inner steps, but the inner loop has "
+                f"{steps}: use the same number for both"
             )
     if step_weights is None:
         return
@@ -139,6 +141,6 @@ def _check_steps(steps: int, parts: tuple[Part, ...], step_weights: Callable[[ja
 class MAML:
     """MAML as settings. `inner.first_order` gives first-order MAML; `inner.steps = 0` gives joint training."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return maml(given.loss_fn, given.inner)
+        return maml(context.loss_fn, context.inner)

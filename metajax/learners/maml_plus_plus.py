@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import Mask, invert, merge, named, scaled, split
+from metajax.core.types import LossFn
 from metajax.errors import UserError
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
 from metajax.learners.maml import maml
-from metajax.partition import Chooses, merge, named, opposite, scaled, split
-from metajax.types import LossFn
 
 
 def _norms(path: str, leaf: Any) -> bool:
@@ -20,7 +20,7 @@ def _norms(path: str, leaf: Any) -> bool:
     return named("norms")(path, leaf)
 
 
-def rates_per_layer_and_step(steps: int) -> Part:
+def rates_per_layer_and_step(steps: int) -> Modifier:
     """Multiply the inner update by a meta-learned factor for each leaf and inner step. The factors start at 1.
 
     Args:
@@ -28,7 +28,7 @@ def rates_per_layer_and_step(steps: int) -> Part:
             factors of the last training step.
 
     Returns:
-        A part for `maml` with the name `step_rates`. It meta-learns factors `[steps]` for each leaf, in the leaf's
+        A modifier for `maml` with the name `step_rates`. It meta-learns factors `[steps]` for each leaf, in the leaf's
         dtype.
 
     Raises:
@@ -49,7 +49,7 @@ def rates_per_layer_and_step(steps: int) -> Part:
     def init(params):
         return jax.tree.map(lambda leaf: jnp.ones(steps, jnp.result_type(leaf)), params)
 
-    return Part("step_rates", change, init, steps)
+    return Modifier("step_rates", change, init, steps)
 
 
 def _check_steps(name: str, steps: int) -> None:
@@ -57,7 +57,7 @@ def _check_steps(name: str, steps: int) -> None:
         raise ValueError(f"{name} per step need an inner step at least, got {steps}")
 
 
-def values_per_step(chooses: Chooses, steps: int) -> Part:
+def values_per_step(mask: Mask, steps: int) -> Modifier:
     """Give some leaves a meta-learned value for each inner step instead of adapting them.
 
     MAML++ uses it for the offsets of normalisation. MAML++'s per-step normalisation statistics need no extra code,
@@ -68,12 +68,12 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
     `s` is trained with the features after `s` steps.
 
     Args:
-        chooses: Mask of the leaves: a predicate `(path, leaf) -> bool` or a pytree of bools.
+        mask: Mask of the leaves: a predicate `(path, leaf) -> bool` or a pytree of bools.
         steps: Inner steps in training; must equal the `steps` of the inner loop. In evaluation all later steps use the
             last value.
 
     Returns:
-        A part for `maml` with the name `per_step`. It meta-learns `[steps + 1, ...]` for each selected leaf.
+        A modifier for `maml` with the name `per_step`. It meta-learns `[steps + 1, ...]` for each selected leaf.
 
     Raises:
         ValueError: If `steps` is below 1.
@@ -85,19 +85,19 @@ def values_per_step(chooses: Chooses, steps: int) -> Part:
 
     def init(params):
         return jax.tree.map(
-            lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, chooses, "per_step")[0]
+            lambda leaf: jnp.stack([jnp.asarray(leaf)] * (steps + 1)), split(params, mask, "per_step")[0]
         )
 
     def change(values, adaptation, support):
-        fast, _ = split(adaptation.params, opposite(chooses))
+        fast, _ = split(adaptation.params, invert(mask))
 
-        def view(fast, step):
+        def to_model(fast, step):
             at = jnp.minimum(step, steps)
-            return adaptation.view(merge(fast, jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], values)), step)
+            return adaptation.to_model(merge(fast, jax.tree.map(lambda leaf: jnp.asarray(leaf)[at], values)), step)
 
-        return adaptation._replace(params=fast, view=view)
+        return adaptation._replace(params=fast, to_model=to_model)
 
-    return Part("per_step", change, init, steps)
+    return Modifier("per_step", change, init, steps)
 
 
 def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
@@ -132,12 +132,12 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
 def maml_plus_plus(
     loss_fn: LossFn,
     inner: InnerLoop,
-    *parts: Part,
-    per_step: Chooses = _norms,
+    *modifiers: Modifier,
+    per_step: Mask = _norms,
     anneal_loss: int = 5_000,
     second_order_from: int = 0,
 ) -> MetaLearner:
-    r"""Make the learner of MAML++: `maml` with the parts of MAML++.
+    r"""Make the learner of MAML++: `maml` with the modifiers of MAML++.
 
     The inner step is :math:`\phi_l \leftarrow \phi_l - \alpha_{l,s} \nabla_{\phi_l} L(\phi; b_s)`, with a rate for each
     layer :math:`l` and step :math:`s`, and per-step normalisation offsets :math:`b_s`. The meta-loss is
@@ -147,7 +147,7 @@ def maml_plus_plus(
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         per_step: Mask of the leaves that have per-step values and do not adapt.
         anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed. One compiled program serves
             all meta-steps, so later meta-steps still compute the query losses of all inner steps, with weight 0 for all
@@ -175,7 +175,7 @@ def maml_plus_plus(
         inner,
         rates_per_layer_and_step(steps),
         values_per_step(per_step, steps),
-        *parts,
+        *modifiers,
         step_weights=annealed_weights(steps, anneal_loss),
         second_order_from=second_order_from,
     )
@@ -198,11 +198,11 @@ class MAMLPlusPlus:
         if not 0 <= self.second_order_from < 2**31:
             raise UserError(f"learner.second_order_from must be from 0 to 2³¹ − 1, got {self.second_order_from}")
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
         return maml_plus_plus(
-            given.loss_fn,
-            given.inner,
+            context.loss_fn,
+            context.inner,
             per_step=_norms if self.per_step is None else named(*self.per_step),
             anneal_loss=self.anneal_loss,
             second_order_from=self.second_order_from,

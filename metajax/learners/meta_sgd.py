@@ -5,19 +5,19 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.inner import InnerLoop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.core.inner_loop import InnerLoop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import scaled
+from metajax.core.types import LossFn
 from metajax.learners.maml import maml
-from metajax.partition import scaled
-from metajax.types import LossFn
 
 
-def learned_rates() -> Part:
+def learned_rates() -> Modifier:
     """Multiply each parameter's inner update by a meta-learned factor. The factors start at 1 and may become negative.
 
     Returns:
-        A part for `maml` with the name `rates`. It has one factor for each of the model's parameters. So it cannot be
-        combined with parts that adapt other arrays, such as a context or low-rank factors.
+        A modifier for `maml` with the name `rates`. It has one factor for each of the model's parameters. So it cannot
+        be combined with modifiers that adapt other arrays, such as a context or low-rank factors.
 
     >>> learned_rates().init({"w": 3.0})
     {'w': Array(1., dtype=float32, weak_type=True)}
@@ -28,14 +28,14 @@ def learned_rates() -> Part:
             rescale=lambda updates, step: scaled(adaptation.rescale(updates, step), rates),
         )
 
-    return Part("rates", change, lambda params: jax.tree.map(jnp.ones_like, params))
+    return Modifier("rates", change, lambda params: jax.tree.map(jnp.ones_like, params))
 
 
-def diagonal_preconditioner() -> Part:
+def diagonal_preconditioner() -> Modifier:
     r"""Multiply each parameter's inner update by a positive factor :math:`e^p`. The meta-learned :math:`p` starts at 0.
 
     Returns:
-        A part for `maml` with the name `log_diagonal`.
+        A modifier for `maml` with the name `log_diagonal`.
 
     >>> diagonal_preconditioner().init({"w": 3.0})
     {'w': Array(0., dtype=float32, weak_type=True)}
@@ -47,10 +47,10 @@ def diagonal_preconditioner() -> Part:
             rescale=lambda updates, step: scaled(adaptation.rescale(updates, step), diagonal),
         )
 
-    return Part("log_diagonal", change, lambda params: jax.tree.map(jnp.zeros_like, params))
+    return Modifier("log_diagonal", change, lambda params: jax.tree.map(jnp.zeros_like, params))
 
 
-def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:
+def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLearner:
     r"""Make the learner of Meta-SGD: MAML that also meta-learns the inner learning rate of every parameter.
 
     The inner step is :math:`\phi \leftarrow \phi - \alpha \circ \nabla L(\phi)`. The meta-gradient is taken with
@@ -61,7 +61,7 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`. The paper uses one step of SGD.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
 
     Returns:
         A `MetaLearner` whose meta-parameters are `"init"`, the initialisation, and `"rates"`, the factors.
@@ -78,22 +78,22 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *parts: Part) -> MetaLearner:
     >>> float(gradient["init"]), float(gradient["rates"])  # by the factor: 0.5 · (−0.5 · 1)
     (0.25, -0.25)
     """
-    return maml(loss_fn, inner, learned_rates(), *parts)
+    return maml(loss_fn, inner, learned_rates(), *modifiers)
 
 
 @dataclasses.dataclass(frozen=True)
 class MetaSGD:
     """Meta-SGD as settings. Its learned rates start at `inner.learning_rate`."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return meta_sgd(given.loss_fn, given.inner)
+        return meta_sgd(context.loss_fn, context.inner)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioned:
     """MAML with a meta-learned positive diagonal preconditioner of the inner updates, as settings."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return maml(given.loss_fn, given.inner, diagonal_preconditioner())
+        return maml(context.loss_fn, context.inner, diagonal_preconditioner())

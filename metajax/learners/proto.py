@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner import InnerLoop, check_inner_loop, inner_loop
-from metajax.learners._interface import Ingredients, MetaLearner, Part
+from metajax.core.functional import features
+from metajax.core.inner_loop import InnerLoop, check_inner_loop, inner_loop
+from metajax.core.learner import BuildContext, MetaLearner, Modifier
+from metajax.core.trees import map_with_names, names
+from metajax.core.types import ApplyFn, Batch, LossFn
 from metajax.learners.maml import maml
-from metajax.models.functional import features
-from metajax.partition import map_with_names, names
-from metajax.types import ApplyFn, Batch, LossFn
 
 
-def prototypes(embed: ApplyFn, head: str = "head") -> Part:
+def prototypes(embed: ApplyFn, head: str = "head") -> Modifier:
     r"""Start the head, a linear layer, from the prototypes of the support set, the classes' mean features.
 
     The kernel starts as :math:`2 c_k` and the bias as :math:`-\lVert c_k \rVert^2`, so that the logits are the negative
@@ -29,7 +29,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
         head: Path of the head among the parameters, with leaves `kernel [size, ways]` and `bias [ways]`.
 
     Returns:
-        A part for `maml` with the name `prototypes` and without meta-parameters. The support set must be a `Batch`.
+        A modifier for `maml` with the name `prototypes` and without meta-parameters. The support set must be a `Batch`.
 
     >>> prototypes(lambda params, x, rng: x).name
     'prototypes'
@@ -37,7 +37,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
 
     def change(learned, adaptation, support: Batch):
         params = adaptation.params
-        x = embed(adaptation.view(params, 0), support.x, None)
+        x = embed(adaptation.to_model(params, 0), support.x, None)
         leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
         if f"{head}/kernel" not in leaves or f"{head}/bias" not in leaves:
             raise ValueError(
@@ -62,10 +62,12 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Part:
 
         return adaptation._replace(params=map_with_names(started, params))
 
-    return Part("prototypes", change)
+    return Modifier("prototypes", change)
 
 
-def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, head: str = "head") -> MetaLearner:
+def proto_maml(
+    loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, embed: ApplyFn, head: str = "head"
+) -> MetaLearner:
     r"""Make the learner of Proto-MAML: MAML whose head starts from the prototypes of each task.
 
     The inner loop starts from :math:`(\theta_{body}, 2 c_k, -\lVert c_k \rVert^2)` and adapts all parameters.
@@ -73,7 +75,7 @@ def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, 
     Args:
         loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
         inner: The inner loop, from `inner_loop`.
-        *parts: Parts to combine it with; see `maml`.
+        *modifiers: Modifiers to combine it with; see `maml`.
         embed: The function that computes the inputs of the head; see `prototypes`.
         head: Path of the head among the parameters.
 
@@ -89,7 +91,7 @@ def proto_maml(loss_fn: LossFn, inner: InnerLoop, *parts: Part, embed: ApplyFn, 
     >>> inner = mj.inner_loop(optax.sgd(0.1), steps=3)
     >>> learner = mj.proto_maml(mj.classification_loss(apply), inner, embed=mj.models.features(apply))
     """
-    return maml(loss_fn, inner, prototypes(embed, head), *parts)
+    return maml(loss_fn, inner, prototypes(embed, head), *modifiers)
 
 
 def prototypical_network(
@@ -140,10 +142,10 @@ class ProtoMAML:
     head: str = "head"
     """Path of the head, a linear layer, among the parameters."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        embed = features(given.apply, self.head)
-        return proto_maml(given.loss_fn, given.inner, embed=embed, head=self.head)
+        embed = features(context.apply, self.head)
+        return proto_maml(context.loss_fn, context.inner, embed=embed, head=self.head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,7 @@ class PrototypicalNetwork:
     head: str = "head"
     """Path of the head, a linear layer, among the parameters."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        embed = features(given.apply, self.head)
-        return prototypical_network(given.loss_fn, embed=embed, head=self.head, inner=given.inner)
+        embed = features(context.apply, self.head)
+        return prototypical_network(context.loss_fn, embed=embed, head=self.head, inner=context.inner)

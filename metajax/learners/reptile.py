@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 
-from metajax.checks import check_loss, evaluate_loss
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
-from metajax.types import LossFn
+from metajax.core.checks import check_loss, evaluate_loss
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import BuildContext, MetaGradient, MetaLearner, checked_learner
+from metajax.core.types import LossFn
 
 
 def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False) -> MetaLearner:
@@ -61,7 +61,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
         adapted = adapt(meta_params, task.support, support_key, state=state)
         minus_delta = jax.tree.map(lambda before, after: before - after, meta_params, adapted.params)
         _, metrics = evaluate_loss(loss_fn, adapted.params, task.query, query_key)
-        return Estimate(minus_delta, metrics, adapted.opt_state if carry_optimizer else ())
+        return MetaGradient(minus_delta, metrics, adapted.opt_state if carry_optimizer else ())
 
     return checked_learner(init, adapt, gradient)
 
@@ -73,6 +73,6 @@ class Reptile:
     carry_optimizer: bool = False
     """Keep the inner optimiser's state from meta-step to meta-step and into evaluation, like the authors' code."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return reptile(given.loss_fn, given.inner, carry_optimizer=self.carry_optimizer)
+        return reptile(context.loss_fn, context.inner, carry_optimizer=self.carry_optimizer)

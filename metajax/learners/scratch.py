@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_loss, evaluate_loss
-from metajax.inner import InnerLoop, check_inner_loop
-from metajax.learners._interface import Estimate, Ingredients, MetaLearner, checked_learner
-from metajax.types import LossFn
+from metajax.core.checks import check_loss, evaluate_loss
+from metajax.core.inner_loop import InnerLoop, check_inner_loop
+from metajax.core.learner import BuildContext, MetaGradient, MetaLearner, checked_learner
+from metajax.core.types import LossFn
 
 
 def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
@@ -45,7 +45,7 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
         support_key, query_key = jax.random.split(rng)
         adapted = adapt(meta_params, task.support, support_key).params
         _, metrics = evaluate_loss(loss_fn, adapted, task.query, query_key)
-        return Estimate(jax.tree.map(jnp.zeros_like, meta_params), metrics, ())
+        return MetaGradient(jax.tree.map(jnp.zeros_like, meta_params), metrics, ())
 
     return checked_learner(lambda params: (params, ()), adapt, gradient)
 
@@ -54,6 +54,6 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 class Scratch:
     """Training from scratch as settings. One meta-step is enough, because meta-steps do not change the parameters."""
 
-    def build(self, given: Ingredients) -> MetaLearner:
+    def build(self, context: BuildContext) -> MetaLearner:
         """Make the learner."""
-        return scratch(given.loss_fn, given.inner)
+        return scratch(context.loss_fn, context.inner)

@@ -1,7 +1,7 @@
 """Models as Flax NNX modules, and `functional`, which converts a module into a pure function and its parameters."""
 
+from metajax.core.functional import features, functional
 from metajax.models.conv4 import Conv4
-from metajax.models.functional import features, functional
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
 from metajax.models.mlp import MLP
 from metajax.models.resnet import ResNet12, ResNet18

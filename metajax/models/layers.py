@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.blocks import largest_block, map_blocks
-from metajax.models.convolution import convolve
+from metajax.core.blocks import largest_block, map_blocks
+from metajax.kernels.convolution import convolve
 
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000

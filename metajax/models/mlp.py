@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from metajax.kernels.product import dot_general
 from metajax.models.layers import BatchNorm
-from metajax.models.product import dot_general
 
 
 class MLP(nnx.Module):

@@ -1,9 +1,9 @@
 """Task samplers: pure, traceable functions `rng -> Task`."""
 
+from metajax.core.sampler import check_sampler, constant_task
 from metajax.tasks.augment import chain, flip, invert, shift
 from metajax.tasks.episodes import draw_without_replacement, episodes
 from metajax.tasks.glyphs import glyphs
-from metajax.tasks.sampler import check_sampler, constant_task
 from metajax.tasks.sinusoid import sinusoid
 from metajax.tasks.varied import Domain, one_domain, varied_episodes
 

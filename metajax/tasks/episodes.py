@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from metajax.checks import check_count
-from metajax.types import Batch, ClassBank, Task, TaskSampler
+from metajax.core.checks import check_count
+from metajax.core.types import Batch, ClassBank, Task, TaskSampler
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 """`(image float32[height, width, channels] in [0, 1], rng) -> image`."""

@@ -7,8 +7,8 @@ noise, slanted, stretched, shifted, and with a random pen width. So image classi
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_count
-from metajax.types import Batch, Task, TaskSampler
+from metajax.core.checks import check_count
+from metajax.core.types import Batch, Task, TaskSampler
 
 MAX_STROKES = 4
 _POINTS_PER_STROKE = 12

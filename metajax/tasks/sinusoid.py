@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from metajax.checks import check_count
-from metajax.types import Batch, Task, TaskSampler
+from metajax.core.checks import check_count
+from metajax.core.types import Batch, Task, TaskSampler
 
 
 def sinusoid(

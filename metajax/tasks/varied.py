@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.checks import check_count
+from metajax.core.checks import check_count
+from metajax.core.types import Batch, ClassBank, Task, TaskSampler
 from metajax.tasks.episodes import Transform, check_bank, draw_without_replacement, shuffle_first, to_float, turn
-from metajax.types import Batch, ClassBank, Task, TaskSampler
 
 
 class Domain(NamedTuple):

@@ -1,0 +1,1 @@
+"""Analyses of trained learners: pure functions that return tables."""

@@ -1,0 +1,1 @@
+"""The mathematics of meta-learning on one task, and averages over tasks."""

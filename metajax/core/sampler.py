@@ -1,0 +1,61 @@
+"""Functions for all samplers: a check that tasks depend on the key, and a sampler of one fixed task."""
+
+import jax
+
+from metajax.core.checks import check_finite, check_task
+from metajax.core.tracing import is_repeatable, used_inputs
+from metajax.core.types import PyTree, Task, TaskSampler
+
+
+def constant_task(task: Task) -> TaskSampler:
+    """Return a sampler that gives the same task for every key.
+
+    Args:
+        task: The task; its arrays are arguments of the compiled training step, not constants in it.
+
+    Raises:
+        TypeError: If `task` has no support set and query set.
+        ValueError: If an array of the task has NaN or infinite values.
+
+    >>> import metajax as mj
+    >>> mj.constant_task(mj.Task(support=1.0, query=2.0))(jax.random.key(0)).query
+    2.0
+    """
+    check_task(task)
+    check_finite(task, "the task")
+    return jax.tree_util.Partial(_constant, task)
+
+
+def _constant(task: Task, rng: jax.Array) -> Task:
+    return task
+
+
+def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = None) -> None:
+    """Check that a sampler returns a task, and draws it with the key that it is given.
+
+    Args:
+        sampler: `rng -> Task`, or `(rng, *fed) -> Task`.
+        *fed: The host's data for one task, or its shapes, if the sampler takes any.
+        rng: A key of the kind that the sampler gets, or its shape. Default: a key of JAX's default implementation.
+
+    Raises:
+        TypeError: If the sampler does not return a `Task`.
+        ValueError: If the sampler samples numbers outside JAX, so that the compiled sampler repeats these numbers, or
+            if its task does not depend on the key. Samplers made by `constant_task` are exempt.
+    """
+    key = jax.random.key(0) if rng is None else rng
+    traced, task = jax.make_jaxpr(sampler, return_shape=True)(key, *fed)
+    check_task(task)
+    if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback samples on the host at each call
+        return
+    advice = "Draw with jax.random and the key that the sampler gets"
+    if not is_repeatable(sampler, key, *fed):
+        raise ValueError(
+            "the sampler draws numbers with NumPy or Python's random, but JAX runs that code only while it compiles: "
+            f"every task would be the same. {advice}"
+        )
+    if not any(used_inputs(traced.jaxpr)):
+        raise ValueError(
+            f"the sampler ignores its key: every task would be the same. {advice}; for one fixed task use "
+            "metajax.constant_task(task)"
+        )

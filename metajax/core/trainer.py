@@ -1,0 +1,306 @@
+"""The compiled training step: one call runs several meta-steps.
+
+Each meta-step samples tasks, averages their meta-gradients and updates the meta-parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.sharding import Mesh
+
+from metajax.core.checks import as_key, check_count, check_not_donated, check_params, describe
+from metajax.core.learner import MetaGradient, MetaLearner, check_estimate, check_learner
+from metajax.core.optimizers import check_optimizer, update
+from metajax.core.parallel import (
+    average_tasks,
+    check_chunk_size,
+    default_chunk_size,
+    replicate,
+    replicated,
+    split_over_tasks,
+    step_keys,
+)
+from metajax.core.sampler import check_sampler
+from metajax.core.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
+
+_SMALL_BYTES = 1_000_000
+"""Largest size of one call's tasks for which all tasks are sampled before the scan."""
+
+
+class TrainState(NamedTuple):
+    """The complete state of a training run, as one pytree. A resumed run needs nothing else.
+
+    Attributes:
+        meta_params: The meta-parameters.
+        opt_state: The outer optimiser's state.
+        learner_state: The learner's state, passed from meta-step to meta-step.
+        step: Number of completed meta-steps, `int32[]`.
+        key: The key of the run. All random numbers are functions of `key`, `step` and the task's index in the step.
+    """
+
+    meta_params: MetaParams
+    opt_state: PyTree
+    learner_state: PyTree
+    step: jax.Array
+    key: jax.Array
+
+
+class TrainStep(Protocol):
+    """A compiled function that runs `steps_per_call` meta-steps."""
+
+    def __call__(self, state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
+        """Advance the state, which is donated; `fed` is a pytree of arrays `[steps_per_call, tasks_per_step, ...]`."""
+        ...
+
+
+def init_train_state(
+    learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, seed: int | jax.Array = 0
+) -> TrainState:
+    """Return the state before the first meta-step.
+
+    Args:
+        learner: A meta-learner.
+        optimizer: The outer optimiser, any optax transformation.
+        params: A model's parameters. They are copied, because the training step donates its state's buffers.
+        seed: An integer or a key.
+
+    Returns:
+        A `TrainState` at step 0.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+
+    >>> import jax.numpy as jnp, optax, metajax as mj
+    >>> learner = mj.maml(lambda p, data, rng: (p**2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
+    >>> int(mj.init_train_state(learner, optax.adam(1e-3), jnp.float32(1.0)).step)
+    0
+    """
+    check_learner(learner)
+    check_optimizer(optimizer, "outer optimiser")
+    check_params(params)
+    meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
+    opt_state = optimizer.init(meta_params)
+    state = TrainState(meta_params, opt_state, learner_state, jnp.zeros((), jnp.int32), as_key(seed))
+    return jax.tree.map(jnp.copy, state)  # a buffer must not be donated twice: some optimisers store params
+
+
+def make_train_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    sampler: TaskSampler | Callable[[jax.Array, Any], Task],
+    *,
+    tasks_per_step: int,
+    steps_per_call: int = 1,
+    chunk_size: int | None = None,
+    mesh: Mesh | None = None,
+    skip_non_finite: bool = False,
+) -> TrainStep:
+    """Compile `steps_per_call` meta-steps, sampling included, into one call.
+
+    A meta-step *fails* if its loss, another metric, its meta-gradient or its update is NaN or infinite. A failed step
+    does not change the state, and neither do the later steps of the call: the state stays good, `state.step` is the
+    step that failed, and `first_non_finite(metrics)` names the metric. The next call with that state raises a
+    `FloatingPointError`, so a training loop cannot continue without progress; for this a call waits for the result of
+    the previous one, so give a call of a small model many steps. With `skip_non_finite=True` a failed
+    step changes only `state.step`, and training goes on with the next tasks.
+
+    An optimiser may handle a meta-gradient that is not finite, as `optax.apply_if_finite` and `optax.zero_nans` do: if
+    its update is finite, and no number in its state becomes NaN or infinite, the step is applied and does not fail.
+
+    Args:
+        learner: A meta-learner.
+        optimizer: The outer optimiser; clipping and schedules are parts of an optax chain. An optimiser that adapts to
+            the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the meta-batch as `value`.
+        sampler: `rng -> Task`. If the sampler is a `jax.tree_util.Partial`, its arrays (for example a class bank) are
+            arguments of the compiled function, not constants in it. For data that is not on the device, use
+            `(rng, fed) -> Task`: `fed` is the data that the host passes for this task, for example from `feed`. If
+            `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
+        tasks_per_step: Tasks in a meta-step (the meta-batch).
+        steps_per_call: Meta-steps in one call.
+        chunk_size: Tasks that run together on a device; see `average_tasks`.
+        mesh: Devices to split the tasks over, from `task_mesh`.
+        skip_non_finite: Skip meta-steps that fail, instead of stopping at the first one.
+
+    Returns:
+        `(state, fed=None) -> (state, metrics)`. The call donates its input state: use only the returned state. `fed` is
+        `None`, or a pytree of arrays `[steps_per_call, tasks_per_step, ...]`, one entry for each task. Each metric is
+        `float[steps_per_call]`: the learner's metrics, averaged over tasks (integers and bools too), and
+        `gradient_norm` and `update_norm`, the norms of the meta-gradient and of the update.
+
+    Raises:
+        TypeError: If an argument has the wrong type. The returned function raises a `TypeError` if the state is not a
+            `TrainState` or the sampler does not return a `Task`.
+        ValueError: If a count is below 1. The returned function raises a `ValueError` if the state was donated before,
+            or if the sampler's tasks do not depend on its key (see `check_sampler`).
+        FloatingPointError: Raised by the returned function, if a meta-step of the previous call failed.
+
+    >>> import jax, jax.numpy as jnp, optax, metajax as mj
+    >>> loss = lambda p, target, rng: ((p - target) ** 2, {})
+    >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.1), steps=1))
+    >>> sampler = mj.constant_task(mj.Task(support=3.0, query=3.0))
+    >>> train = mj.make_train_step(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=50)
+    >>> state = mj.init_train_state(learner, optax.sgd(0.5), jnp.float32(0.0))
+    >>> state, metrics = train(state)
+    >>> int(state.step), round(float(state.meta_params), 3), metrics["loss"].shape
+    (50, 3.0, (50,))
+    """
+    check_learner(learner)
+    check_optimizer(optimizer, "outer optimiser")
+    for name, value in [("tasks_per_step", tasks_per_step), ("steps_per_call", steps_per_call)]:
+        check_count(name, value)
+    check_chunk_size(chunk_size)
+
+    def measured(shared, given) -> MetaGradient:
+        meta_params, learner_state, draw = shared
+        given, learn_key = given
+        estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
+        check_estimate(estimate, meta_params)
+        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
+
+    def meta_step(state: TrainState, draw, given, chunk: int) -> tuple[TrainState, Metrics]:
+        shared = (state.meta_params, state.learner_state, draw)
+        mean = average_tasks(measured, shared, given, chunk_size=chunk, mesh=mesh)
+        loss = mean.metrics.get("loss")
+        updates, opt_state = update(optimizer, mean.gradient, state.opt_state, state.meta_params, loss)
+        norms = {"gradient_norm": _norm(mean.gradient), "update_norm": _norm(updates)}
+        metrics = {**mean.metrics, **norms}
+        spoiled = _is_spoiled(state.opt_state, opt_state)
+        handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~spoiled
+        good = handled | jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+        # The learner's state comes from the tasks, which no optimiser handles.
+        learner_state = _where(good & ~handled, mean.state, state.learner_state)
+        new = (optax.apply_updates(state.meta_params, updates), opt_state)
+        meta_params, opt_state = _where(good, new, (state.meta_params, state.opt_state))
+        step = state.step + (1 if skip_non_finite else good.astype(jnp.int32))
+        return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
+
+    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
+        first = state.step
+        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
+        # Compute all keys at once, and sample all tasks at once if they are small. Otherwise sampling in each meta-step
+        # would take a noticeable share of a tiny model's time.
+        task_keys, learn_keys = step_keys(state.key, first, steps_per_call, tasks_per_step)
+        tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
+        draw_all = jax.vmap(jax.vmap(draw))
+        if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
+            tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
+
+        def step(state, _):  # state.step does not advance after a failure, so the tasks must not advance either
+            given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
+            return meta_step(state, draw, given, chunk)
+
+        state, metrics = jax.lax.scan(step, state, length=steps_per_call)
+        failed_at = jnp.where(state.step - first < steps_per_call, state.step, -1)
+        return state, metrics, (failed_at, jax.random.key_data(state.key))
+
+    everywhere = replicated(mesh)
+    shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
+    compiled = jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+    held = replicate(as_partial(sampler), mesh)
+    checked: list[bool] = []
+    last: list[Any] = []  # the metrics of the last call, the meta-step that failed in it or -1, and the key
+
+    def train(state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
+        check_state(state)
+        if not checked:
+            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
+            check_sampler(held, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
+            checked.append(True)
+        if last and not isinstance(state.step, Tracer):
+            _raise_if_failed(state, *last)
+        # A state that is not yet where the compiled step keeps it would make a second program.
+        state, metrics, failure = compiled(replicate(state, mesh), held, fed)
+        if not (skip_non_finite or isinstance(state.step, Tracer)):
+            last[:] = [metrics, *failure]
+        return state, metrics
+
+    return train
+
+
+def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, key: jax.Array) -> None:
+    """Raise a `FloatingPointError` if the last call failed in this run, at the meta-step that the state is at."""
+    step = int(failed_at)
+    if step < 0 or int(state.step) != step or (jax.random.key_data(state.key) != key).any():
+        return
+    row = {name: values[-1:] for name, values in metrics.items()}  # the failed step was repeated up to the call's end
+    _, name = first_non_finite(row) or (0, "loss")
+    raise FloatingPointError(
+        f"meta-step {step} failed: {name} is {float(row[name][0])}. The state is the one before that "
+        "step. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, infinity "
+        "or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
+    )
+
+
+def check_state(state: Any) -> None:
+    """Raise a `TypeError` unless a value is a `TrainState`, and a `ValueError` if it was donated before."""
+    if not isinstance(state, TrainState):
+        raise TypeError(f"a TrainState from init_train_state or the last call is expected, got {describe(state)}")
+    check_not_donated(state, "state")
+
+
+def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    """Return the norm, summed in at least float32, because squares in half precision overflow."""
+    return optax.tree.norm(jax.tree.map(_as_float, tree))
+
+
+def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
+    """Return whether a number in an optimiser's state was finite and is no longer."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    spoiled = [
+        (jnp.isfinite(old) & ~jnp.isfinite(new)).any()
+        for old, new in pairs
+        if jnp.issubdtype(jnp.result_type(new), jnp.inexact)
+    ]
+    return jnp.any(jnp.array([False, *spoiled]))
+
+
+def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:
+    """Sample a task from its key and, if there is any, the host's data for the task."""
+    key, fed = given
+    return sampler(key) if fed is None else sampler(key, fed)
+
+
+def _bytes(shapes: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _as_float(value: jax.Array) -> jax.Array:
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
+
+
+def as_partial(fn: Callable) -> jax.tree_util.Partial:
+    """Return a sampler as a `Partial`, so that its arrays can be arguments of a compiled function.
+
+    Raises:
+        TypeError: If the sampler is not a function.
+    """
+    if not callable(fn):
+        raise TypeError(f"a sampler is a function rng -> metajax.Task, got {describe(fn)}")
+    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+def first_non_finite(metrics: Metrics) -> tuple[int, str] | None:
+    """Find the first meta-step with a non-finite metric.
+
+    Args:
+        metrics: The metrics that a training step returned, each `float[steps_per_call]`.
+
+    Returns:
+        `(index in the call, metric name)`. If several metrics of the step are not finite, `loss` has priority. `None`
+        if all metrics are finite.
+
+    >>> import jax.numpy as jnp, metajax as mj
+    >>> mj.first_non_finite({"loss": jnp.array([1.0, 2.0]), "gradient_norm": jnp.array([1.0, jnp.nan])})
+    (1, 'gradient_norm')
+    """
+    bad = {name: ~jnp.isfinite(values).reshape(len(values), -1).all(1) for name, values in metrics.items()}
+    failures = [(int(jnp.argmax(rows)), name != "loss", name) for name, rows in bad.items() if bool(rows.any())]
+    return (min(failures)[0], min(failures)[2]) if failures else None

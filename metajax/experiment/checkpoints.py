@@ -1,0 +1,467 @@
+"""Checkpoints with Orbax: asynchronous, atomic and exact. The last few and the best checkpoint are kept."""
+
+import contextlib
+import errno
+import itertools
+import logging
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from metajax import files
+from metajax.core.trainer import TrainState
+from metajax.errors import UserError
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and all exceptions
+
+_LOSS = "loss"
+_METRICS = "metrics"
+_CHECKSUM = "checksum"
+_MOST_METADATA_BYTES = 2**25
+"""Largest size of a file that describes a checkpoint. The descriptions of 50,000 arrays need half of it."""
+
+
+@contextlib.contextmanager
+def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+    """Open a folder of checkpoints. On exit, wait until all checkpoints are written.
+
+    If a run has several processes, only one process may open the folder.
+
+    Args:
+        directory: The folder, created if it is missing.
+        keep: Number of most recent checkpoints to keep. The checkpoint with the lowest validation loss is always kept.
+
+    Yields:
+        Orbax's `CheckpointManager`, for `save`.
+
+    Raises:
+        UserError: If a checkpoint cannot be written, if the folder contains a symbolic link, or if a checkpoint has
+            files that Orbax must not read.
+    """
+    directory = Path(directory)
+    _check_encodable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
+    for step in saved_steps(directory):
+        metrics = _metrics(directory, step)
+        if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would stop at damaged metrics
+            _remove(metrics)
+        path = directory / str(step)
+        try:
+            _check_files(path)
+        except (_DamagedError, OSError) as error:  # Orbax would read the descriptions of all checkpoints
+            raise UserError(f"checkpoint {path} cannot be read ({_damage(path, error)}): remove it") from error
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[_LOSS],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        preservation_policy=policy,
+        best_fn=lambda metrics: metrics[_LOSS],  # without it metrics are not written
+        best_mode="min",
+        cleanup_tmp_directories=True,
+        multiprocessing_options=_by_myself(),
+    )
+    with _quiet():
+        with _writing(directory):
+            manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        try:
+            yield manager
+        finally:
+            with _writing(directory):
+                _twice(manager.close)
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None, *, wait: bool = False
+) -> None:
+    """Save a state under its step, in the background. Do nothing if that step is already saved.
+
+    Args:
+        manager: From `open_checkpoints`.
+        state: The state.
+        validation_loss: The loss that determines the best checkpoint: a number, or a JAX or NumPy scalar.
+        wait: Whether to wait until the checkpoint is written.
+
+    Raises:
+        UserError: If this checkpoint or the previous one cannot be written.
+    """
+    step = int(state.step)
+    metrics = None if validation_loss is None else {_LOSS: float(validation_loss)}
+    arrays = _to_arrays(state)
+    saved = {**arrays, _CHECKSUM: _checksum(arrays)}
+
+    def write() -> None:
+        if step not in manager.all_steps():
+            manager.save(step, args=ocp.args.StandardSave(saved), metrics=metrics, force=True)
+        if wait:
+            manager.wait_until_finished()
+
+    with _writing(Path(manager.directory)):
+        _twice(write)
+
+
+def restore(
+    directory: str | os.PathLike[str], like: TrainState, step: int | None = None
+) -> tuple[TrainState, list[str]]:
+    """Restore the latest state that can be read.
+
+    Args:
+        directory: The folder of checkpoints.
+        like: A state with the structure, shapes and dtypes of the saved state.
+        step: The step to restore. Default: the latest step that can be read.
+
+    Returns:
+        The state with NumPy arrays (the compiled step puts the arrays on devices), and one line of text for each later
+        checkpoint that could not be read.
+
+    Raises:
+        UserError: If there is no checkpoint, if none can be read, or if the parameters of a checkpoint differ from
+            those of `like`.
+    """
+    directory = Path(directory)
+    _check_encodable(directory)
+    steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
+    if not steps:
+        raise UserError(f"{directory} has no checkpoint")
+    problems, other = [], None
+    for candidate in steps:
+        path = directory / str(candidate)
+        try:
+            with _quiet():
+                return _read(path, like), problems
+        except OtherParametersError as error:  # or its description of the parameters is damaged: try the previous one
+            problems.append(f"checkpoint {path} cannot be read ({error})")
+            other = other or OtherParametersError(f"checkpoint {path}: {error}")
+        except Exception as error:  # a damaged file can make Orbax raise anything
+            problems.append(f"checkpoint {path} cannot be read ({_damage(path, error)})")
+    raise other or UserError("; ".join(problems))
+
+
+class OtherParametersError(UserError):
+    """A checkpoint is readable, but has the parameters of another model or optimiser."""
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps of the complete checkpoints in a folder, in ascending order."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    folders = [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(int(path.name) for path in folders if _is_step(path.name))
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 20 and str(int(name)) == name
+
+
+def best_step(directory: str | os.PathLike[str]) -> int | None:
+    """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has one."""
+    losses = {step: loss(directory, step) for step in saved_steps(directory)}
+    measured = {step: value for step, value in losses.items() if value is not None}
+    return min(measured, key=lambda step: (measured[step], -step)) if measured else None
+
+
+def discard_after(directory: str | os.PathLike[str], step: int) -> None:
+    """Rename the checkpoints later than `step`, which a resumed run is about to write again, to `STEP.damaged`.
+
+    They could not be read. The reason may have been a passing one, such as a file system that was out of reach. `prune`
+    removes all of them except the last one.
+    """
+    for later in saved_steps(directory):
+        if later > step:
+            _set_aside(Path(directory) / str(later))
+
+
+def _set_aside(path: Path) -> None:
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'_{number}'}")
+        if not os.path.lexists(aside):
+            path.rename(aside)
+            return
+
+
+def prune(directory: str | os.PathLike[str], keep: int) -> None:
+    """Remove all checkpoints except the last `keep` and the best one, and all of `discard_after` except the last one.
+
+    `save` also removes checkpoints. But if the process is killed between a save and the removal, one old checkpoint
+    remains.
+    """
+    best = best_step(directory)
+    for step in saved_steps(directory)[:-keep]:
+        if step != best:
+            _remove(Path(directory) / str(step))
+    for path in _damaged(Path(directory))[:-1]:
+        _remove(path)
+
+
+def _damaged(directory: Path) -> list[Path]:
+    """Return the folders of `discard_after`, by step and then by number."""
+    if not directory.is_dir():
+        return []
+    names = {path: re.fullmatch(r"(\d+)\.damaged(?:_(\d+))?", path.name, re.ASCII) for path in directory.iterdir()}
+    order = {path: (int(name[1]), int(name[2] or 1)) for path, name in names.items() if name and len(path.name) < 50}
+    return sorted((path for path in order if path.is_dir() and not path.is_symlink()), key=order.__getitem__)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a symbolic link; the target of a symbolic link is not removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def loss(directory: str | os.PathLike[str], step: int) -> float | None:
+    """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
+    try:
+        value = float(files.read_json(_metrics(directory, step) / _METRICS)[_LOSS])
+        return None if math.isnan(value) else value
+    except (UserError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def set_loss(directory: str | os.PathLike[str], step: int, validation_loss: float) -> None:
+    """Save the validation loss of a checkpoint that was saved without one.
+
+    Args:
+        directory: The folder of checkpoints, which no process may have open.
+        step: The step of the checkpoint.
+        validation_loss: The loss that determines the best checkpoint.
+
+    Raises:
+        OSError: If the loss cannot be written.
+    """
+    folder = _metrics(directory, step)
+    if os.path.lexists(folder):
+        _remove(folder)
+    folder.mkdir()
+    files.write_json(folder / _METRICS, {_LOSS: float(validation_loss)})
+
+
+def _metrics(directory: str | os.PathLike[str], step: int) -> Path:
+    return Path(directory) / str(step) / _METRICS
+
+
+def _to_arrays(state: TrainState) -> dict[str, Any]:
+    """Return the state as a dict of NumPy arrays; a key is converted to its data.
+
+    The arrays are copies, because the next training step reuses the state's buffers before the save is complete.
+    """
+    plain = state._replace(key=jax.random.key_data(state.key))._asdict()
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), plain)
+
+
+def _checksum(arrays: dict[str, Any]) -> np.ndarray:
+    """Return a checksum of the arrays, because Orbax's file formats do not detect every changed bit."""
+    checksum = 0
+    for leaf in jax.tree.leaves(arrays):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return np.array(checksum, np.uint32)
+
+
+def _read(path: Path, like: TrainState) -> TrainState:
+    """Read a checkpoint.
+
+    Raises:
+        OtherParametersError: If the checkpoint has the parameters of another model or optimiser.
+        Exception: If the checkpoint is damaged.
+    """
+    wanted = {**_to_arrays(like), _CHECKSUM: np.array(0, np.uint32)}
+    # Check before reading: a checkpoint that this run did not write may have files and arrays of any size.
+    found_bytes = _check_files(path)
+    most_bytes = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(wanted)) + _MOST_METADATA_BYTES
+    if found_bytes > most_bytes:
+        raise OtherParametersError(
+            f"the model's parameters differ from the checkpoint: it has {found_bytes / 2**20:,.0f} MB where at most "
+            f"{most_bytes / 2**20:,.0f} MB are expected"
+        )
+    with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
+        place = path.resolve() / "default"
+        description = checkpointer.metadata(place).item_metadata.tree
+        _check_same_leaves(_described(description), _described(wanted))
+        _check_chunks(description)
+        found = checkpointer.restore(place, wanted)
+    _check_same_leaves(_described(found), _described(wanted))
+    checksum = found.pop(_CHECKSUM)
+    if checksum != _checksum(found):
+        raise _DamagedError("its checksum is wrong")
+    return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
+
+
+class _DamagedError(Exception):
+    """A check of this module found that a checkpoint is damaged."""
+
+
+def _check_files(checkpoint: Path) -> int:
+    """Return the total size of a checkpoint's files in bytes.
+
+    Raises:
+        _DamagedError: If an entry is not a regular file or a folder, because reading a FIFO would block for ever, or if
+            a file is too large to be read at once. Only the files in folders called `d` have arrays.
+    """
+    total = 0
+    for path in [checkpoint, *checkpoint.rglob("*")]:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise _DamagedError(f"{path.name} is not a regular file")
+        if path.parent.name != "d" and status.st_size > _MOST_METADATA_BYTES:
+            raise _DamagedError(f"{path.name} is larger than {_MOST_METADATA_BYTES // 2**20} MB")
+        total += status.st_size
+    return total
+
+
+def _check_chunks(description: Any) -> None:
+    """Raise a `_DamagedError` if a chunk is larger than its array: a few compressed bytes could fill the memory."""
+    for leaf in jax.tree.leaves(description):
+        chunk = leaf.storage.chunk_shape if getattr(leaf, "storage", None) else None
+        if chunk and any(side > max(size, 1) for side, size in zip(chunk, leaf.shape, strict=True)):
+            raise _DamagedError("a chunk is larger than its array")
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Return the dtype and shape of each leaf by its path, such as `meta_params/layers/0/kernel`.
+
+    Orbax saves tuples as lists and named tuples as dicts.
+    """
+    leaves = jax.tree.leaves_with_path(ocp.tree.serialize_tree(tree, keep_empty_nodes=True))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _check_same_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        first = min(differing, key=lambda name: not name.startswith("meta_params"))
+        nothing = "nothing"
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise OtherParametersError(
+            f"the model's parameters differ from the checkpoint: it has {found.get(first, nothing)} where "
+            f"{wanted.get(first, nothing)} is expected, at {first}{more}"
+        )
+
+
+def _by_myself() -> ocp.options.MultiprocessingOptions:
+    """Return options for a process that reads and writes without the other processes of its run.
+
+    Otherwise Orbax would wait for processes that may have ended.
+    """
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+
+
+def _check_encodable(directory: Path) -> None:
+    """Raise a `UserError` if a path is not UTF-8, because Orbax cannot open it."""
+    try:
+        str(directory.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{str(directory)!a} is not a name in UTF-8: rename the folder") from error
+
+
+def _twice(action: Callable[[], None]) -> None:
+    """Run an action, and run it again if it timed out: Orbax gives up too early if the system clock jumps ahead."""
+    try:
+        action()
+    except Exception as error:
+        if not _timed_out(error):
+            raise
+        action()
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    text = str(error).lower()
+    named = isinstance(error, TimeoutError) or any(w in text for w in ("timed out", "timeout", "deadline_exceeded"))
+    return named or _timed_out(error.__cause__)
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Convert any exception of Orbax, from this save or an earlier one, into a `UserError` of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{directory}: a checkpoint cannot be written ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a checkpoint cannot be written: the operating system's message if there is one."""
+    for cause in itertools.chain([error], _causes(error)):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(code) in str(error):
+            return os.strerror(code).lower()
+    if _timed_out(error):
+        return "it timed out twice"
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while (error := error.__cause__ or error.__context__) is not None:  # pyright: ignore[reportAssignmentType]
+        yield error
+
+
+def _damage(checkpoint: Path, error: Exception) -> str:
+    """Describe why a checkpoint cannot be read, without Orbax's message, which names internal classes."""
+    if isinstance(error, _DamagedError):
+        return str(error)
+    if not checkpoint.is_dir():
+        return "it is not there"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return "its files are damaged or incomplete"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the messages that Orbax's other reads and writes print after one of them fails.
+
+    After a failure the suppression continues, because the messages may come later.
+    """
+    logger, previous = logging.getLogger("asyncio"), sys.unraisablehook
+
+    def report(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    def retrieved(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = report
+    logger.addFilter(retrieved)
+    yield
+    logger.removeFilter(retrieved)
+    sys.unraisablehook = previous

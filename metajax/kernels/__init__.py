@@ -1,0 +1,1 @@
+"""Convolutions and matrix products for batches of tasks, on CPU and accelerators."""

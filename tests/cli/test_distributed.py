@@ -1,0 +1,137 @@
+"""Training in several processes on one machine, over loopback."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from metajax.cli.device import join
+from metajax.errors import UserError
+from metajax.experiment import metrics
+
+TRAIN = [
+    *(
+        "train",
+        "sinusoid_maml",
+        "--devices",
+        "1",
+        "--training.steps-per-call",
+        "5",
+        "--training.checkpoint-every",
+        "10",
+    ),
+    *("--evaluation.num-tasks", "8", "--evaluation.steps", "1", "--validation.num-tasks", "8"),
+    *("--execution.chunk-size", "2"),
+]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a run in so many processes; what is left of them at the end is killed."""
+    started = []
+
+    def start(count, steps, run="run", more=None):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        common = [sys.executable, "-m", "metajax", *TRAIN, "--training.steps", str(steps), "--workdir", tmp_path / run]
+        others = [["--distributed", f"localhost:{port},{index},{count}"] if count > 1 else [] for index in range(count)]
+        processes = [
+            subprocess.Popen([*common, *other, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for other, own in zip(others, more or [[]] * count, strict=True)
+        ]
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def metrics_of(run):
+    return metrics.read(run)
+
+
+def finish(processes):
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    return said
+
+
+def test_four_processes_do_what_one_does(tmp_path, start):
+    first, *rest = finish(start(4, 20, "four"))
+    assert "training in" in first
+    assert not any("training in" in each for each in rest), "only the first speaks"
+    finish(start(1, 20, "one"))
+    many, one = metrics_of(tmp_path / "four"), metrics_of(tmp_path / "one")
+    assert [row["step"] for row in many] == [row["step"] for row in one] == [5, 10, 15, 20]
+    for a, b in zip(many, one, strict=True):
+        for name in ("loss", "gradient_norm", "update_norm"):
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
+    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("four", "one")]
+    np.testing.assert_allclose(*[each["transductive"]["loss"]["mean"] for each in reports], rtol=1e-5)
+
+
+def test_a_process_that_dies_ends_the_run_with_a_line_and_it_resumes(tmp_path, start):
+    processes = start(2, 100_000)
+    trained = wait_for_metrics(tmp_path / "run", 20)
+    processes[1].kill()
+    said = processes[0].communicate(timeout=120)[0]
+    assert processes[0].returncode == 2, said
+    assert "metajax: error: another process of the run has stopped" in said
+    assert "Traceback" not in said
+    processes = start(2, 100_000)
+    wait_for_metrics(tmp_path / "run", trained + 500)
+    processes[1].send_signal(signal.SIGTERM)  # one is told, all stop and save
+    said = processes[0].communicate(timeout=120)[0]
+    processes[1].communicate(timeout=120)
+    assert [process.returncode for process in processes] == [143, 143], said
+    assert "resuming" in said
+    assert "the same command resumes" in said
+
+
+def test_other_settings_end_all_processes_with_field_and_values(tmp_path, start):
+    processes = start(2, 20, more=[["--seed", "1"], ["--seed", "2", "--training.steps-per-call", "10"]])
+    for process in processes:
+        said = process.communicate(timeout=240)[0]
+        assert process.returncode == 2, said
+        (line,) = [line for line in said.splitlines() if line.startswith("metajax: error: ")]
+        assert "seed is 1 in process 0 and 2 in process 1" in line
+        assert "training.steps_per_call is 5 in process 0 and 10 in process 1" in line
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_mistake_of_one_process_ends_the_others_too(tmp_path, start, index):
+    mistake = ["--training.stepz", "1"]
+    processes = start(2, 20, more=[mistake, []] if index == 0 else [[], mistake])
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    expected = f"metajax: error: process {index} of the run has stopped: Unrecognized options: --training.stepz"
+    assert expected in said[1 - index]
+    assert "Traceback" not in "".join(said)
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for_metrics(run, step):
+    """Wait until a run has come to a step."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        reached = [row["step"] for row in metrics_of(run)] if (run / "metrics.jsonl").is_file() else []
+        if reached and reached[-1] >= step:
+            return reached[-1]
+        time.sleep(0.2)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize("others", ["here", "localhost:1,2,2", "localhost,0,2", "localhost:1,0"])
+def test_others_that_cannot_be_are_refused(others):
+    with pytest.raises(UserError, match="--distributed is auto or ADDRESS:PORT,INDEX,COUNT"):
+        join(others)
