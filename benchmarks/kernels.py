@@ -27,7 +27,7 @@ from typing import Any
 import jax
 
 from benchmarks.throughput import ROUNDED, environment
-from metajax.cli.device import choose_mesh, prepare_devices, use_precision
+from metajax.experiment.devices import choose_mesh, prepare_devices, use_precision
 from metajax.profiling import WORKLOADS, choose, standard, training_call
 
 KINDS = ("products", "moves", "arithmetic")

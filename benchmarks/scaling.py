@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.throughput import environment
-from metajax.cli.device import use_precision
 from metajax.core.precision import products_precision
+from metajax.experiment.devices import use_precision
 from metajax.profiling.workloads import WORKLOADS
 
 

@@ -379,7 +379,7 @@ def _autocast() -> contextlib.AbstractContextManager:
 
 def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:
     """The devices, and the tree of parameters that the choice depends on."""
-    from metajax.cli.device import choose_mesh, prepare_devices
+    from metajax.experiment.devices import choose_mesh, prepare_devices
     from metajax.profiling import standard
 
     devices = 1 if implementation == OURS[1] else None
@@ -403,7 +403,7 @@ def _unflattened(arrays: Arrays, template: Any) -> Any:
 
 
 def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[str, Any]:
-    from metajax.cli.device import use_precision
+    from metajax.experiment.devices import use_precision
     from metajax.profiling import matrix_rate, peak_bytes, standard, task_flops, training_call
 
     mesh, _ = _our_mesh(implementation, workload)
@@ -437,7 +437,7 @@ def _difference(folder: Path, implementation: str) -> float:
 
 def environment() -> dict[str, Any]:
     """Versions and device."""
-    from metajax.cli.device import has_matrix_units
+    from metajax.experiment.devices import has_matrix_units
 
     code = "import jax; d = jax.devices(); print(d[0].platform, '|', d[0].device_kind)"
     platform_name, kind = subprocess.run(

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metajax._api import *  # noqa: F403
+    from metajax.experiment.loop import train as train
+    from metajax.experiment.run import run as run
 
 try:
     __version__ = importlib.metadata.version("metajax")
 except importlib.metadata.PackageNotFoundError:  # a checkout on the path that is not installed
     __version__ = "0+uninstalled"
+
+
+_RUNS = {"run": "metajax.experiment.run", "train": "metajax.experiment.loop"}
+"""Public functions whose modules import packages for checkpoints and data sets, which other functions do not need."""
 
 
 def __getattr__(name: str) -> Any:
@@ -20,9 +26,11 @@ def __getattr__(name: str) -> Any:
     """
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _RUNS:
+        return getattr(importlib.import_module(_RUNS[name]), name)
     api = importlib.import_module("metajax._api")
     if name == "__all__":
-        return api.__all__
+        return [*api.__all__, *_RUNS]
     if name in globals():  # a module that the import above brought
         return globals()[name]
     try:
@@ -32,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *importlib.import_module("metajax._api").__all__})
+    return sorted({*globals(), *importlib.import_module("metajax._api").__all__, *_RUNS})

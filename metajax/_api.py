@@ -2,11 +2,11 @@
 
 from metajax import learners, models, tasks
 from metajax.analysis.ranks import mean_ranks
-from metajax.core.evaluator import make_evaluation
+from metajax.core.evaluator import Report, evaluator
 from metajax.core.inner_loop import Adapted, InnerLoop, inner_loop
 from metajax.core.losses import classification_loss, regression_loss
 from metajax.core.parallel import average_tasks, map_tasks, task_keys, task_mesh
-from metajax.core.trainer import TrainState, first_non_finite, init_train_state, make_train_step
+from metajax.core.trainer import Trainer, TrainState, first_non_finite, trainer
 from metajax.core.trees import invert, named
 from metajax.core.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
 from metajax.errors import UserError
@@ -44,9 +44,11 @@ __all__ = [
     "MetaParams",
     "Modifier",
     "Params",
+    "Report",
     "Task",
     "TaskSampler",
     "TrainState",
+    "Trainer",
     "UserError",
     "anil",
     "average_tasks",
@@ -55,6 +57,7 @@ __all__ = [
     "classification_loss",
     "constant_task",
     "episodes",
+    "evaluator",
     "feed",
     "first_non_finite",
     "foml",
@@ -62,13 +65,10 @@ __all__ = [
     "glyphs",
     "host_episodes",
     "imaml",
-    "init_train_state",
     "inner_loop",
     "invert",
     "learners",
     "lora",
-    "make_evaluation",
-    "make_train_step",
     "maml",
     "maml_plus_plus",
     "map_tasks",
@@ -84,5 +84,6 @@ __all__ = [
     "task_keys",
     "task_mesh",
     "tasks",
+    "trainer",
     "varied_episodes",
 ]

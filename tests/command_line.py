@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from tensorboardX.proto.event_pb2 import Event
 
 from metajax.cli import main
-from metajax.core.trainer import init_train_state
+from metajax.core.trainer import init_state
 from metajax.experiment import build, checkpoints, workdir
 
 SMALL = '''"""Sinusoids, small enough for a test."""
@@ -112,7 +114,7 @@ def state(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint by their paths, by default of the last one."""
     experiment = workdir.load_experiment(directory)
     parts = build(experiment)
-    like = init_train_state(parts.learner, parts.optimizer, parts.params)
+    like = init_state(parts.learner, parts.optimizer, parts.params)
     found, problems = checkpoints.restore(directory / "checkpoints", like, step)
     assert not problems
     leaves = jax.tree.leaves_with_path(found._replace(key=jax.random.key_data(found.key)))
@@ -129,6 +131,20 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rows(one) == rows(other)
     assert steps(one) == steps(other)
     assert (one / "evaluation.json").read_text() == (other / "evaluation.json").read_text()
+
+
+def read_events(directory: Path) -> list[Event]:
+    """The events of all files, in order; each record is framed by its length and two checksums."""
+    events = []
+    for path in sorted((directory / "tensorboard").iterdir(), key=lambda path: path.name.split(".")[3:5]):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event()
+            event.ParseFromString(data[12 : 12 + length])
+            events.append(event)
+            data = data[16 + length :]
+    return events
 
 
 def damage(checkpoint: Path, how: str) -> None:

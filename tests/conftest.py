@@ -36,6 +36,7 @@ def _own_logging():
     yield
     logger = logging.getLogger("metajax")
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
 
@@ -52,5 +53,5 @@ def _own_state(tmp_path_factory):
 def _no_line_about_compilation():
     """Tests of what a command prints must not depend on the time that compilation takes on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metajax.cli.progress._COMPILING_SECONDS", 1e6)
+        patch.setattr("metajax.experiment.loop._SILENT_SECONDS", 1e6)
         yield

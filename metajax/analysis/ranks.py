@@ -1,18 +1,18 @@
-"""Ranks of learners over domains, from the reports of `metajax evaluate`."""
+"""Rank learners over domains, from the reports of their evaluations."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from metajax.core.evaluator import Evaluation
+from metajax.core.evaluator import Report, Statistics
 
 
 class Ranks(NamedTuple):
-    """The ranks of one learner among several.
+    """The ranks of a learner among the others.
 
     Attributes:
-        mean: Mean of the ranks over domains; 1 is the best.
-        domains: Rank on each domain, by the domain's name.
+        mean: The mean rank over domains; 1 is the best.
+        domains: The rank on each domain.
     """
 
     mean: float
@@ -20,51 +20,53 @@ class Ranks(NamedTuple):
 
 
 def mean_ranks(
-    reports: Mapping[str, Evaluation],
+    reports: Mapping[str, Report],
     *,
     kind: str = "transductive",
     metric: str = "accuracy",
     step: int = -1,
     ties: bool = True,
 ) -> dict[str, Ranks]:
-    r"""Rank learners on each domain, the best first, and average over domains.
+    r"""Rank learners on each domain, and average the ranks over domains. Rank 1 is the best.
 
-    With `ties`, the best learner of a domain ties with each learner whose difference from it is within the 95 %
-    interval of the difference, :math:`\sqrt{a^2 + b^2}` for intervals :math:`\pm a` and :math:`\pm b`. Tied learners
-    receive the mean of their ranks. The remaining learners are ranked in the same way.
+    With `ties`, the best learner of a domain shares the mean of the ranks with every learner whose difference from it
+    is within the 95 % interval of the difference, :math:`\sqrt{a^2 + b^2}` for intervals :math:`\pm a` and
+    :math:`\pm b`. Then the same rule ranks the remaining learners.
 
     Args:
-        reports: The report of `metajax evaluate` for each learner, on tasks from several domains. Its field `domains`
-            has a report for each domain.
+        reports: A report for each learner, on tasks from several domains: `report.domains` has one report for each
+            domain. `Report.from_json` makes a report from a file of `metajax evaluate`.
         kind: `transductive` or `non_transductive`.
-        metric: Larger is better, except for `loss`.
-        step: Index of the inner step. Default: the last step.
-        ties: Whether differences within the interval are ties. In Meta-Dataset's own tables of 2020 they are not.
+        metric: Name of the metric. A larger value is better, except for `loss`.
+        step: The inner step.
+        ties: Whether a difference within the interval counts as a tie. Meta-Dataset's tables of 2020 have no ties.
 
     Returns:
         The ranks of each learner.
 
     Raises:
-        ValueError: If a report has no domains, or if the domains differ between reports.
+        ValueError: If a report has no domains, or other domains than the first report.
 
     References:
         Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020.
 
+    >>> from metajax.core.evaluator import Scores
     >>> def report(a, b):
-    ...     domain = lambda mean: {"transductive": {"accuracy": {"mean": [mean], "ci95": [0.01]}}}
-    ...     return {"domains": {"a": domain(a), "b": domain(b)}}
+    ...     domain = lambda mean: mj.Report(9, 0, Scores(0, {"accuracy": Statistics([mean], [0.01], [mean])}))
+    ...     return mj.Report(9, 0, domain(a).transductive, domains={"a": domain(a), "b": domain(b)})
+    >>> import metajax as mj
     >>> ranks = mean_ranks({"x": report(0.9, 0.8), "y": report(0.5, 0.805), "z": report(0.4, 0.1)})
     >>> ranks["x"], ranks["y"].mean
     (Ranks(mean=1.25, domains={'a': 1.0, 'b': 1.5}), 1.75)
     """
-    domains = list(next(iter(reports.values()), {}).get("domains", {}))
+    domains = [name for report in list(reports.values())[:1] for name in report.domains]
     for learner, report in reports.items():
-        if not domains or set(report.get("domains", {})) != set(domains):
-            actual = ", ".join(report.get("domains", {})) or "none"
-            raise ValueError(f"the report of {learner} must have the domains {domains or '…'}, but has {actual}")
+        if not domains or set(report.domains) != set(domains):
+            names = ", ".join(report.domains) or "none"
+            raise ValueError(f"the report of {learner} must have the domains {domains or '…'}, but has {names}")
     by_domain = {}
     for domain in domains:
-        measured = {learner: report["domains"][domain][kind][metric] for learner, report in reports.items()}
+        measured = {name: getattr(report.domains[domain], kind)[metric] for name, report in reports.items()}
         by_domain[domain] = _ranks({name: _value(each, metric, step) for name, each in measured.items()}, ties)
     return {
         learner: Ranks(
@@ -75,9 +77,9 @@ def mean_ranks(
     }
 
 
-def _value(measured: Mapping[str, Any], metric: str, step: int) -> tuple[float, float]:
-    """Return a mean, with larger values better, and half of its interval. A diverged mean is the worst."""
-    mean, half = measured["mean"][step], measured["ci95"][step]
+def _value(measured: Statistics, metric: str, step: int) -> tuple[float, float]:
+    """Return a mean, of which a larger one is better, and its interval. A diverged learner is the worst."""
+    mean, half = measured.mean[step], measured.ci95[step]
     worst = mean is None
     return (-math.inf if worst else -mean if metric == "loss" else mean), (0.0 if worst or half is None else half)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 from metajax import __version__
-from metajax.cli.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
-from metajax.cli.streams import leave, put_line
 from metajax.errors import UserError
+from metajax.system.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
+from metajax.system.streams import leave, put_line
 
 _COMMANDS = {
     "train": "meta-train an experiment, or resume it, then evaluate it",
@@ -87,7 +87,7 @@ def _run(argv: list[str]) -> int:
             from metajax.cli.parse import suggestion
 
             raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
-        _log_warnings()
+        _print_log()
         command = _import(argv[0])
         with _warnings_in_a_line():
             return command.run(argv[1:]) or 0
@@ -149,26 +149,33 @@ def _break_off(status: int, reason: str = "interrupted") -> int:
 
     A normal exit would wait for the other processes, which may have ended or may wait for this one.
     """
-    rendezvous = sys.modules.get("metajax.cli.rendezvous")
+    rendezvous = sys.modules.get("metajax.experiment.rendezvous")
     if rendezvous is not None and rendezvous.joined():
         rendezvous.tell_others(reason)
         end_process(status)
     return status
 
 
-def _log_warnings() -> None:
-    """Print metajax's log warnings in the format of the commands' warnings."""
+def _print_log() -> None:
+    """Print metajax's log: messages on standard output, and warnings on standard error."""
     logger = logging.getLogger("metajax")
-    if not logger.handlers:
-        logger.addHandler(_StandardError())
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+        logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
-class _StandardError(logging.Handler):
-    """Print each warning as a line on the current `sys.stderr`, which may change between two calls of `main`."""
+class _Lines(logging.Handler):
+    """Print each record as a line, in process 0 only, on the current streams, which may change between two calls."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        put_line(f"metajax: warning: {record.getMessage()}", sys.stderr)
+        rendezvous = sys.modules.get("metajax.experiment.rendezvous")
+        if rendezvous is not None and rendezvous.process_index():
+            return
+        if record.levelno < logging.WARNING:
+            put_line(record.getMessage(), sys.stdout)
+        else:
+            put_line(f"metajax: warning: {record.getMessage()}", sys.stderr)
 
 
 @contextlib.contextmanager

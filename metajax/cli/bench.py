@@ -10,15 +10,14 @@ import optax
 from jax.sharding import Mesh
 
 import metajax
-from metajax import files
 from metajax.cli import configs, report, tune
-from metajax.cli.device import check_devices, choose_mesh, device_name, prepare_devices, use_precision
 from metajax.cli.parse import DescribedDefault, parse
 from metajax.core.precision import products_precision
 from metajax.core.types import Params, TaskSampler
 from metajax.errors import UserError
 from metajax.experiment import Execution, build
 from metajax.experiment.build import check_training
+from metajax.experiment.devices import check_devices, choose_mesh, device_name, prepare_devices, use_precision
 from metajax.learners import MetaLearner
 from metajax.profiling import (
     WORKLOADS,
@@ -30,6 +29,7 @@ from metajax.profiling import (
     time_calls,
     training_calls,
 )
+from metajax.system import files
 from metajax.tasks.host import HostTasks
 
 

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 import metajax
-from metajax import files
-from metajax.cli.device import prepare_devices
 from metajax.cli.parse import parse, suggestion
 from metajax.errors import UserError
 from metajax.experiment import Domains, Experiment, TaskSpec
 from metajax.experiment.checks import shown, types_are_right
 from metajax.experiment.config_code import load_module
+from metajax.experiment.devices import prepare_devices
 from metajax.experiment.workdir import config_folder
+from metajax.system import files
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from metajax.cli import report
 from metajax.cli.parse import DescribedDefault, parse, suggestion
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST_IMAGE, shown
-from metajax.files import expand_home
+from metajax.system.files import expand_home
 
 _USAGE = """usage: metajax data list
        metajax data prepare NAME [--source PATH] [--data-dir DIR]

@@ -5,26 +5,19 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
-import jax.numpy as jnp
 import tyro
-from jax.sharding import Mesh
 
-from metajax import files
 from metajax.cli import configs, report
-from metajax.cli.device import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.cli.parse import DescribedDefault, parse, value_of
-from metajax.core.evaluator import Evaluation, make_evaluation
-from metajax.core.trainer import TrainState, init_train_state
-from metajax.core.types import TaskSampler
 from metajax.errors import UserError
-from metajax.experiment import Domains, Experiment, Folder, Parts, Tasks, TaskSpec, build, checkpoints, workdir
-from metajax.experiment.build import evaluation_batch_size, purpose_key
+from metajax.experiment import Domains, Experiment, Tasks, TaskSpec, build, workdir
+from metajax.experiment.devices import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.experiment.protocols import PROTOCOLS
+from metajax.experiment.run import describe_task, evaluate_run, load_state, sampler_of, tasks_of_run
+from metajax.system import files
 
 
 @dataclasses.dataclass
@@ -98,7 +91,7 @@ def run(args: Sequence[str]) -> None:
         tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
     else:
         tasks = experiment.task.tasks(options.data_dir)
-    _sampler(tasks, options.split)
+    sampler_of(tasks, options.split)
     tasks = tasks._replace(unusable={})  # the other splits are not used
     if options.on is None:
         _warn_of_other_data(options.workdir, tasks)
@@ -118,7 +111,7 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"--protocol {options.protocol}, with the ways and shots of the run: {error}") from error
     report.table(result)
-    files.write_json(path, {**result, "checkpoint": step, **_asked(options, task)})
+    files.write_json(path, {**result.to_json(), "checkpoint": step, **_asked(options, task)})
     report.say(f"the whole report is {path}")
 
 
@@ -153,36 +146,6 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
     changed = workdir.data_differs(directory, tasks.holds)
     if changed:
         report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
-
-
-def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None) -> Tasks:
-    """Make the tasks of a run.
-
-    Raises:
-        UserError: If the data is missing or damaged. If a folder of images is missing, the message says how to record
-            another place.
-    """
-    try:
-        return experiment.task.tasks(data_dir)
-    except UserError as error:
-        task = experiment.task
-        folders = {"--task.source": task}
-        if isinstance(task, Domains):
-            folders = {f"--task.sources.{i}.task.source": each.task for i, each in enumerate(task.sources)}
-        for option, each in folders.items():
-            if isinstance(each, Folder) and each.source is not None and not each.source.exists():
-                raise UserError(
-                    f"{error}. If the images were moved, the `metajax train` command of {directory} with {option} "
-                    "FOLDER records their new place"
-                ) from error
-        raise
-
-
-def describe_task(tasks: Tasks) -> dict[str, Any]:
-    """Return the shape of one input, and `classes` or the shape of one target."""
-    support = jax.eval_shape(next(iter(tasks.samplers.values())), jax.random.key(0)).support
-    classes = jnp.issubdtype(support.y.dtype, jnp.integer)
-    return {"inputs": list(support.x.shape[1:]), "targets": "classes" if classes else list(support.y.shape[1:])}
 
 
 @contextlib.contextmanager
@@ -283,89 +246,3 @@ def _report_name(options: Options, overridden: TaskSpec | None) -> str:
     if overridden is not None:
         parts.append(f"{zlib.crc32(json.dumps(workdir.to_json(overridden)).encode()):08x}")
     return "_".join(parts) + ".json"
-
-
-def load_state(
-    directory: Path, experiment: Experiment, parts: Parts, checkpoint: str | None = None
-) -> tuple[TrainState, int]:
-    """Return the state of a run at a checkpoint, and its step.
-
-    If the last checkpoint cannot be read, use the previous one, with a warning.
-
-    Raises:
-        UserError: If there is no such checkpoint, or if it does not fit the experiment.
-    """
-    folder = directory / workdir.CHECKPOINTS
-    steps = checkpoints.saved_steps(folder)
-    if not steps:
-        raise UserError(f"{directory} has no checkpoint yet: the same `metajax train` command goes on with it")
-    checkpoint = checkpoint or experiment.evaluation.checkpoint
-    if checkpoint == "last":
-        step = None
-    elif checkpoint == "best":
-        step = checkpoints.best_step(folder)
-        if step is None:
-            raise UserError(f"no checkpoint of {directory} was validated: choose last, or one of {_listed(steps)}")
-    elif checkpoint in map(str, steps):
-        step = int(checkpoint)
-    else:
-        raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {_listed(steps)}")
-    like = init_train_state(parts.learner, parts.optimizer, parts.params)
-    state, problems = checkpoints.restore(folder, like, step)
-    for problem in problems:
-        report.warn(f"{problem}; falling back to the previous one")
-    return state, int(state.step)
-
-
-def evaluate_run(
-    experiment: Experiment,
-    parts: Parts,
-    state: TrainState,
-    mesh: Mesh,
-    *,
-    split: str = "test",
-    seed: int | None = None,
-) -> Evaluation:
-    """Evaluate a state with the settings of its experiment. The report also contains the split and the seed.
-
-    For tasks from several domains the report also has `domains`, with one report for each domain on its own, each on
-    `num_tasks` tasks.
-
-    Raises:
-        UserError: If the tasks do not have the split.
-    """
-    sampler = _sampler(parts.tasks, split)
-    seed = experiment.seed if seed is None else seed
-    settings = experiment.evaluation
-    support = jax.eval_shape(sampler, jax.random.key(0)).support
-    evaluate = make_evaluation(
-        parts.learner,
-        parts.loss_fn,
-        sampler,
-        steps=settings.steps,
-        num_tasks=settings.num_tasks,
-        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
-        non_transductive=settings.non_transductive,
-        chunk_size=experiment.execution.chunk_size,
-        mesh=mesh,
-    )
-    measure = partial(evaluate, state.meta_params, purpose_key(seed, "test"), state.learner_state)
-    by_domain = {name: measure(sampler=each) for name, each in parts.tasks.domains.get(split, {}).items()}
-    return {"split": split, "seed": seed, **measure(), **({"domains": by_domain} if by_domain else {})}
-
-
-def _sampler(tasks: Tasks, split: str) -> TaskSampler:
-    """Return the sampler of a split.
-
-    Raises:
-        UserError: If the tasks do not have the split, or if it has too few classes or images.
-    """
-    if split in tasks.unusable:
-        raise UserError(tasks.unusable[split])
-    if split not in tasks.samplers:
-        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(tasks.samplers)}")
-    return tasks.samplers[split]
-
-
-def _listed(steps: list[int]) -> str:
-    return ", ".join(map(str, steps))

@@ -12,17 +12,19 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from metajax import files
 from metajax.cli import report
-from metajax.cli.device import check_devices, prepare_devices
-from metajax.cli.evaluate import load_state, tasks_of_run, warn_of_changed_code
+from metajax.cli.evaluate import warn_of_changed_code
 from metajax.cli.parse import DescribedDefault, parse
+from metajax.core.evaluator import Report
 from metajax.core.trainer import TrainState
 from metajax.core.types import Batch, Task
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Parts, build, metrics, workdir
 from metajax.experiment.build import evaluation_batch_size, purpose_key
+from metajax.experiment.devices import check_devices, prepare_devices
+from metajax.experiment.run import load_state, tasks_of_run
 from metajax.report import plots
+from metajax.system import files
 
 _FITS = 3
 
@@ -68,7 +70,7 @@ def run(args: Sequence[str]) -> None:
     evaluation = options.workdir / workdir.EVALUATION
     if evaluation.is_file():
         try:
-            figures["adaptation"] = plots.adaptation(files.read_json(evaluation))
+            figures["adaptation"] = plots.adaptation(Report.from_json(files.read_json(evaluation)))
         except ValueError as error:
             raise UserError(f"{evaluation} is damaged: {error}") from error
     tasks = tasks_of_run(options.workdir, experiment, options.data_dir)

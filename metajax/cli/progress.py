@@ -1,11 +1,9 @@
 """Show the progress of training on standard error.
 
-A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds, and a line if
-compilation takes long.
+A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds.
 """
 
 import sys
-import threading
 import time
 from typing import Any
 
@@ -13,22 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from metajax.cli.device import is_first
-from metajax.cli.streams import put_line, unread_is_fine
+from metajax.experiment.devices import is_first
+from metajax.system.streams import put_line, unread_is_fine
 
 _SECONDS = 30.0
 """Seconds between two lines if standard error is not a terminal."""
-
-_COMPILING_SECONDS = 10.0
-"""Seconds without a finished call after which a line names the reason, if standard error is not a terminal."""
-
-_COMPILING = "compiling (a minute or more on a CPU the first time)"
 
 
 class Progress:
     """A context manager that shows a line with the step, tasks per second, loss, accuracy and remaining time."""
 
-    def __init__(self, step: int, steps: int):
+    def __init__(self, steps: int):
         console = Console(stderr=True)
         self._steps = steps
         self._in_lines = not console.is_terminal and is_first()
@@ -43,36 +36,31 @@ class Progress:
             disable=not console.is_terminal or not is_first(),
             speed_estimate_period=60,
         )
-        self._task = self._bar.add_task(_COMPILING, total=steps, completed=step)
-        self._reason = threading.Timer(_COMPILING_SECONDS, put_line, [_COMPILING, sys.stderr])
-        self._reason.daemon = True
+        self._task = self._bar.add_task("", total=steps)
+        self._compiled = False
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
-        if self._in_lines:
-            self._reason.start()
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self._reason.cancel()
         with unread_is_fine(sys.stderr):
             self._bar.stop()
 
-    def update(self, row: dict[str, Any], *, compiled: bool = False) -> None:
+    def update(self, row: dict[str, Any]) -> None:
         """Show a row of the metrics. Without a terminal, print it only every 30 seconds and at the last step.
 
-        Args:
-            row: The metrics.
-            compiled: Whether the call was compiled, too. The row's tasks per second then include the compilation and
-                are not shown.
+        The tasks per second of the first call include its compilation and are not shown.
         """
-        self._reason.cancel()
-        parts = [] if compiled else [f"{_rounded(row['tasks_per_second'])} tasks/s"]
+        parts = [f"{_rounded(row['tasks_per_second'])} tasks/s"] if self._compiled else []
+        self._compiled = True
         parts.append(f"loss {row['loss']:.4f}")
         if "accuracy" in row:
             parts.append(f"accuracy {row['accuracy']:.2%}")
         with unread_is_fine(sys.stderr):
+            self._bar.start()
             self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
+            if row["step"] >= self._steps:  # what follows, such as the evaluation, prints lines
+                self._bar.stop()
         ends = self._said and row["step"] == self._steps
         if self._in_lines and (ends or time.monotonic() >= self._last_line + _SECONDS):
             self._said = True

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 
-from metajax import files
 from metajax.cli import configs, report
-from metajax.cli.device import check_devices, choose_mesh, device_name, share_evenly, use_precision
 from metajax.cli.parse import DescribedDefault
 from metajax.core.types import Params
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build
 from metajax.experiment.build import check_training
+from metajax.experiment.devices import check_devices, choose_mesh, device_name, share_evenly, use_precision
 from metajax.profiling import time_calls, training_calls
+from metajax.system import files
 
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 

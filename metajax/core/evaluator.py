@@ -1,7 +1,8 @@
 """Evaluation: adapt to unseen tasks, and measure metrics with confidence intervals at every inner step."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +41,197 @@ _ACCELERATED_VALUES = 400_000
 """Elements in the inputs of a non-transductive forward pass on an accelerator. This many elements keep the accelerator
 busy and leave memory for activations."""
 
-Evaluation = dict[str, Any]
-"""A report that `json.dumps` accepts; `make_evaluation` describes its entries."""
+_KINDS = ("transductive", "non_transductive")
 
 
-def make_evaluation(
+class Statistics(NamedTuple):
+    """Statistics of one metric over the tasks. Each field is a list over the inner steps `0..steps`.
+
+    A value is `None` if it is not finite, or if it is an interval from one task.
+
+    Attributes:
+        mean: The mean over tasks.
+        ci95: Half-width of the 95 % confidence interval of the mean, 1.96·σ/√n.
+        median: The median over tasks.
+    """
+
+    mean: list[float | None]
+    ci95: list[float | None]
+    median: list[float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The metrics of one way to predict the queries. `scores[name]` are the `Statistics` of a metric.
+
+    Attributes:
+        diverged: Number of tasks with a non-finite value at any step. These tasks are never dropped.
+        metrics: `Statistics` by name of the metric, `loss` first.
+    """
+
+    diverged: int
+    metrics: dict[str, Statistics]
+
+    def __getitem__(self, name: str) -> Statistics:
+        return self.metrics[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The result of an evaluation.
+
+    Attributes:
+        num_tasks: Number of tasks.
+        inner_steps: The last inner step.
+        transductive: Metrics with all queries of a task in one batch.
+        non_transductive: Metrics with each query in a batch with only the support set; `None` if not measured.
+        domains: For tasks from several domains, one report for each domain, by name.
+        split: The split of the tasks, if the evaluation belongs to an experiment.
+        seed: The seed of the tasks, if the evaluation belongs to an experiment.
+
+    >>> loss = Statistics([2.0, 1.0], [0.2, 0.1], [2.0, 1.0])
+    >>> report = Report(10, 1, Scores(0, {"loss": loss}))
+    >>> report.transductive["loss"].mean[-1]
+    1.0
+    >>> Report.from_json(report.to_json()) == report
+    True
+    >>> print(report.table())
+    10 tasks, mean ± 95 % interval
+    inner steps           loss
+              0  2.000 ± 0.200
+              1  1.000 ± 0.100
+    """
+
+    num_tasks: int
+    inner_steps: int
+    transductive: Scores
+    non_transductive: Scores | None = None
+    domains: Mapping[str, "Report"] = dataclasses.field(default_factory=dict)
+    split: str | None = None
+    seed: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as dicts, lists and numbers, for `json.dump`."""
+        scores = {kind: getattr(self, kind) for kind in _KINDS if getattr(self, kind) is not None}
+        return {
+            **{name: getattr(self, name) for name in ("split", "seed") if getattr(self, name) is not None},
+            "num_tasks": self.num_tasks,
+            "inner_steps": self.inner_steps,
+            **{
+                kind: {"diverged": each.diverged, **{name: m._asdict() for name, m in each.metrics.items()}}
+                for kind, each in scores.items()
+            },
+            **({"domains": {name: each.to_json() for name, each in self.domains.items()}} if self.domains else {}),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Report":
+        """Make a report from the result of `to_json`. Other entries are ignored.
+
+        Raises:
+            ValueError: If an entry is missing, or has another form.
+        """
+        _check_json(value)
+
+        def scores(entry: Mapping[str, Any]) -> Scores:
+            metrics = {
+                name: Statistics(*(each.get(field) for field in Statistics._fields))
+                for name, each in entry.items()
+                if name != "diverged"
+            }
+            return Scores(entry.get("diverged", 0), metrics)
+
+        return cls(
+            num_tasks=value["num_tasks"],
+            inner_steps=value["inner_steps"],
+            **{kind: scores(value[kind]) for kind in _KINDS if kind in value},
+            domains={name: cls.from_json(each) for name, each in value.get("domains", {}).items()},
+            **{name: value[name] for name in ("split", "seed") if name in value},
+        )
+
+    def table(self) -> str:
+        """Return a text table of the metrics after a few inner steps, with intervals."""
+        kind = f"{self.split} task" if self.split else "task"
+        one = f"1 {kind}: an interval needs more"
+        lines = [one if self.num_tasks == 1 else f"{self.num_tasks} {kind}s, mean ± 95 % interval"]
+        lines += _table("inner steps", {str(step): (self, step) for step in _some_steps(self.inner_steps)})
+        if self.domains:
+            lines.append(f"the same number of tasks for each domain, after {self.inner_steps} inner steps")
+            lines += _table("domain", {name: (each, each.inner_steps) for name, each in self.domains.items()})
+        if self.non_transductive is not None:
+            lines.append("non-transductive: each query in a batch with only the support set")
+        return "\n".join(lines)
+
+
+def _check_json(report: Any) -> None:
+    """Raise a `ValueError` that names the missing entry, unless a value is a report in the form of `to_json`."""
+    if not isinstance(report, dict):
+        raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
+    steps, kinds = report.get("inner_steps"), [report[kind] for kind in _KINDS if kind in report]
+    if not isinstance(steps, int) or not 0 <= steps < 10**6 or not isinstance(report.get("num_tasks"), int):
+        raise ValueError("a report of an evaluation has inner_steps and num_tasks")
+    if not kinds or not all(isinstance(kind, dict) and len(kind) > 1 for kind in kinds):
+        raise ValueError("a report of an evaluation has transductive metrics")
+    for kind in kinds:
+        for name in kinds[0]:
+            values = kind.get(name)
+            if name != "diverged" and not (
+                isinstance(values, dict) and all(_is_column(values.get(key), steps + 1) for key in ("mean", "ci95"))
+            ):
+                raise ValueError(f"{name} has no mean and interval for each of {steps + 1} steps")
+
+
+def _is_column(values: Any, length: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(each is None or (isinstance(each, int | float) and abs(each) < 1e300) for each in values)
+    )
+
+
+def _table(head: str, rows: Mapping[str, tuple[Report, int]]) -> list[str]:
+    """Return the lines of a table with one row for each report and step."""
+    first = next(iter(rows.values()))[0]
+    columns = [
+        (label, name, kind)
+        for kind, label in (("transductive", ""), ("non_transductive", "non-transductive "))
+        for name in (getattr(first, kind).metrics if getattr(first, kind) else ())
+    ]
+    cells = [[head, *(label + name for label, name, _ in columns)]]
+    for title, (report, step) in rows.items():
+        values = [(name, getattr(report, kind)[name]) for _, name, kind in columns]
+        cells.append([title, *(_cell(name, each.mean[step], each.ci95[step]) for name, each in values)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _some_steps(last: int) -> list[int]:
+    return sorted({step for step in (0, 1, 2, 3, 5, 10, 20, 50, last) if step <= last})
+
+
+def _cell(name: str, mean: float | None, half: float | None) -> str:
+    if mean is None:
+        return "not finite"
+    as_text = "{:.2%}".format if name == "accuracy" else "{:.3f}".format
+    return as_text(mean) if half is None else f"{as_text(mean)} ± {as_text(half)}"
+
+
+class Evaluate(Protocol):
+    """Evaluate meta-parameters on the tasks of an `evaluator`."""
+
+    def __call__(
+        self,
+        meta_params: MetaParams,
+        rng: jax.Array | int,
+        learner_state: PyTree = (),
+        *,
+        sampler: TaskSampler | None = None,
+    ) -> Report:
+        """Return a report. `sampler` replaces the evaluator's sampler; it must compile to the same program."""
+        ...
+
+
+def evaluator(
     learner: MetaLearner,
     loss_fn: LossFn,
     sampler: TaskSampler,
@@ -55,8 +242,8 @@ def make_evaluation(
     non_transductive: bool = True,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
-) -> Callable[..., Evaluation]:
-    """Compile an evaluation over `num_tasks` tasks, at every inner step `0..steps`.
+) -> Evaluate:
+    """Make a function that evaluates meta-parameters on `num_tasks` tasks, at every inner step `0..steps`.
 
     The evaluation predicts the queries in two ways. *Transductive*: all queries of a task are in one batch, as in the
     papers, so batch normalisation uses statistics of all queries. *Non-transductive*: each query is in a batch with
@@ -76,12 +263,9 @@ def make_evaluation(
         mesh: Devices to split the tasks over, from `task_mesh`.
 
     Returns:
-        `(meta_params, rng, learner_state=(), *, sampler=None) -> report`. Its argument `sampler` replaces the sampler
-        by another one that compiles to the same program, for example from `one_domain`. The report has the entries
-        `num_tasks`, `inner_steps`, `transductive` and `non_transductive`. Each of the last two has, for every metric of
-        the loss, `mean`, `ci95` (1.96·σ/√n over tasks) and `median`, each a list over steps `0..steps`; and `diverged`,
-        the number of tasks with a non-finite value at any step. Diverged tasks are never dropped: a mean that includes
-        a non-finite value is `None`.
+        `(meta_params, rng, learner_state=(), *, sampler=None) -> Report`. Its argument `sampler` replaces the sampler
+        by another one that compiles to the same program, for example from `one_domain`. Diverged tasks are never
+        dropped: a mean that includes a non-finite value is `None`.
 
     Raises:
         ValueError: If a count is out of range. The returned function raises a `ValueError` if `non_transductive` is set
@@ -91,8 +275,8 @@ def make_evaluation(
     >>> loss = lambda p, target, rng: ((p - target) ** 2 / 2, {})
     >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.5), steps=1))
     >>> sampler = mj.constant_task(mj.Task(0.0, 0.0))
-    >>> evaluate = mj.make_evaluation(learner, loss, sampler, steps=2, num_tasks=4, non_transductive=False)
-    >>> evaluate(jnp.float32(1.0), jax.random.key(0))["transductive"]["loss"]["mean"]
+    >>> evaluate = mj.evaluator(learner, loss, sampler, steps=2, num_tasks=4, non_transductive=False)
+    >>> evaluate(jnp.float32(1.0), jax.random.key(0)).transductive["loss"].mean
     [0.5, 0.125, 0.03125]
     """
     check_learner(learner)
@@ -141,8 +325,12 @@ def make_evaluation(
     default, checked = sampler, list[Any]()  # the last samplers that were checked
 
     def evaluate(
-        meta_params: MetaParams, rng: jax.Array, learner_state: PyTree = (), *, sampler: TaskSampler | None = None
-    ) -> Evaluation:
+        meta_params: MetaParams,
+        rng: jax.Array | int,
+        learner_state: PyTree = (),
+        *,
+        sampler: TaskSampler | None = None,
+    ) -> Report:
         check_params(meta_params, "meta-parameters")
         check_not_donated((meta_params, learner_state), "state")
         shared = replicate((meta_params, learner_state, as_key(rng)), mesh)
@@ -155,11 +343,8 @@ def make_evaluation(
         for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # surplus tasks of the last call are dropped
             parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
-        return {
-            "num_tasks": num_tasks,
-            "inner_steps": steps,
-            **{kind: _summary(values[kind]) for kind in values},
-        }
+        scores = {kind: _scores(each) for kind, each in values.items()}
+        return Report(num_tasks, steps, scores["transductive"], scores.get("non_transductive"))
 
     return evaluate
 
@@ -221,21 +406,18 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 
 
-def _summary(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return mean, confidence interval and median over tasks of each metric `[tasks, steps + 1]`, `loss` first."""
+def _scores(values: dict[str, np.ndarray]) -> Scores:
+    """Return the statistics over tasks of each metric `[tasks, steps + 1]`."""
     diverged = ~np.all([np.isfinite(v).all(1) for v in values.values()], axis=0)
-    report: dict[str, Any] = {"diverged": int(diverged.sum())}
+    metrics = {}
     for name in sorted(values, key=lambda name: (name != "loss", name)):
         tasks = np.asarray(values[name], np.float64)
         with np.errstate(all="ignore"):
             spread = tasks.std(0, ddof=1) if len(tasks) > 1 else np.full(tasks.shape[1], np.nan)
-            statistics = {
-                "mean": tasks.mean(0),
-                "ci95": 1.96 * spread / np.sqrt(len(tasks)),
-                "median": np.median(np.where(np.isnan(tasks), np.inf, tasks), axis=0),
-            }
-        report[name] = {key: [_or_none(v) for v in column] for key, column in statistics.items()}
-    return report
+            interval = 1.96 * spread / np.sqrt(len(tasks))
+            median = np.median(np.where(np.isnan(tasks), np.inf, tasks), axis=0)
+            metrics[name] = Statistics(*([_or_none(v) for v in each] for each in (tasks.mean(0), interval, median)))
+    return Scores(int(diverged.sum()), metrics)
 
 
 def _or_none(value: np.floating) -> float | None:

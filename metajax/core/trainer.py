@@ -50,45 +50,30 @@ class TrainState(NamedTuple):
 
 
 class TrainStep(Protocol):
-    """A compiled function that runs `steps_per_call` meta-steps."""
+    """A compiled function that runs several meta-steps in one call."""
 
-    def __call__(self, state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
-        """Advance the state, which is donated; `fed` is a pytree of arrays `[steps_per_call, tasks_per_step, ...]`."""
+    def __call__(self, state: TrainState, fed: PyTree = None, /, *, steps: int = ...) -> tuple[TrainState, Metrics]:
+        """Advance the state, which is donated; `fed` is a pytree of arrays `[steps, tasks_per_step, ...]`."""
         ...
 
 
-def init_train_state(
-    learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, seed: int | jax.Array = 0
-) -> TrainState:
-    """Return the state before the first meta-step.
+class Trainer(NamedTuple):
+    """Two functions that train, made by `trainer`.
 
-    Args:
-        learner: A meta-learner.
-        optimizer: The outer optimiser, any optax transformation.
-        params: A model's parameters. They are copied, because the training step donates its state's buffers.
-        seed: An integer or a key.
-
-    Returns:
-        A `TrainState` at step 0.
-
-    Raises:
-        TypeError: If an argument has the wrong type.
-
-    >>> import jax.numpy as jnp, optax, metajax as mj
-    >>> learner = mj.maml(lambda p, data, rng: (p**2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
-    >>> int(mj.init_train_state(learner, optax.adam(1e-3), jnp.float32(1.0)).step)
-    0
+    Attributes:
+        init: `(params, seed=0) -> TrainState`, the state before the first meta-step.
+        step: `(state, fed=None, *, steps=steps_per_call) -> (state, metrics)`, one call of the compiled training step.
+        tasks_per_step: Tasks in a meta-step.
+        steps_per_call: Default number of meta-steps in one call.
     """
-    check_learner(learner)
-    check_optimizer(optimizer, "outer optimiser")
-    check_params(params)
-    meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
-    opt_state = optimizer.init(meta_params)
-    state = TrainState(meta_params, opt_state, learner_state, jnp.zeros((), jnp.int32), as_key(seed))
-    return jax.tree.map(jnp.copy, state)  # a buffer must not be donated twice: some optimisers store params
+
+    init: Callable[..., TrainState]
+    step: TrainStep
+    tasks_per_step: int
+    steps_per_call: int
 
 
-def make_train_step(
+def trainer(
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
     sampler: TaskSampler | Callable[[jax.Array, Any], Task],
@@ -98,8 +83,10 @@ def make_train_step(
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
     skip_non_finite: bool = False,
-) -> TrainStep:
-    """Compile `steps_per_call` meta-steps, sampling included, into one call.
+) -> Trainer:
+    """Make the two functions that meta-train: `init` and the compiled `step`.
+
+    One call of `step` samples tasks and runs `steps_per_call` meta-steps.
 
     A meta-step *fails* if its loss, another metric, its meta-gradient or its update is NaN or infinite. A failed step
     does not change the state, and neither do the later steps of the call: the state stays good, `state.step` is the
@@ -113,38 +100,45 @@ def make_train_step(
 
     Args:
         learner: A meta-learner.
-        optimizer: The outer optimiser; clipping and schedules are parts of an optax chain. An optimiser that adapts to
-            the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the meta-batch as `value`.
+        optimizer: The outer optimiser, any optax transformation; clipping and schedules are parts of an optax chain. An
+            optimiser that adapts to the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the
+            meta-batch as `value`.
         sampler: `rng -> Task`. If the sampler is a `jax.tree_util.Partial`, its arrays (for example a class bank) are
             arguments of the compiled function, not constants in it. For data that is not on the device, use
             `(rng, fed) -> Task`: `fed` is the data that the host passes for this task, for example from `feed`. If
             `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
         tasks_per_step: Tasks in a meta-step (the meta-batch).
-        steps_per_call: Meta-steps in one call.
+        steps_per_call: Default number of meta-steps in one call.
         chunk_size: Tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
         skip_non_finite: Skip meta-steps that fail, instead of stopping at the first one.
 
     Returns:
-        `(state, fed=None) -> (state, metrics)`. The call donates its input state: use only the returned state. `fed` is
-        `None`, or a pytree of arrays `[steps_per_call, tasks_per_step, ...]`, one entry for each task. Each metric is
-        `float[steps_per_call]`: the learner's metrics, averaged over tasks (integers and bools too), and
-        `gradient_norm` and `update_norm`, the norms of the meta-gradient and of the update.
+        A `Trainer`.
+
+        `init(params, seed=0)` returns a `TrainState` at step 0. `params` are a model's parameters, which are copied.
+        `seed` is an integer or a key.
+
+        `step(state, fed=None, *, steps=steps_per_call)` runs `steps` meta-steps and returns `(state, metrics)`. It
+        donates its input state: use only the returned state. `fed` is `None`, or a pytree of arrays
+        `[steps, tasks_per_step, ...]`, one entry for each task. Each metric is `float[steps]`: the learner's metrics,
+        averaged over tasks (integers and bools too), and `gradient_norm` and `update_norm`, the norms of the
+        meta-gradient and of the update. Each number of `steps` is compiled once.
 
     Raises:
-        TypeError: If an argument has the wrong type. The returned function raises a `TypeError` if the state is not a
-            `TrainState` or the sampler does not return a `Task`.
-        ValueError: If a count is below 1. The returned function raises a `ValueError` if the state was donated before,
-            or if the sampler's tasks do not depend on its key (see `check_sampler`).
-        FloatingPointError: Raised by the returned function, if a meta-step of the previous call failed.
+        TypeError: If an argument has the wrong type. `step` raises a `TypeError` if the state is not a `TrainState` or
+            the sampler does not return a `Task`.
+        ValueError: If a count is below 1. `step` raises a `ValueError` if the state was donated before, or if the
+            sampler's tasks do not depend on its key (see `check_sampler`).
+        FloatingPointError: Raised by `step`, if a meta-step of the previous call failed.
 
     >>> import jax, jax.numpy as jnp, optax, metajax as mj
     >>> loss = lambda p, target, rng: ((p - target) ** 2, {})
     >>> learner = mj.maml(loss, mj.inner_loop(optax.sgd(0.1), steps=1))
     >>> sampler = mj.constant_task(mj.Task(support=3.0, query=3.0))
-    >>> train = mj.make_train_step(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=50)
-    >>> state = mj.init_train_state(learner, optax.sgd(0.5), jnp.float32(0.0))
-    >>> state, metrics = train(state)
+    >>> trainer = mj.trainer(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=50)
+    >>> state = trainer.init(jnp.float32(0.0), seed=0)
+    >>> state, metrics = trainer.step(state)
     >>> int(state.step), round(float(state.meta_params), 3), metrics["loss"].shape
     (50, 3.0, (50,))
     """
@@ -154,36 +148,15 @@ def make_train_step(
         check_count(name, value)
     check_chunk_size(chunk_size)
 
-    def measured(shared, given) -> MetaGradient:
-        meta_params, learner_state, draw = shared
-        given, learn_key = given
-        estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
-        check_estimate(estimate, meta_params)
-        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
+    def init(params: Params, seed: int | jax.Array = 0) -> TrainState:
+        return init_state(learner, optimizer, params, seed)
 
-    def meta_step(state: TrainState, draw, given, chunk: int) -> tuple[TrainState, Metrics]:
-        shared = (state.meta_params, state.learner_state, draw)
-        mean = average_tasks(measured, shared, given, chunk_size=chunk, mesh=mesh)
-        loss = mean.metrics.get("loss")
-        updates, opt_state = update(optimizer, mean.gradient, state.opt_state, state.meta_params, loss)
-        norms = {"gradient_norm": _norm(mean.gradient), "update_norm": _norm(updates)}
-        metrics = {**mean.metrics, **norms}
-        spoiled = _is_spoiled(state.opt_state, opt_state)
-        handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~spoiled
-        good = handled | jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-        # The learner's state comes from the tasks, which no optimiser handles.
-        learner_state = _where(good & ~handled, mean.state, state.learner_state)
-        new = (optax.apply_updates(state.meta_params, updates), opt_state)
-        meta_params, opt_state = _where(good, new, (state.meta_params, state.opt_state))
-        step = state.step + (1 if skip_non_finite else good.astype(jnp.int32))
-        return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
-
-    def run(state: TrainState, sampler, fed) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
+    def run(state: TrainState, sampler, fed, steps: int) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # Compute all keys at once, and sample all tasks at once if they are small. Otherwise sampling in each meta-step
         # would take a noticeable share of a tiny model's time.
-        task_keys, learn_keys = step_keys(state.key, first, steps_per_call, tasks_per_step)
+        task_keys, learn_keys = step_keys(state.key, first, steps, tasks_per_step)
         tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
         draw_all = jax.vmap(jax.vmap(draw))
         if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
@@ -191,34 +164,92 @@ def make_train_step(
 
         def step(state, _):  # state.step does not advance after a failure, so the tasks must not advance either
             given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
-            return meta_step(state, draw, given, chunk)
+            mean = _average(learner, state, draw, given, chunk, mesh)
+            return _apply(optimizer, state, mean, skip_non_finite)
 
-        state, metrics = jax.lax.scan(step, state, length=steps_per_call)
-        failed_at = jnp.where(state.step - first < steps_per_call, state.step, -1)
+        state, metrics = jax.lax.scan(step, state, length=steps)
+        failed_at = jnp.where(state.step - first < steps, state.step, -1)
         return state, metrics, (failed_at, jax.random.key_data(state.key))
 
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
-    compiled = jax.jit(run, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+    compiled = jax.jit(run, static_argnums=3, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
     held = replicate(as_partial(sampler), mesh)
+    step = _checked_step(compiled, held, steps_per_call, mesh, skip_non_finite)
+    return Trainer(init, step, tasks_per_step, steps_per_call)
+
+
+def init_state(
+    learner: MetaLearner, optimizer: optax.GradientTransformation, params: Params, seed: int | jax.Array = 0
+) -> TrainState:
+    """Return the state before the first meta-step, as `Trainer.init` does."""
+    check_learner(learner)
+    check_optimizer(optimizer, "outer optimiser")
+    check_params(params)
+    meta_params, learner_state = learner.init(jax.tree.map(jnp.asarray, params))
+    opt_state = optimizer.init(meta_params)
+    state = TrainState(meta_params, opt_state, learner_state, jnp.zeros((), jnp.int32), as_key(seed))
+    return jax.tree.map(jnp.copy, state)  # a buffer must not be donated twice: some optimisers store params
+
+
+def _average(
+    learner: MetaLearner, state: TrainState, draw: Callable[..., Task], given: PyTree, chunk: int, mesh: Mesh | None
+) -> MetaGradient:
+    """Return the average of the learner's estimates over the tasks of a meta-step."""
+
+    def measure(shared, given) -> MetaGradient:
+        meta_params, learner_state, draw = shared
+        given, learn_key = given
+        estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
+        check_estimate(estimate, meta_params)
+        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
+
+    shared = (state.meta_params, state.learner_state, draw)
+    return average_tasks(measure, shared, given, chunk_size=chunk, mesh=mesh)
+
+
+def _apply(
+    optimizer: optax.GradientTransformation, state: TrainState, mean: MetaGradient, skip_non_finite: bool
+) -> tuple[TrainState, Metrics]:
+    """Update the state with an averaged meta-gradient, unless the meta-step failed."""
+    loss = mean.metrics.get("loss")
+    updates, opt_state = update(optimizer, mean.gradient, state.opt_state, state.meta_params, loss)
+    norms = {"gradient_norm": _norm(mean.gradient), "update_norm": _norm(updates)}
+    metrics = {**mean.metrics, **norms}
+    spoiled = _is_spoiled(state.opt_state, opt_state)
+    handled = ~jnp.isfinite(norms["gradient_norm"]) & jnp.isfinite(norms["update_norm"]) & ~spoiled
+    good = handled | jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+    # The learner's state comes from the tasks, which no optimiser handles.
+    learner_state = _where(good & ~handled, mean.state, state.learner_state)
+    new = (optax.apply_updates(state.meta_params, updates), opt_state)
+    meta_params, opt_state = _where(good, new, (state.meta_params, state.opt_state))
+    step = state.step + (1 if skip_non_finite else good.astype(jnp.int32))
+    return TrainState(meta_params, opt_state, learner_state, step, state.key), metrics
+
+
+def _checked_step(
+    compiled: Callable, sampler: Callable, steps_per_call: int, mesh: Mesh | None, skip_non_finite: bool
+) -> TrainStep:
+    """Return a function that checks its arguments and the result of the previous call, then calls a compiled step."""
     checked: list[bool] = []
     last: list[Any] = []  # the metrics of the last call, the meta-step that failed in it or -1, and the key
 
-    def train(state: TrainState, fed: PyTree = None, /) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, fed: PyTree = None, /, *, steps: int = steps_per_call) -> tuple[TrainState, Metrics]:
         check_state(state)
+        check_count("steps", steps)
         if not checked:
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
-            check_sampler(held, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
+            check_sampler(sampler, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
             checked.append(True)
         if last and not isinstance(state.step, Tracer):
             _raise_if_failed(state, *last)
         # A state that is not yet where the compiled step keeps it would make a second program.
-        state, metrics, failure = compiled(replicate(state, mesh), held, fed)
+        state, metrics, failure = compiled(replicate(state, mesh), sampler, fed, steps)
         if not (skip_non_finite or isinstance(state.step, Tracer)):
             last[:] = [metrics, *failure]
         return state, metrics
 
-    return train
+    return step
 
 
 def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, key: jax.Array) -> None:
@@ -231,14 +262,14 @@ def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, 
     raise FloatingPointError(
         f"meta-step {step} failed: {name} is {float(row[name][0])}. The state is the one before that "
         "step. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, infinity "
-        "or labels out of range in the data; to skip such steps use make_train_step(..., skip_non_finite=True)"
+        "or labels out of range in the data; to skip such steps use trainer(..., skip_non_finite=True)"
     )
 
 
 def check_state(state: Any) -> None:
     """Raise a `TypeError` unless a value is a `TrainState`, and a `ValueError` if it was donated before."""
     if not isinstance(state, TrainState):
-        raise TypeError(f"a TrainState from init_train_state or the last call is expected, got {describe(state)}")
+        raise TypeError(f"a TrainState from trainer.init or the last call is expected, got {describe(state)}")
     check_not_donated(state, "state")
 
 

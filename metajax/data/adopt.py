@@ -11,7 +11,7 @@ from typing import Any
 from metajax.data import records
 from metajax.data.disk import one_line, writing_to
 from metajax.errors import UserError
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 _INFO = "dataset_info.json"
 

@@ -12,7 +12,7 @@ from metajax.data.disk import one_line
 from metajax.data.images import Contents
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
-from metajax.files import MAX_BYTES, open_regular, read_file
+from metajax.system.files import MAX_BYTES, open_regular, read_file
 
 _PHOTOGRAPH = re.compile(r"(?:.*/)?([^/.][^/]*)/([^/.][^/]*\.jpg)", re.IGNORECASE)
 

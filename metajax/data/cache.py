@@ -12,7 +12,7 @@ import numpy as np
 from metajax.data.dataset import Bank
 from metajax.data.disk import clear_leftovers, one_line, refuse_links
 from metajax.errors import UserError
-from metajax.files import PARTIALS, open_regular, read_file, replacing, write_bytes
+from metajax.system.files import PARTIALS, open_regular, read_file, replacing, write_bytes
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metajax.errors import UserError
-from metajax.files import MAX_BYTES, check_size, expand_home, open_regular
+from metajax.system.files import MAX_BYTES, check_size, expand_home, open_regular
 
 try:
     import fcntl

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
 from metajax.errors import UserError
-from metajax.files import expand_home, open_regular
+from metajax.system.files import expand_home, open_regular
 
 _LOG = logging.getLogger("metajax.data")
 

@@ -16,7 +16,7 @@ from metajax.data.listing import SPLITS, Layout, Source, arrange, open_source
 from metajax.data.lists import arrange_by_lists
 from metajax.data.pixels import HEIF_ADVICE, HEIF_SUFFIXES, BadImageError, decode, formats, reads_heif
 from metajax.errors import UserError
-from metajax.files import expand_home
+from metajax.system.files import expand_home
 
 _LOG = logging.getLogger("metajax.data")
 

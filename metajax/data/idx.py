@@ -15,7 +15,7 @@ from metajax.data.download import RemoteFile
 from metajax.data.images import Contents
 from metajax.data.pixels import encode_png
 from metajax.errors import UserError
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 SIDE = 28
 """Height and width of an image in pixels."""

@@ -9,7 +9,7 @@ from metajax.data import adopt, dataset, records
 from metajax.data.dataset import Dataset, DatasetInfo
 from metajax.data.download import RemoteFile, find, obtain
 from metajax.errors import UserError
-from metajax.files import expand_home
+from metajax.system.files import expand_home
 
 Choose = Callable[[list[str]], dict[str, list[int]]]
 """`class names -> {split: indices of the classes in this split}`."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from metajax.data.disk import one_line, open_zip, printable, read_member
 from metajax.data.pixels import SUFFIXES, looks_like_image
 from metajax.errors import UserError
-from metajax.files import open_regular, read_file
+from metajax.system.files import open_regular, read_file
 
 _LOG = logging.getLogger("metajax.data")
 SPLITS = ("train", "validation", "test")

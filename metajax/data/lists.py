@@ -12,7 +12,7 @@ from metajax.data.disk import one_line, printable
 from metajax.data.listing import SPLITS, Entry, Layout, split_of
 from metajax.data.pixels import SUFFIXES
 from metajax.errors import UserError
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 _LOG = logging.getLogger("metajax.data")
 _ENDINGS = (".csv", ".txt", ".tsv")

@@ -16,7 +16,7 @@ from metajax.data.disk import one_line, open_zip, read_member
 from metajax.data.download import RemoteFile, obtain
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 CHARACTERS = {"background": 964, "evaluation": 659}
 """Characters in each official part."""

@@ -20,7 +20,7 @@ from metajax.data.dataset import Bank, check_memory, pool
 from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
 from metajax.errors import UserError
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 Example = tuple[str | int, dict[str, Any]]
 """A unique key and the features."""

@@ -20,9 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from metajax import files
 from metajax.core.trainer import TrainState
 from metajax.errors import UserError
+from metajax.system import files
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and all exceptions
 

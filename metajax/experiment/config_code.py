@@ -26,8 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metajax import files
 from metajax.errors import UserError
+from metajax.system import files
 
 CONFIG_MODULE = "metajax_config"
 """Module name of a config file."""

@@ -16,8 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import RecordWriter
 
-from metajax import files
 from metajax.experiment.workdir import EVENTS
+from metajax.system import files
 
 METRICS = "metrics.jsonl"
 _LOG = logging.getLogger("metajax")

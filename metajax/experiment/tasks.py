@@ -16,7 +16,7 @@ from metajax.core.types import ApplyFn, ClassBank, LossFn, TaskSampler
 from metajax.data.dataset import proportional
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
-from metajax.files import expand_home
+from metajax.system.files import expand_home
 from metajax.tasks.host import HostTasks, host_episodes
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 
 import metajax
-from metajax import files
 from metajax.core.precision import products_precision
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Folder, config_code
 from metajax.experiment.checks import field_types_are_right
+from metajax.system import files
 
 CONFIG = "config.json"
 SOURCE = "config.py"
@@ -43,7 +43,7 @@ def is_workdir(workdir: Path) -> bool:
 def create(
     workdir: Path,
     experiment: Experiment,
-    source: Path,
+    source: Path | None,
     devices: int,
     data: dict[str, str] | None = None,
     task: dict[str, Any] | None = None,
@@ -56,7 +56,7 @@ def create(
     Args:
         workdir: An empty folder, or a path that does not exist.
         experiment: The resolved settings.
-        source: The config file of the settings.
+        source: The config file of the settings, if there is one.
         devices: Number of devices.
         data: Fingerprints of the data set, by split.
         task: Shapes of the tasks, from `describe_task`.
@@ -65,15 +65,18 @@ def create(
         UserError: If the folder is not empty, or a setting cannot be written as JSON.
     """
     check_empty(workdir)
-    settings, folder = to_json(experiment), config_folder(source)
+    settings, config = to_json(experiment), {}
     workdir.mkdir(parents=True, exist_ok=True)
-    config = {"folder": str(folder.absolute()), "modules": config_code.fingerprints(source, folder)}
+    if source is not None:
+        folder = config_folder(source)
+        config = {"folder": str(folder.absolute()), "modules": config_code.fingerprints(source, folder)}
     began = {**environment(devices), "data": data or {}, "config": config, "task": task or {}}
     files.write_json(workdir / ENVIRONMENT, began)
-    header = _HEADER.format(source=json.dumps(str(source.absolute())))  # escaped: a name may contain a new line
-    files.write_text(workdir / SOURCE, header + config_code.read_source(source))
-    if config_code.own_types(experiment):
-        config_code.remember(workdir / SOURCE, folder)
+    if source is not None:
+        header = _HEADER.format(source=json.dumps(str(source.absolute())))  # escaped: a name may contain a new line
+        files.write_text(workdir / SOURCE, header + config_code.read_source(source))
+        if config_code.own_types(experiment):
+            config_code.remember(workdir / SOURCE, config_folder(source))
     files.write_json(workdir / CONFIG, settings)  # last: it makes this a work directory
 
 

@@ -15,7 +15,7 @@ from metajax import models
 from metajax.core.inner_loop import inner_loop
 from metajax.core.losses import classification_loss, regression_loss
 from metajax.core.parallel import average_tasks, default_chunk_size
-from metajax.core.trainer import init_train_state, make_train_step
+from metajax.core.trainer import trainer
 from metajax.core.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
 from metajax.learners import MetaLearner, maml, reptile
 from metajax.models import functional
@@ -117,11 +117,11 @@ def training_calls(
         params: Initial parameters of the model.
         tasks_per_step: Tasks in a meta-step.
         steps_per_call: Meta-steps in a call.
-        chunk_size: As in `make_train_step`.
-        mesh: As in `make_train_step`.
+        chunk_size: As in `trainer`.
+        mesh: As in `trainer`.
         on_host: Tasks whose images are prefetched from the host, as in training. Default: all data is on the device.
     """
-    train = make_train_step(
+    train = trainer(
         learner,
         optimizer,
         sampler,
@@ -130,14 +130,14 @@ def training_calls(
         chunk_size=chunk_size,
         mesh=mesh,
     )
-    state, batches = init_train_state(learner, optimizer, params), itertools.repeat(None)
+    state, batches = train.init(params), itertools.repeat(None)
     if on_host is not None:
         sizes = {"tasks_per_step": tasks_per_step, "steps_per_call": steps_per_call}
         batches = feed(on_host, state, _MANY * steps_per_call, **sizes, mesh=mesh)
 
     def call() -> None:
         nonlocal state
-        state, metrics = train(state, next(batches))
+        state, metrics = train.step(state, next(batches))
         jax.block_until_ready(metrics)
 
     return call

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from metajax import files
+from metajax.core.evaluator import Report
+from metajax.system import files
 
 _KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "non-transductive")}
 
@@ -99,65 +100,32 @@ def _curves(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[array, array]]:
     return curves
 
 
-def adaptation(report: dict[str, Any]) -> Figure:
+def adaptation(report: Report) -> Figure:
     """Plot metrics against inner steps, with 95 % intervals as bands.
 
     Args:
-        report: From `make_evaluation`. A mean is not plotted if it is `None` because tasks diverged.
+        report: From the function that `evaluator` makes, or from `Report.from_json`. A mean is not plotted if it is
+            `None` because tasks diverged.
 
     Returns:
         A figure with a panel for each metric.
-
-    Raises:
-        ValueError: If `report` does not have the form of `make_evaluation`'s reports.
     """
-    _check_report(report)
-    kinds = [kind for kind in _KINDS if kind in report]
-    names = [name for name in report[kinds[0]] if name != "diverged"]
+    scores = {kind: getattr(report, kind) for kind in _KINDS if getattr(report, kind) is not None}
+    names = list(report.transductive.metrics)
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
-    steps = np.arange(report["inner_steps"] + 1)
+    steps = np.arange(report.inner_steps + 1)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for kind in kinds:
+        for kind, each in scores.items():
             colour, label = _KINDS[kind]
-            mean, half = (np.array(report[kind][name][key], float) for key in ("mean", "ci95"))
+            mean, half = np.array(each[name].mean, float), np.array(each[name].ci95, float)
             axes.plot(steps, mean, ".-" if len(steps) < 20 else "-", color=colour, label=label)
             axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
         axes.set(xlabel="inner steps", ylabel=f"query {name}".replace("$", r"\$"))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        tasks = report["num_tasks"]
+        tasks = report.num_tasks
         axes.legend(frameon=False, title="1 task" if tasks == 1 else f"{tasks} tasks, 95 % interval")
         axes.grid(alpha=0.3)
     return figure
-
-
-def _check_report(report: Any) -> None:
-    """Raise an error unless a value is a report of an evaluation.
-
-    Raises:
-        ValueError: If an entry is missing; the message names the entry.
-    """
-    if not isinstance(report, dict):
-        raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
-    steps, kinds = report.get("inner_steps"), [report[kind] for kind in _KINDS if kind in report]
-    if not isinstance(steps, int) or not 0 <= steps < 10**6 or not isinstance(report.get("num_tasks"), int):
-        raise ValueError("a report of an evaluation has inner_steps and num_tasks")
-    if not kinds or not all(isinstance(kind, dict) and len(kind) > 1 for kind in kinds):
-        raise ValueError("a report of an evaluation has transductive metrics")
-    for kind in kinds:
-        for name in kinds[0]:
-            values = kind.get(name)
-            if name != "diverged" and not (
-                isinstance(values, dict) and all(_is_column(values.get(key), steps + 1) for key in ("mean", "ci95"))
-            ):
-                raise ValueError(f"{name} has no mean and interval for each of {steps + 1} steps")
-
-
-def _is_column(values: Any, length: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == length
-        and all(each is None or (isinstance(each, int | float) and abs(each) < 1e300) for each in values)
-    )
 
 
 def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:

@@ -26,7 +26,7 @@ class HostTasks(NamedTuple):
     Attributes:
         images: `[all examples, height, width, channels]`, `uint8` or floats in `[0, 1]`: an array or a memory map.
         rows: `rng -> int32[examples]`, the indices in `images` of a task's examples.
-        sampler: `(rng, images=None) -> Task`. For `make_train_step`, pass the images of `rows(rng)`, `[examples,
+        sampler: `(rng, images=None) -> Task`. For `trainer`, pass the images of `rows(rng)`, `[examples,
             height, width, channels]` in the dtype of `images`. Without images the device fetches them through a
             callback and waits for them; use this form for `make_evaluation`, or instead of `feed`.
     """
@@ -59,7 +59,7 @@ def host_episodes(
         transform: Applied to each image, on the device.
 
     Returns:
-        The tasks, for `feed`. Their field `sampler` is for `make_train_step` and `make_evaluation`.
+        The tasks, for `feed`. Their field `sampler` is for `trainer` and `evaluator`.
 
     Raises:
         ValueError: If the bank has too few classes, if a class has too few examples, or if the bank's arrays do not
@@ -113,10 +113,10 @@ def feed(
         tasks: From `host_episodes`.
         state: The current training state. `feed` reads its key and step at once and does not keep the state.
         steps: Number of meta-steps.
-        tasks_per_step: As in `make_train_step`.
-        steps_per_call: Meta-steps of every call, as in `make_train_step`; or a sequence with the meta-steps of each
+        tasks_per_step: As in `trainer`.
+        steps_per_call: Meta-steps of every call, as in `trainer`; or a sequence with the meta-steps of each
             call.
-        mesh: As in `make_train_step`. If the tasks are divisible evenly over the devices, each process reads only the
+        mesh: As in `trainer`. If the tasks are divisible evenly over the devices, each process reads only the
             images of its own tasks.
         threads: Grain threads that read images.
         ahead: Number of calls to prefetch. The devices hold the images of all prefetched calls.
@@ -134,7 +134,8 @@ def feed(
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
     >>> tasks = mj.host_episodes(bank, ways=2, shots=1, queries=1)
     >>> learner = mj.maml(mj.regression_loss(lambda p, x, rng: p * x[:, 0, 0, 0]), mj.inner_loop(optax.sgd(0.1), 1))
-    >>> state = mj.init_train_state(learner, optax.sgd(0.1), np.float32(1))
+    >>> trainer = mj.trainer(learner, optax.sgd(0.1), tasks.sampler, tasks_per_step=3, steps_per_call=2)
+    >>> state = trainer.init(np.float32(1))
     >>> [images.shape for images in mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2)]
     [(2, 3, 4, 1, 1, 1), (2, 3, 4, 1, 1, 1)]
     """

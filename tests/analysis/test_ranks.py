@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+import metajax as mj
 from metajax.analysis.ranks import mean_ranks
+from metajax.core.evaluator import Scores, Statistics
 
 # Accuracy and 95 % interval, in percent, of k-NN, Finetune, MatchingNet, ProtoNet, fo-MAML, RelationNet and
 # fo-Proto-MAML, trained on all of Meta-Dataset (arXiv 1903.03096; the table of its repository in 2020), on ILSVRC,
@@ -25,10 +27,11 @@ AVERAGE = [4.6, 3.3, 4.5, 2.5, 6.5, 5.2, 1.4]
 
 def report(values, metric="accuracy"):
     """`values` is one (mean, interval) for each domain."""
-    return {
-        "domains": {f"domain {i}": {"transductive": {metric: {"mean": [None, mean], "ci95": [None, half]}}}
-                    for i, (mean, half) in enumerate(values)}
-    }  # fmt: skip
+    domains = {
+        f"domain {i}": mj.Report(9, 1, Scores(0, {metric: Statistics([None, mean], [None, half], [None, mean])}))
+        for i, (mean, half) in enumerate(values)
+    }
+    return mj.Report(9, 1, Scores(0, {}), domains=domains)
 
 
 def test_without_ties_they_are_the_published_ones():
@@ -60,4 +63,4 @@ def test_reports_by_other_domains_are_named():
     with pytest.raises(ValueError, match="the report of b must have the domains"):
         mean_ranks({"a": report([(1, 1), (1, 1)]), "b": report([(1, 1)])})
     with pytest.raises(ValueError, match="has none"):
-        mean_ranks({"a": {}})
+        mean_ranks({"a": report([])})

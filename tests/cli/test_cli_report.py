@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from metajax.cli import progress, report
+from metajax.core.evaluator import Report, Scores, Statistics
 from metajax.errors import UserError
 from metajax.report import plots
 
@@ -19,7 +20,7 @@ def test_memory_that_does_not_do_is_a_line_with_advice():
 def test_without_a_terminal_progress_is_a_line_from_time_to_time(monkeypatch, capsys):
     monkeypatch.delenv("FORCE_COLOR", raising=False)  # by which rich would see a terminal
     row = {"tasks_per_second": 1234.0, "loss": 0.5, "accuracy": 0.25}
-    with progress.Progress(0, 3_000) as shown:
+    with progress.Progress(3_000) as shown:
         shown.update({"step": 1_000, **row})  # at once: not yet
         monkeypatch.setattr(progress, "_SECONDS", 0.0)
         shown.update({"step": 2_000, **row})
@@ -32,33 +33,32 @@ def test_without_a_terminal_progress_is_a_line_from_time_to_time(monkeypatch, ca
 
 def test_a_short_training_without_a_terminal_says_nothing(monkeypatch, capsys):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    with progress.Progress(0, 2) as shown:
+    with progress.Progress(2) as shown:
         shown.update({"step": 2, "tasks_per_second": 9.0, "loss": 0.5})
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_long_compilation_is_a_line_and_shows_no_rate(monkeypatch, capsys):
+def test_the_rate_of_the_first_call_is_not_shown(monkeypatch, capsys):
+    """It includes the compilation."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setattr(progress, "_COMPILING_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_SECONDS", 0.0)
-    with progress.Progress(0, 3_000) as shown:
-        shown._reason.join(60)
-        assert capsys.readouterr() == ("", "compiling (a minute or more on a CPU the first time)\n")
-        shown.update({"step": 25, "tasks_per_second": 0.4, "loss": 0.5}, compiled=True)
+    with progress.Progress(3_000) as shown:
+        shown.update({"step": 25, "tasks_per_second": 0.4, "loss": 0.5})
         shown.update({"step": 50, "tasks_per_second": 0.4321, "loss": 0.5})
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 25 of 3,000: loss 0.5000", "step 50 of 3,000: 0.43 tasks/s, loss 0.5000"]
 
 
 def test_names_of_metrics_and_domains_are_no_markup(capsys, tmp_path):
-    values = {"mean": [1.0, 0.5], "ci95": [0.1, 0.1]}
-    result = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"[red]a[/b]": values, "diverged": 0}}
-    report.table({**result, "domains": {"[/x]": result}})
+    def evaluated(name, **more):
+        scores = Scores(0, {name: Statistics([1.0, 0.5], [0.1, 0.1], [1.0, 0.5])})
+        return Report(2, 1, scores, split="test", **more)
+
+    report.table(evaluated("[red]a[/b]", domains={"[/x]": evaluated("[red]a[/b]")}))
     said = capsys.readouterr().out
     assert "[red]a[/b]" in said
     assert "[/x]" in said
-    shown = {"split": "test", "num_tasks": 2, "inner_steps": 1, "transductive": {"$\\bad$": values, "diverged": 0}}
-    plots.save(plots.adaptation(shown), tmp_path / "a.png")
+    plots.save(plots.adaptation(evaluated("$\\bad$")), tmp_path / "a.png")
 
 
 def test_control_characters_are_escaped(capsys):

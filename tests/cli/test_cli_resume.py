@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import assert_same_run, damage, fails, finish, rows, run, small, spawn, state, steps
-from test_workdir import read_events
+from command_line import assert_same_run, damage, fails, finish, read_events, rows, run, small, spawn, state, steps
 
-from metajax.cli import signals, train
-from metajax.experiment import checkpoints, metrics, workdir
+from metajax.experiment import checkpoints, loop, metrics, workdir
+from metajax.experiment import run as experiment_run
+from metajax.system import signals
 
 LONG = ["--training.steps", 500, "--training.checkpoint-every", 20, "--training.steps-per-call", 5]
 """Seconds of short calls, with a checkpoint being written most of the time."""
@@ -154,14 +154,14 @@ def best(folder, config) -> Path:
 
 def stop_before_validation(monkeypatch, step: int) -> None:
     """Send a signal in the call that ends at `step`."""
-    first_non_finite, ends = train.first_non_finite, iter(range(5, 100, 5))  # a call has 5 steps
+    make_row = loop._row
 
-    def check_and_send(stacked):
-        if next(ends) == step:
+    def make_and_send(ends, stacked):
+        if ends == step:
             signal.raise_signal(signal.SIGTERM)
-        return first_non_finite(stacked)
+        return make_row(ends, stacked)
 
-    monkeypatch.setattr(train, "first_non_finite", check_and_send)
+    monkeypatch.setattr(loop, "_row", make_and_send)
 
 
 def stop_in_validation(monkeypatch, step: int) -> None:
@@ -377,20 +377,20 @@ def test_a_place_that_cannot_be_used_is_told_before_the_data_is_read(copy, confi
     def build(*args, **options):
         raise AssertionError("the data is read")
 
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(experiment_run, "build", build)
     fails(run("train", config, "--workdir", tmp_path / "mine"), "is not empty and not a work directory")
     with workdir.alone(copy):
         fails(run("train", config, "--workdir", copy), "another process is training", str(copy))
 
 
 def test_a_run_that_another_process_begins_meanwhile_is_compared(copy, config, tmp_path, monkeypatch):
-    check_training = train.check_training
+    check_training = experiment_run.check_training
 
     def check_and_begin(*args):
         shutil.copytree(copy, tmp_path / "run")
         check_training(*args)
 
-    monkeypatch.setattr(train, "check_training", check_and_begin)
+    monkeypatch.setattr(experiment_run, "check_training", check_and_begin)
     fails(run("train", config, "--workdir", tmp_path / "run", "--seed", 1), "seed is 0 in the run and 1 now")
 
 

@@ -19,6 +19,7 @@ from command_line import (
     fails,
     fast_environment,
     finish,
+    read_events,
     rows,
     run,
     small,
@@ -26,7 +27,6 @@ from command_line import (
     state,
     steps,
 )
-from test_workdir import read_events
 
 import metajax
 from metajax import __version__

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import pytest
 from command_line import SMALL, run
 
-from metajax.cli import bench, configs, evaluate, plot, rendezvous, train, tune
+from metajax.cli import bench, configs, evaluate, plot, train, tune
 from metajax.cli.parse import _flags
+from metajax.core.evaluator import Report, Scores
 from metajax.errors import UserError
-from metajax.experiment import Experiment
+from metajax.experiment import Experiment, rendezvous
 from metajax.experiment.checks import types_are_right
 
 CONFIGS = ["sinusoid_maml", "glyphs_maml_5w1s", "omniglot_lora_vit_5w1s", "varied_proto_maml", "sinusoid_reptile"]
@@ -58,12 +59,16 @@ def reached(tmp_path, monkeypatch) -> Reached:
         found.experiments.append(experiments[0])
         raise UserError("as far as a test goes")
 
+    def trained(experiment, *args, **kwargs):
+        found.experiments.append(experiment)
+        return Report(1, 0, Scores(0, {}))
+
     def instead(*args, **kwargs):
         raise UserError("as far as a test goes")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAJAX_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setattr(train, "train", lambda *args, **kwargs: found.experiments.append(args[1]))
+    monkeypatch.setattr(train, "run_experiment", trained)
     for module in (bench, tune, evaluate, plot):
         monkeypatch.setattr(module, "build", work)
     monkeypatch.setattr(bench, "_measure", instead)

@@ -11,6 +11,7 @@ from flax import linen, nnx
 
 import metajax as mj
 from metajax.core.checks import as_key
+from metajax.core.trainer import init_state
 from metajax.learners.scratch import scratch
 
 DATA = mj.Batch(jnp.ones((4, 1)), jnp.ones((4, 1)))
@@ -68,7 +69,7 @@ def test_a_loss_of_another_form_is_named(learner, name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_evaluation_names_a_loss_of_another_form(name):
     loss, said = LOSSES[name]
-    evaluate = mj.make_evaluation(
+    evaluate = mj.evaluator(
         mj.maml(good, INNER), loss, mj.constant_task(TASK), steps=1, num_tasks=2, non_transductive=False
     )
     with pytest.raises(TypeError, match=said):
@@ -87,7 +88,7 @@ def test_other_arguments_of_a_learner_are_named(learner):
             made.adapt(meta_params, DATA, rng)
     with pytest.raises(ValueError, match="one key is expected"):
         made.adapt(meta_params, DATA, jax.random.split(key))
-    state = mj.init_train_state(made, optax.sgd(0.1), PARAMS)
+    state = init_state(made, optax.sgd(0.1), PARAMS)
     with pytest.raises(TypeError, match=r"got a TrainState: pass its field, state\.meta_params"):
         made.adapt(state, DATA, key)
     with pytest.raises(TypeError, match="got int32"):
@@ -104,8 +105,8 @@ def test_an_integer_is_a_seed_wherever_a_key_is():
     for seed in (7, np.int64(7), jnp.int32(7)):
         assert as_key(seed) == key
         jax.tree.map(np.testing.assert_array_equal, learner.adapt(PARAMS, DATA, seed), learner.adapt(PARAMS, DATA, key))
-        assert mj.init_train_state(learner, optax.sgd(0.1), PARAMS, seed).key == key
-    evaluate = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=3, non_transductive=False)
+        assert init_state(learner, optax.sgd(0.1), PARAMS, seed).key == key
+    evaluate = mj.evaluator(learner, good, mj.sinusoid(), steps=1, num_tasks=3, non_transductive=False)
     assert evaluate(PARAMS, 7) == evaluate(PARAMS, key)
     raw = jax.random.PRNGKey(7)
     assert learner.adapt(PARAMS, DATA, raw).params["w"].shape == (1, 1)
@@ -135,36 +136,36 @@ def test_the_parts_of_a_training_step_are_told_apart():
     learner, sampler = mj.maml(good, INNER), mj.sinusoid()
     for learn, said in [(good, "the function good"), (INNER, "a InnerLoop"), (PARAMS, "keys w")]:
         with pytest.raises(TypeError, match=f"a learner from .* is expected, got .*{said}"):
-            mj.make_train_step(learn, optax.sgd(0.1), sampler, tasks_per_step=1)
+            mj.trainer(learn, optax.sgd(0.1), sampler, tasks_per_step=1)
         with pytest.raises(TypeError, match=r"a learner from .* is expected"):
-            mj.init_train_state(learn, optax.sgd(0.1), PARAMS)
+            init_state(learn, optax.sgd(0.1), PARAMS)
         with pytest.raises(TypeError, match=r"a learner from .* is expected"):
-            mj.make_evaluation(learn, good, sampler, steps=1)
+            mj.evaluator(learn, good, sampler, steps=1)
     for optimizer in (optax.sgd, 0.1, None):
         with pytest.raises(TypeError, match="the outer optimiser must be an optax optimiser"):
-            mj.make_train_step(learner, optimizer, sampler, tasks_per_step=1)
+            mj.trainer(learner, optimizer, sampler, tasks_per_step=1)
         with pytest.raises(TypeError, match="the inner optimiser must be an optax optimiser"):
             mj.inner_loop(optimizer, 1)
     for count in (2.0, "2", None):
         with pytest.raises(TypeError, match="tasks_per_step must be a whole number"):
-            mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=count)
+            mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=count)
         with pytest.raises(TypeError, match="num_tasks must be a whole number"):
-            mj.make_evaluation(learner, good, sampler, steps=1, num_tasks=count)
+            mj.evaluator(learner, good, sampler, steps=1, num_tasks=count)
     with pytest.raises(TypeError, match=r"a modification of MAML is a metajax.Modifier, got an empty dict"):
         mj.maml(good, INNER, {})
 
 
 def test_a_training_state_is_told_from_others_and_is_used_once():
     learner = mj.maml(good, INNER)
-    train = mj.make_train_step(learner, optax.adam(0.1), mj.sinusoid(), tasks_per_step=2)
+    train = mj.trainer(learner, optax.adam(0.1), mj.sinusoid(), tasks_per_step=2).step
     for other in (PARAMS, None, (PARAMS, ())):
         with pytest.raises(TypeError, match=r"a TrainState from .* is expected"):
             train(other)
-    first = mj.init_train_state(learner, optax.adam(0.1), PARAMS)
+    first = init_state(learner, optax.adam(0.1), PARAMS)
     second, _ = train(first)
     with pytest.raises(ValueError, match="this state was donated to an earlier training step"):
         train(first)
-    evaluate = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
+    evaluate = mj.evaluator(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
     for use in (lambda: evaluate(first.meta_params, 0), lambda: learner.adapt(first.meta_params, DATA, 0)):
         with pytest.raises(ValueError, match="donated"):
             use()
@@ -175,11 +176,11 @@ def test_a_training_state_is_told_from_others_and_is_used_once():
 
 def test_an_estimate_of_another_form_is_named():
     def made(gradient):
-        return mj.make_train_step(
+        return mj.trainer(
             mj.maml(good, INNER)._replace(gradient=gradient), optax.sgd(0.1), mj.sinusoid(), tasks_per_step=2
-        )
+        ).step
 
-    state = mj.init_train_state(mj.maml(good, INNER), optax.sgd(0.1), PARAMS)
+    state = init_state(mj.maml(good, INNER), optax.sgd(0.1), PARAMS)
     with pytest.raises(TypeError, match=r"returns metajax.MetaGradient.*, got a dict"):
         made(lambda params, task, rng, state: params)(state)
     with pytest.raises(TypeError, match="but the two differ in 'w'"):
@@ -216,13 +217,13 @@ def by_seeded_numpy(rng):
 )
 def test_a_sampler_that_does_not_draw_with_its_key_is_refused(sampler, said):
     learner = mj.maml(good, INNER)
-    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2)
-    evaluate = mj.make_evaluation(learner, good, sampler, steps=1, num_tasks=2, non_transductive=False)
+    train = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=2).step
+    evaluate = mj.evaluator(learner, good, sampler, steps=1, num_tasks=2, non_transductive=False)
     with pytest.raises(ValueError, match=said):
-        train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS))
+        train(init_state(learner, optax.sgd(0.1), PARAMS))
     with pytest.raises(ValueError, match=said):
         evaluate(PARAMS, 0)
-    other = mj.make_evaluation(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
+    other = mj.evaluator(learner, good, mj.sinusoid(), steps=1, num_tasks=2, non_transductive=False)
     with pytest.raises(ValueError, match=said):
         other(PARAMS, 0, sampler=sampler)
 
@@ -258,20 +259,20 @@ def test_samplers_that_draw_are_taken():
     mj.tasks.check_sampler(mj.glyphs(ways=2, shots=1, queries=1))
     only_fed = lambda rng, fed: mj.Task(mj.Batch(fed, fed), mj.Batch(fed, fed))  # noqa: E731
     learner = mj.maml(good, INNER)
-    train = mj.make_train_step(learner, optax.sgd(0.1), only_fed, tasks_per_step=2)
-    state, _ = train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS), jnp.ones((1, 2, 5, 1)))
+    train = mj.trainer(learner, optax.sgd(0.1), only_fed, tasks_per_step=2).step
+    state, _ = train(init_state(learner, optax.sgd(0.1), PARAMS), jnp.ones((1, 2, 5, 1)))
     assert int(state.step) == 1
 
 
 def test_a_sampler_of_another_form_is_named():
     learner = mj.maml(good, INNER)
-    state = mj.init_train_state(learner, optax.sgd(0.1), PARAMS)
+    state = init_state(learner, optax.sgd(0.1), PARAMS)
     with pytest.raises(TypeError, match=r"a task is metajax.Task.*, got a tuple of 2"):
-        mj.make_train_step(learner, optax.sgd(0.1), lambda rng: (rng, rng), tasks_per_step=1)(state)
+        mj.trainer(learner, optax.sgd(0.1), lambda rng: (rng, rng), tasks_per_step=1).step(state)
     with pytest.raises(TypeError, match="a sampler is a function"):
-        mj.make_train_step(learner, optax.sgd(0.1), TASK, tasks_per_step=1)
+        mj.trainer(learner, optax.sgd(0.1), TASK, tasks_per_step=1)
     with pytest.raises(TypeError, match="a sampler is a function"):
-        mj.make_evaluation(learner, good, [TASK], steps=1)
+        mj.evaluator(learner, good, [TASK], steps=1)
 
 
 def test_a_sampler_for_keys_of_another_kind_is_taken():
@@ -280,14 +281,14 @@ def test_a_sampler_for_keys_of_another_kind_is_taken():
         return mj.Task(mj.Batch(x[:5], x[:5]), mj.Batch(x[5:], x[5:]))
 
     learner, raw = mj.maml(good, INNER), jax.random.PRNGKey(0)
-    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=2)
-    state, _ = train(mj.init_train_state(learner, optax.sgd(0.1), PARAMS, raw))
+    train = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=2).step
+    state, _ = train(init_state(learner, optax.sgd(0.1), PARAMS, raw))
     assert int(state.step) == 1
 
 
 def test_an_evaluations_own_sampler_is_checked_after_another_one():
     learner = mj.maml(good, INNER)
-    evaluate = mj.make_evaluation(learner, good, by_seeded_numpy, steps=1, num_tasks=2, non_transductive=False)
+    evaluate = mj.evaluator(learner, good, by_seeded_numpy, steps=1, num_tasks=2, non_transductive=False)
     evaluate(PARAMS, 0, sampler=mj.sinusoid())
     with pytest.raises(ValueError, match="ignores its key"):
         evaluate(PARAMS, 0)

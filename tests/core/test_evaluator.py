@@ -30,15 +30,15 @@ def test_mean_and_interval_are_those_of_the_tasks(make_key):
         target = jax.random.normal(rng)
         return mj.Task(target, target)
 
-    evaluate = mj.make_evaluation(learner, loss_fn, sampler, steps=2, num_tasks=50, non_transductive=False)
-    report = evaluate(0.0, make_key(1))["transductive"]
+    evaluate = mj.evaluator(learner, loss_fn, sampler, steps=2, num_tasks=50, non_transductive=False)
+    report = evaluate(0.0, make_key(1)).transductive
     keys = jax.vmap(lambda k: jax.random.split(k, 3)[0])(mj.task_keys(make_key(1), 50))
     targets = np.asarray(jax.vmap(jax.random.normal)(keys), np.float64)
     for step in range(3):  # each step halves the distance
         losses = (targets * 0.5**step) ** 2
-        np.testing.assert_allclose(report["loss"]["mean"][step], losses.mean(), rtol=1e-5)
-        np.testing.assert_allclose(report["loss"]["ci95"][step], 1.96 * losses.std(ddof=1) / np.sqrt(50), rtol=1e-5)
-        np.testing.assert_allclose(report["loss"]["median"][step], np.median(losses), rtol=1e-5)
+        np.testing.assert_allclose(report["loss"].mean[step], losses.mean(), rtol=1e-5)
+        np.testing.assert_allclose(report["loss"].ci95[step], 1.96 * losses.std(ddof=1) / np.sqrt(50), rtol=1e-5)
+        np.testing.assert_allclose(report["loss"].median[step], np.median(losses), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("devices", "chunk"), [(1, 4), (2, 1), (8, None)])
@@ -46,14 +46,14 @@ def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chun
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
     options = {"steps": 1, "num_tasks": 10}
-    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     mesh = mj.task_mesh(jax.devices()[:devices])
-    report = mj.make_evaluation(learner, loss_fn, sampler, chunk_size=chunk, mesh=mesh, **options)(
-        params, jax.random.key(0)
-    )
+    report = mj.evaluator(learner, loss_fn, sampler, chunk_size=chunk, mesh=mesh, **options)(params, jax.random.key(0))
     for kind in ("transductive", "non_transductive"):
-        np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
-        np.testing.assert_allclose(report[kind]["accuracy"]["mean"], expected[kind]["accuracy"]["mean"], atol=0.011)
+        np.testing.assert_allclose(getattr(report, kind)["loss"].mean, getattr(expected, kind)["loss"].mean, rtol=1e-4)
+        np.testing.assert_allclose(
+            getattr(report, kind)["accuracy"].mean, getattr(expected, kind)["accuracy"].mean, atol=0.011
+        )
 
 
 @pytest.mark.parametrize(("num_tasks", "chunks", "each"), [(7, 1, 2), (7, 3, 4), (7, 100, 7), (1, 2, 1)])
@@ -61,7 +61,7 @@ def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(images, mon
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
     options = {"steps": 1, "num_tasks": num_tasks, "chunk_size": 2}
-    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     together = []
 
     def map_tasks(fn, shared, keys, **options):
@@ -70,16 +70,16 @@ def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(images, mon
 
     monkeypatch.setattr(evaluation, "map_tasks", map_tasks)
     monkeypatch.setattr(evaluation, "_CHUNKS_IN_A_CALL", chunks)
-    report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    report = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     for kind in ("transductive", "non_transductive"):
-        np.testing.assert_allclose(report[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-4)
+        np.testing.assert_allclose(getattr(report, kind)["loss"].mean, getattr(expected, kind)["loss"].mean, rtol=1e-4)
     assert together == [each], "one program for all calls"
 
 
 def test_chunks_of_no_task_are_refused(images):
     _, _, loss_fn, learner = images
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
-        mj.make_evaluation(learner, loss_fn, mj.glyphs(ways=5, shots=1, queries=1), steps=1, chunk_size=0)
+        mj.evaluator(learner, loss_fn, mj.glyphs(ways=5, shots=1, queries=1), steps=1, chunk_size=0)
 
 
 @pytest.mark.parametrize("most", [1, 5 * 16 * 16 * 2, 400_000])
@@ -87,11 +87,11 @@ def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(images, mo
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
     options = {"steps": 1, "num_tasks": 2}
-    expected = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(evaluation, "_ACCELERATED_VALUES", most)
-    report = mj.make_evaluation(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
-    alone, expected = (each["non_transductive"]["loss"]["mean"] for each in (report, expected))
+    report = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
+    alone, expected = (each.non_transductive["loss"].mean for each in (report, expected))
     np.testing.assert_allclose(alone, expected, rtol=1e-4)
 
 
@@ -102,7 +102,7 @@ def test_each_query_alone_is_blind_to_the_other_queries(images):
 
     def report(query_x):
         changed = task._replace(query=task.query._replace(x=query_x))
-        evaluate = mj.make_evaluation(learner, loss_fn, mj.constant_task(changed), steps=1, num_tasks=1)
+        evaluate = mj.evaluator(learner, loss_fn, mj.constant_task(changed), steps=1, num_tasks=1)
         return evaluate(params, jax.random.key(0))
 
     def alone(x, y):
@@ -113,7 +113,7 @@ def test_each_query_alone_is_blind_to_the_other_queries(images):
     noise = task.query.x.at[1:].set(jax.random.normal(jax.random.key(1), task.query.x[1:].shape))
     for x in (task.query.x, noise):
         expected = np.mean([alone(a, b) for a, b in zip(x, task.query.y, strict=True)])
-        np.testing.assert_allclose(report(x)["non_transductive"]["loss"]["mean"][1], expected, rtol=1e-4)
+        np.testing.assert_allclose(report(x).non_transductive["loss"].mean[1], expected, rtol=1e-4)
     transductive = apply(params, noise)[0], apply(params, task.query.x)[0]
     assert not np.allclose(*transductive)
 
@@ -125,11 +125,11 @@ def test_before_adaptation_accuracy_is_chance(images):
     prototypes = rng.integers(0, 200, (20, 1, 16, 16, 1))
     bank = (prototypes + rng.integers(0, 50, (20, 6, 16, 16, 1))).astype(np.uint8).reshape(-1, 16, 16, 1)
     sampler = mj.episodes(mj.ClassBank(bank, np.arange(20) * 6, np.full(20, 6)), ways=5, shots=1, queries=3)
-    report = mj.make_evaluation(learner, loss_fn, sampler, steps=3, num_tasks=600)(params, jax.random.key(0))
+    report = mj.evaluator(learner, loss_fn, sampler, steps=3, num_tasks=600)(params, jax.random.key(0))
     for kind in ("transductive", "non_transductive"):
-        accuracy = report[kind]["accuracy"]
-        assert abs(accuracy["mean"][0] - 0.2) < 1.5 * accuracy["ci95"][0]
-        assert accuracy["mean"][-1] > 0.5, "and afterwards it is not"
+        accuracy = getattr(report, kind)["accuracy"]
+        assert abs(accuracy.mean[0] - 0.2) < 1.5 * accuracy.ci95[0]
+        assert accuracy.mean[-1] > 0.5, "and afterwards it is not"
 
 
 def test_diverged_tasks_are_counted_and_not_dropped():
@@ -142,18 +142,18 @@ def test_diverged_tasks_are_counted_and_not_dropped():
         draw = jax.random.normal(rng)
         return mj.Task(draw, draw)
 
-    evaluate = mj.make_evaluation(learner, loss_fn, sampler, steps=1, num_tasks=40, non_transductive=False)
-    report = evaluate(jnp.float32(1.0), jax.random.key(0))["transductive"]
-    assert 5 < report["diverged"] < 35
-    assert report["loss"]["mean"] == [None, None]
+    evaluate = mj.evaluator(learner, loss_fn, sampler, steps=1, num_tasks=40, non_transductive=False)
+    report = evaluate(jnp.float32(1.0), jax.random.key(0)).transductive
+    assert 5 < report.diverged < 35
+    assert report["loss"].mean == [None, None]
 
 
 def test_more_steps_than_in_training_are_reported(images):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
-    report = mj.make_evaluation(learner, loss_fn, sampler, steps=4, num_tasks=3)(params, jax.random.key(0))
-    assert report["inner_steps"] == 4
-    assert len(report["non_transductive"]["accuracy"]["mean"]) == 5
+    report = mj.evaluator(learner, loss_fn, sampler, steps=4, num_tasks=3)(params, jax.random.key(0))
+    assert report.inner_steps == 4
+    assert len(report.non_transductive["accuracy"].mean) == 5
 
 
 def test_weights_of_queries_count_in_both_kinds(images):
@@ -164,14 +164,12 @@ def test_weights_of_queries_count_in_both_kinds(images):
 
     def evaluate(query):
         sampled = task._replace(query=query)
-        evaluate = mj.make_evaluation(learner, loss_fn, mj.constant_task(sampled), steps=0, num_tasks=1)
+        evaluate = mj.evaluator(learner, loss_fn, mj.constant_task(sampled), steps=0, num_tasks=1)
         return evaluate(params, jax.random.key(0))
 
     masked = evaluate(task.query._replace(mask=mask))
     only = evaluate(mj.Batch(task.query.x[:1], task.query.y[:1]))
-    np.testing.assert_allclose(
-        masked["non_transductive"]["loss"]["mean"], only["non_transductive"]["loss"]["mean"], rtol=1e-5
-    )
+    np.testing.assert_allclose(masked.non_transductive["loss"].mean, only.non_transductive["loss"].mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -185,10 +183,10 @@ def test_a_loss_that_does_not_look_at_the_mask_cannot_predict_queries_alone(weig
 
     loss_fn = jax.jit(loss_fn) if compiled else loss_fn
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
-    evaluate = mj.make_evaluation(learner, loss_fn, mj.sinusoid(3, 4), steps=1, num_tasks=2)
+    evaluate = mj.evaluator(learner, loss_fn, mj.sinusoid(3, 4), steps=1, num_tasks=2)
     if weighs:
         report = evaluate(jnp.float32(1.0), jax.random.key(0))
-        kinds = [report[kind]["loss"]["mean"] for kind in ("transductive", "non_transductive")]
+        kinds = [getattr(report, kind)["loss"].mean for kind in ("transductive", "non_transductive")]
         np.testing.assert_allclose(*kinds, rtol=1e-5)
     else:
         with pytest.raises(ValueError, match=r"does not use data\.mask"):
@@ -207,6 +205,6 @@ def test_targets_may_be_a_tree():
         return mj.Task(*(mj.Batch(each.x, {"y": each.y, "half": each.y / 2}) for each in task))
 
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.01), 1))
-    report = mj.make_evaluation(learner, loss_fn, sampler, steps=1, num_tasks=2)(jnp.float32(1.0), jax.random.key(0))
-    kinds = [report[kind]["loss"]["mean"] for kind in ("transductive", "non_transductive")]
+    report = mj.evaluator(learner, loss_fn, sampler, steps=1, num_tasks=2)(jnp.float32(1.0), jax.random.key(0))
+    kinds = [getattr(report, kind)["loss"].mean for kind in ("transductive", "non_transductive")]
     np.testing.assert_allclose(*kinds, rtol=1e-5)

@@ -9,6 +9,7 @@ from flax import nnx
 
 import metajax as mj
 from metajax.core import trainer as training
+from metajax.core.trainer import init_state
 
 OPTIMIZER = optax.adam(1e-2)
 
@@ -16,8 +17,8 @@ OPTIMIZER = optax.adam(1e-2)
 def setting(**options):
     apply, params = mj.functional(mj.models.MLP(1, 1, hidden=(8,), rngs=nnx.Rngs(0)))
     learner = mj.maml(mj.regression_loss(apply), mj.inner_loop(optax.sgd(0.01), 1))
-    train = mj.make_train_step(learner, OPTIMIZER, mj.sinusoid(5, 5), **{"tasks_per_step": 6, **options})
-    return train, mj.init_train_state(learner, OPTIMIZER, params, seed=3)
+    train = mj.trainer(learner, OPTIMIZER, mj.sinusoid(5, 5), **{"tasks_per_step": 6, **options}).step
+    return train, init_state(learner, OPTIMIZER, params, seed=3)
 
 
 def advance(train, state, calls):
@@ -125,14 +126,14 @@ def failing_at(step: int, what: str):
 @pytest.mark.parametrize("what", ["loss", "gradient_norm", "update_norm"])
 def test_a_failure_keeps_the_last_good_state(what):
     learner, optimizer, sampler, root = failing_at(7, what)
-    train = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=2, steps_per_call=5)
-    state, metrics = train(mj.init_train_state(learner, optimizer, jnp.float32(0.0), root))
+    train = mj.trainer(learner, optimizer, sampler, tasks_per_step=2, steps_per_call=5).step
+    state, metrics = train(init_state(learner, optimizer, jnp.float32(0.0), root))
     assert mj.first_non_finite(metrics) is None
     state, metrics = train(state)
     assert mj.first_non_finite(metrics) == (2, what)
     assert int(state.step) == 7
-    one = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=2)
-    expected, _ = advance(one, mj.init_train_state(learner, optimizer, jnp.float32(0.0), root), 7)
+    one = mj.trainer(learner, optimizer, sampler, tasks_per_step=2).step
+    expected, _ = advance(one, init_state(learner, optimizer, jnp.float32(0.0), root), 7)
     np.testing.assert_allclose(state.meta_params, expected.meta_params, rtol=1e-6, atol=1e-7)
 
 
@@ -141,8 +142,8 @@ def test_optimizers_that_keep_the_first_parameters_work():
     learner = mj.maml(lambda p, t, rng: ((p - t) ** 2, {}), mj.inner_loop(optax.sgd(0.1), 1))
     optimizer = optax.contrib.dowg()
     sampler = mj.constant_task(mj.Task(1.0, 1.0))
-    train = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=2, steps_per_call=50)
-    _, metrics = train(mj.init_train_state(learner, optimizer, jnp.float32(0.0)))
+    train = mj.trainer(learner, optimizer, sampler, tasks_per_step=2, steps_per_call=50).step
+    _, metrics = train(init_state(learner, optimizer, jnp.float32(0.0)))
     assert metrics["loss"][-1] < metrics["loss"][0]
 
 
@@ -168,10 +169,10 @@ def test_meta_training_learns_sinusoids():
     loss_fn = mj.regression_loss(apply)
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.01), 1))
     optimizer = optax.adam(3e-3)
-    train = mj.make_train_step(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=8000)
-    state, _ = train(mj.init_train_state(learner, optimizer, params))
-    evaluate = mj.make_evaluation(learner, loss_fn, mj.sinusoid(10, 50), steps=1, num_tasks=200, non_transductive=False)
-    before, after = evaluate(state.meta_params, jax.random.key(1))["transductive"]["loss"]["mean"]
+    train = mj.trainer(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=8000).step
+    state, _ = train(init_state(learner, optimizer, params))
+    evaluate = mj.evaluator(learner, loss_fn, mj.sinusoid(10, 50), steps=1, num_tasks=200, non_transductive=False)
+    before, after = evaluate(state.meta_params, jax.random.key(1)).transductive["loss"].mean
     assert after < 0.6 * before
 
 
@@ -192,10 +193,10 @@ def test_a_task_is_drawn_from_the_first_half_of_its_steps_key(make_key):
             params * 0, {"drawn": task.support, "rng": bits(rng)}, ()
         ),
     )
-    train = mj.make_train_step(
+    train = mj.trainer(
         learner, optax.sgd(1.0), lambda rng: mj.Task(bits(rng), 0.0), tasks_per_step=2, steps_per_call=3
-    )
-    _, metrics = train(mj.init_train_state(learner, optax.sgd(1.0), jnp.float32(0.0), seed=key))
+    ).step
+    _, metrics = train(init_state(learner, optax.sgd(1.0), jnp.float32(0.0), seed=key))
     for step in range(3):
         halves = jax.vmap(jax.random.split)(mj.task_keys(jax.random.fold_in(key, step), 2))
         assert np.isclose(metrics["drawn"][step], np.mean([bits(each[0]) for each in halves]), rtol=1e-6)
@@ -211,8 +212,8 @@ def test_counts_and_truth_values_are_averaged_like_other_metrics():
         return params * task, {"count": task.astype(int), "large": task > 2}
 
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 0))
-    train = mj.make_train_step(learner, OPTIMIZER, lambda rng, x: mj.Task(x, x), tasks_per_step=4, steps_per_call=1)
-    _, metrics = train(mj.init_train_state(learner, OPTIMIZER, jnp.float32(1.0)), jnp.array([[1.0, 2.0, 3.0, 4.0]]))
+    train = mj.trainer(learner, OPTIMIZER, lambda rng, x: mj.Task(x, x), tasks_per_step=4, steps_per_call=1).step
+    _, metrics = train(init_state(learner, OPTIMIZER, jnp.float32(1.0)), jnp.array([[1.0, 2.0, 3.0, 4.0]]))
     assert [float(metrics[name][0]) for name in ("loss", "count", "large")] == [2.5, 2.5, 0.5]
 
 
@@ -235,8 +236,8 @@ def diverging_at(*steps: int):
 
 def test_the_call_after_a_failure_raises():
     learner, sampler, root = diverging_at(3)
-    train = mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=2)
-    state = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root)
+    train = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=2).step
+    state = init_state(learner, optax.sgd(0.1), jnp.float32(0.0), root)
     for _ in range(2):
         state, _ = train(state)
     assert int(state.step) == 3
@@ -250,12 +251,10 @@ def test_the_call_after_a_failure_raises():
 @pytest.mark.parametrize("steps_per_call", [1, 4, 12])
 def test_failed_steps_are_skipped_on_request(steps_per_call):
     learner, sampler, root = diverging_at(0, 3, 4)
-    train = mj.make_train_step(
+    train = mj.trainer(
         learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=steps_per_call, skip_non_finite=True
-    )
-    state, metrics = advance(
-        train, mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root), 12 // steps_per_call
-    )
+    ).step
+    state, metrics = advance(train, init_state(learner, optax.sgd(0.1), jnp.float32(0.0), root), 12 // steps_per_call)
     assert int(state.step) == 12
     assert np.flatnonzero(~np.isfinite(metrics["loss"])).tolist() == [0, 3, 4]
     np.testing.assert_allclose(state.meta_params, 1 - 0.8**9, rtol=1e-5)
@@ -272,8 +271,8 @@ def test_failed_steps_are_skipped_on_request(steps_per_call):
 )
 def test_an_optimizer_may_handle_a_gradient_that_is_not_finite(optimizer, applied):
     learner, sampler, root = diverging_at(3, 4)
-    train = mj.make_train_step(learner, optimizer, sampler, tasks_per_step=1, steps_per_call=6)
-    state = mj.init_train_state(learner, optimizer, jnp.float32(0.0), root)
+    train = mj.trainer(learner, optimizer, sampler, tasks_per_step=1, steps_per_call=6).step
+    state = init_state(learner, optimizer, jnp.float32(0.0), root)
     if applied is None:
         state, _ = train(state)
         assert int(state.step) == 3
@@ -289,32 +288,32 @@ def test_an_optimizer_gets_the_loss_if_it_asks_for_it():
 
     learner, sampler = mj.maml(loss, mj.inner_loop(optax.sgd(0.0), 1)), mj.constant_task(mj.Task(1.0, 1.0))
     plateau = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=3, rtol=1e-4))
-    train = mj.make_train_step(learner, plateau, sampler, tasks_per_step=2, steps_per_call=12)
-    state, _ = train(mj.init_train_state(learner, plateau, jnp.float32(0.0)))
+    train = mj.trainer(learner, plateau, sampler, tasks_per_step=2, steps_per_call=12).step
+    state, _ = train(init_state(learner, plateau, jnp.float32(0.0)))
     assert float(optax.tree.get(state.opt_state, "scale")) < 1, "the loss stays at 1"
     polyak = optax.polyak_sgd(max_learning_rate=10.0, f_min=0.0)  # the step (loss - 0) / gradient²: half of the way
-    train = mj.make_train_step(learner, polyak, sampler, tasks_per_step=2)
-    state, _ = train(mj.init_train_state(learner, polyak, jnp.float32(0.0)))
+    train = mj.trainer(learner, polyak, sampler, tasks_per_step=2).step
+    state, _ = train(init_state(learner, polyak, jnp.float32(0.0)))
     np.testing.assert_allclose(state.meta_params, 0.5)
-    train = mj.make_train_step(learner, optax.lbfgs(), sampler, tasks_per_step=2)
+    train = mj.trainer(learner, optax.lbfgs(), sampler, tasks_per_step=2).step
     with pytest.raises(TypeError, match=r"value_fn \(a line search.*, which metajax does not offer"):
-        train(mj.init_train_state(learner, optax.lbfgs(), jnp.float32(0.0)))
+        train(init_state(learner, optax.lbfgs(), jnp.float32(0.0)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_meta_gradient_in_half_precision_is_the_average_rounded_once(dtype):
     learner = mj.maml(lambda p, d, rng: (p * 1.0, {}), mj.inner_loop(optax.sgd(0.0), 1))
     sampler = mj.constant_task(mj.Task(0.0, 0.0))
-    train = mj.make_train_step(learner, optax.sgd(1.0), sampler, tasks_per_step=1024, chunk_size=1)
-    state, _ = train(mj.init_train_state(learner, optax.sgd(1.0), dtype(0.0)))
+    train = mj.trainer(learner, optax.sgd(1.0), sampler, tasks_per_step=1024, chunk_size=1).step
+    state, _ = train(init_state(learner, optax.sgd(1.0), dtype(0.0)))
     assert state.meta_params.dtype == dtype
     assert float(state.meta_params) == -1
 
 
 def test_norms_of_half_precision_do_not_overflow():
     learner = mj.maml(lambda p, d, rng: ((p * 300).sum(), {}), mj.inner_loop(optax.sgd(0.0), 1))
-    train = mj.make_train_step(learner, optax.sgd(1e-3), mj.constant_task(mj.Task(0.0, 0.0)), tasks_per_step=1)
-    state, metrics = train(mj.init_train_state(learner, optax.sgd(1e-3), jnp.zeros(4, jnp.float16)))
+    train = mj.trainer(learner, optax.sgd(1e-3), mj.constant_task(mj.Task(0.0, 0.0)), tasks_per_step=1).step
+    state, metrics = train(init_state(learner, optax.sgd(1e-3), jnp.zeros(4, jnp.float16)))
     assert float(metrics["gradient_norm"][0]) == 600
     assert int(state.step) == 1
 
@@ -326,15 +325,15 @@ def test_first_non_finite_looks_at_every_entry_of_a_step():
 def test_a_failure_is_noticed_through_a_copy_and_by_another_call_length():
     learner, sampler, root = diverging_at(0)
     trains = [
-        mj.make_train_step(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=steps) for steps in (1, 2)
+        mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=steps).step for steps in (1, 2)
     ]
-    state, _ = trains[0](mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), root))
+    state, _ = trains[0](init_state(learner, optax.sgd(0.1), jnp.float32(0.0), root))
     with pytest.raises(FloatingPointError):
         trains[0](jax.tree.map(jnp.copy, state))
     state, _ = trains[1](state)
     with pytest.raises(FloatingPointError):
         trains[0](state)
-    other = mj.init_train_state(learner, optax.sgd(0.1), jnp.float32(0.0), seed=5)
+    other = init_state(learner, optax.sgd(0.1), jnp.float32(0.0), seed=5)
     state, _ = trains[0](other)
     assert int(state.step) == 1, "another run may begin"
 
@@ -346,7 +345,7 @@ def test_an_infinite_gradient_does_not_spoil_the_state():
         gradient=lambda *args: jax.tree.map(lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), learner.gradient(*args))
     )
     optimizer = optax.lion(0.1)
-    train = mj.make_train_step(infinite, optimizer, sampler, tasks_per_step=1, steps_per_call=3)
-    state, _ = train(mj.init_train_state(infinite, optimizer, jnp.float32(0.0), root))
+    train = mj.trainer(infinite, optimizer, sampler, tasks_per_step=1, steps_per_call=3).step
+    state, _ = train(init_state(infinite, optimizer, jnp.float32(0.0), root))
     assert int(state.step) == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))

@@ -22,7 +22,7 @@ from metajax.data.disk import clear_leftovers, open_zip
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
 from metajax.experiment import Folder, Shots
-from metajax.files import read_file
+from metajax.system.files import read_file
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "tiny_imagenet" / "tiny_imagenet_60.zip"
 RED = (255, 0, 0)

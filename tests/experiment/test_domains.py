@@ -13,11 +13,11 @@ from PIL import Image
 
 from metajax.analysis.ranks import mean_ranks
 from metajax.cli import configs, report, train
-from metajax.cli.evaluate import evaluate_run
 from metajax.cli.parse import parse
 from metajax.cli.plot import _without_padding
+from metajax.core.evaluator import Report
 from metajax.core.parallel import task_mesh
-from metajax.core.trainer import init_train_state
+from metajax.core.trainer import init_state
 from metajax.errors import UserError
 from metajax.experiment import (
     MAML,
@@ -36,6 +36,7 @@ from metajax.experiment import (
     build,
     workdir,
 )
+from metajax.experiment.run import evaluate_run
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,13 @@ def test_each_domain_says_what_it_holds(experiment, tmp_path):
 def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
     experiment = dataclasses.replace(experiment, model=MLP(hidden=(4,)))
     parts = build(experiment, tmp_path)
-    state = init_train_state(parts.learner, parts.optimizer, parts.params)
+    state = init_state(parts.learner, parts.optimizer, parts.params)
     result = evaluate_run(experiment, parts, state, task_mesh(jax.devices()[:1]))
-    assert list(result["domains"]) == ["dark", "bright"]
-    losses = [each["transductive"]["loss"] for each in (result, *result["domains"].values())]
-    assert all(len(loss["mean"]) == len(loss["ci95"]) == 2 for loss in losses)
-    assert losses[1]["mean"] != losses[2]["mean"]
-    assert json.loads(json.dumps(result)) == result
+    assert list(result.domains) == ["dark", "bright"]
+    losses = [each.transductive["loss"] for each in (result, *result.domains.values())]
+    assert all(len(loss.mean) == len(loss.ci95) == 2 for loss in losses)
+    assert losses[1].mean != losses[2].mean
+    assert Report.from_json(json.loads(json.dumps(result.to_json()))) == result
     report.table(result)
     printed = capsys.readouterr().out
     assert "dark" in printed

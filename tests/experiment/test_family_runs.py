@@ -10,6 +10,7 @@ import pytest
 
 import metajax as mj
 from metajax import experiment as ex
+from metajax.core.trainer import init_state
 
 LEARNERS = [
     ex.MAML(),
@@ -60,8 +61,8 @@ def test_a_learner_trains_and_evaluates_alike_in_every_strategy(learner):
     states = []
     for chunk_size in (1, 3):
         options = {"tasks_per_step": 3, "steps_per_call": 2, "chunk_size": chunk_size}
-        train = mj.make_train_step(parts.learner, parts.optimizer, sampler, **options)
-        state, metrics = train(mj.init_train_state(parts.learner, parts.optimizer, parts.params))
+        train = mj.trainer(parts.learner, parts.optimizer, sampler, **options).step
+        state, metrics = train(init_state(parts.learner, parts.optimizer, parts.params))
         assert int(state.step) == 2, "a step was not finite"
         assert set(metrics) == {"loss", "accuracy", "gradient_norm", "update_norm"}
         states.append(state)
@@ -69,10 +70,10 @@ def test_a_learner_trains_and_evaluates_alike_in_every_strategy(learner):
     one, all_ = (optax.tree.get(state.opt_state, "nu") for state in states)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(all_), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(np.abs(a).max()) + 1e-12)
-    evaluate = mj.make_evaluation(parts.learner, parts.loss_fn, sampler, steps=3, num_tasks=4)
+    evaluate = mj.evaluator(parts.learner, parts.loss_fn, sampler, steps=3, num_tasks=4)
     report = evaluate(states[0].meta_params, jax.random.key(0), states[0].learner_state)
-    assert report["transductive"]["diverged"] == 0
-    assert len(report["non_transductive"]["accuracy"]["mean"]) == 4
+    assert report.transductive.diverged == 0
+    assert len(report.non_transductive["accuracy"].mean) == 4
 
 
 def test_settings_that_a_learner_refuses_are_one_line():

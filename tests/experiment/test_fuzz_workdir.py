@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from command_line import SMALL, run, small
 
-from metajax import files
-from metajax.core.trainer import TrainState, init_train_state
+from metajax.core.evaluator import Report
+from metajax.core.trainer import TrainState, init_state
 from metajax.errors import UserError
 from metajax.experiment import Experiment, build, checkpoints, metrics, workdir
 from metajax.report import plots
+from metajax.system import files
 
 TINY = (
     SMALL.replace(
@@ -68,7 +69,7 @@ def experiment(tiny) -> Experiment:
 @pytest.fixture(scope="module")
 def like(experiment) -> TrainState:
     parts = build(experiment)
-    return init_train_state(parts.learner, parts.optimizer, parts.params)
+    return init_state(parts.learner, parts.optimizer, parts.params)
 
 
 @contextlib.contextmanager
@@ -217,7 +218,10 @@ def look(directory: Path, experiment: Experiment) -> None:
         rows = []
     for row in rows:
         assert type(row["step"]) is int
-    for draw in (lambda: plots.learning_curve(rows), lambda: plots.adaptation(files.read_json(report))):
+    for draw in (
+        lambda: plots.learning_curve(rows),
+        lambda: plots.adaptation(Report.from_json(files.read_json(report))),
+    ):
         with contextlib.suppress(UserError, ValueError):
             draw()
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import re
-import struct
 import tracemalloc
 from pathlib import Path
 
@@ -13,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import SMALL, small
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from command_line import SMALL, read_events, small
+from tensorboardX.proto.event_pb2 import SessionLog
 
 import metajax
-from metajax import files
 from metajax.cli import configs
+from metajax.core.evaluator import Report
 from metajax.errors import UserError
 from metajax.experiment import Experiment, Folder, config_code, metrics, workdir
 from metajax.report import plots
+from metajax.system import files
 
 OWN = (
     SMALL
@@ -58,20 +58,6 @@ config = dataclasses.replace(config, task=Lines(source=Path("x/y")))
 def _own_records(tmp_path_factory, monkeypatch):
     """Keep the records of begun runs apart from the user's."""
     monkeypatch.setenv("METAJAX_DATA_DIR", str(tmp_path_factory.mktemp("data")))
-
-
-def read_events(directory: Path) -> list[Event]:
-    """The events of all files, in order; each record is framed by its length and two checksums."""
-    events = []
-    for path in sorted((directory / "tensorboard").iterdir(), key=lambda path: path.name.split(".")[3:5]):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event()
-            event.ParseFromString(data[12 : 12 + length])
-            events.append(event)
-            data = data[16 + length :]
-    return events
 
 
 def experiment_of(folder: Path, text: str = SMALL) -> Experiment:
@@ -532,8 +518,8 @@ def test_plots_of_a_library_user(tmp_path, kind):
 def test_a_report_of_tasks_that_diverged_is_drawn():
     loss = {"mean": [1.0, None], "ci95": [None, None], "median": [1.0, None]}
     report = {"inner_steps": 1, "num_tasks": 1, "transductive": {"diverged": 1, "loss": loss}}
-    (axes,) = plots.adaptation(report).axes
+    (axes,) = plots.adaptation(Report.from_json(report)).axes
     assert axes.get_legend().get_title().get_text() == "1 task"
     for wrong in ([], {}, {**report, "inner_steps": 2}, {**report, "transductive": {"diverged": 1}}):
         with pytest.raises(ValueError, match=r"report|no mean"):
-            plots.adaptation(wrong)
+            Report.from_json(wrong)

@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from metajax.kernels import convolution
 from metajax.kernels.convolution import convolve
 from metajax.kernels.shifts import kernel_by_shifts
 from metajax.kernels.windows import Geometry, output_sides
-from metajax.models import convolution
 
 
 @settings(deadline=None, max_examples=15)

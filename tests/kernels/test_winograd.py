@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from metajax.kernels import convolution
 from metajax.kernels.convolution import convolve
 from metajax.kernels.winograd import convolve_tiles, kernel_cotangent
-from metajax.models import convolution
 
 
 def of_lax(images, kernel, padding=1):

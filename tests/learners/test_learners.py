@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import metajax as mj
+from metajax.core.trainer import init_state
 
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 SUPPORT, QUERY, START = np.array([0.3, 0.7]), np.array([-1.0, 0.4]), np.array([1.0, -2.0])
@@ -138,7 +139,7 @@ def test_the_sinusoid_trains_with_any_number_of_inner_steps_at_the_published_rat
         apply, params = mj.functional(mj.models.MLP(1, 1, rngs=nnx.Rngs(seed)))
         learner = mj.maml(mj.regression_loss(apply), mj.inner_loop(optax.sgd(0.01), steps))
         optimizer = optax.adam(1e-3)
-        train = mj.make_train_step(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=300)
-        state, metrics = train(mj.init_train_state(learner, optimizer, params, seed))
+        train = mj.trainer(learner, optimizer, mj.sinusoid(), tasks_per_step=25, steps_per_call=300).step
+        state, metrics = train(init_state(learner, optimizer, params, seed))
         assert int(state.step) == 300, "a step was not finite"
         assert metrics["loss"][-50:].mean() < 0.9 * metrics["loss"][:50].mean()

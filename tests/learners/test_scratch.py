@@ -6,6 +6,7 @@ import optax
 from flax import nnx
 
 import metajax as mj
+from metajax.core.trainer import init_state
 from metajax.learners.scratch import scratch
 
 
@@ -15,8 +16,8 @@ def test_many_meta_steps_leave_the_initialisation_alone_while_a_task_is_learned(
     inner = mj.inner_loop(optax.adam(0.05), 30)
     learner = scratch(loss_fn, inner)
     before = jax.tree.map(np.array, params)
-    train = mj.make_train_step(learner, optax.adam(1e-2), mj.sinusoid(), tasks_per_step=2, steps_per_call=3)
-    state, metrics = train(mj.init_train_state(learner, optax.adam(1e-2), params))
+    train = mj.trainer(learner, optax.adam(1e-2), mj.sinusoid(), tasks_per_step=2, steps_per_call=3).step
+    state, metrics = train(init_state(learner, optax.adam(1e-2), params))
     jax.tree.map(np.testing.assert_array_equal, before, state.meta_params)
     assert np.all(metrics["gradient_norm"] == 0)
 

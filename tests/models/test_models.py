@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jax.example_libraries import stax
 
 import metajax as mj
+from metajax.kernels import convolution
 from metajax.kernels.convolution import convolve
 from metajax.kernels.product import dot_general
 from metajax.kernels.windows import Geometry, windows
-from metajax.models import BatchNorm, Conv, GroupNorm, convolution, layers, max_pool
+from metajax.models import BatchNorm, Conv, GroupNorm, layers, max_pool
 from metajax.models.layers import convolve_and_pool
 
 

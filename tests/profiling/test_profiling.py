@@ -17,8 +17,8 @@ from benchmarks import peers, throughput
 from benchmarks.peers import PEERS, jax_obvious
 from benchmarks.throughput import JAX, Settings, flattened, measurements
 from metajax.cli import bench, configs, main, tune
-from metajax.cli.device import device_name
 from metajax.core.parallel import task_mesh
+from metajax.experiment.devices import device_name
 from metajax.profiling import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
 
 

@@ -37,7 +37,7 @@ def config_blocks() -> Iterator[Any]:
     """Yield the blocks of the pages that are config files."""
     for page in WITH_CODE:
         for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            if "from metajax.experiment import" in code:
+            if re.search(r"^config = ", code, re.MULTILINE):
                 yield pytest.param(code, id=name(page))
 
 
@@ -80,7 +80,7 @@ def test_the_links_of_a_page_lead_to_files(page):
 def test_the_reference_has_every_public_name():
     reference = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
     modules = {"learners", "models", "tasks"}
-    assert {name for name in mj.__all__ if not re.search(rf"metajax\.(\w+\.)?{name}\b", reference)} <= modules
+    assert {name for name in mj.__all__ if not re.search(rf"metajax\.(\w+\.)*{name}\b", reference)} <= modules
 
 
 def test_the_site_has_a_page_for_every_public_learner():

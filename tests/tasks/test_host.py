@@ -12,8 +12,9 @@ from command_line import rows, run, small
 from PIL import Image
 
 import metajax as mj
-from metajax.cli import train as cli_train
+from metajax.core.trainer import init_state
 from metajax.errors import UserError
+from metajax.experiment import run as experiment_run
 from metajax.profiling import training_calls
 
 COUNTS = [6, 9, 7, 12]
@@ -41,7 +42,7 @@ PARAMS = jax.random.normal(jax.random.key(9), (25, 3)) / 5
 
 
 def fresh():
-    return mj.init_train_state(LEARNER, OPTIMIZER, PARAMS, seed=5)
+    return init_state(LEARNER, OPTIMIZER, PARAMS, seed=5)
 
 
 @pytest.mark.parametrize("transform", [None, TRANSFORM])
@@ -71,7 +72,7 @@ def test_what_is_fed_are_the_images_of_the_tasks_of_each_step(bank):
 
 
 def train_fed(tasks, state, steps, train=None, **options):
-    train = train or mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, **options)
+    train = train or mj.trainer(LEARNER, OPTIMIZER, tasks.sampler, **options).step
     losses = []
     for images in mj.feed(tasks, state, steps, **options):
         state, metrics = train(state, images)
@@ -84,7 +85,7 @@ def test_training_is_that_of_the_device(bank, devices, num_tasks):
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
     options = {"tasks_per_step": num_tasks, "steps_per_call": 3, "mesh": mesh}
     state, losses = train_fed(mj.host_episodes(bank, **SIZES), fresh(), 6, **options)
-    train = mj.make_train_step(LEARNER, OPTIMIZER, mj.episodes(bank, **SIZES), **options)
+    train = mj.trainer(LEARNER, OPTIMIZER, mj.episodes(bank, **SIZES), **options).step
     expected, first = train(fresh())
     expected, second = train(expected)
     np.testing.assert_allclose(losses, np.concatenate([first["loss"], second["loss"]]), rtol=1e-6)
@@ -102,7 +103,7 @@ def test_tasks_lie_on_their_own_devices(bank):
 
 def test_a_run_goes_on_exactly_where_it_stopped(bank):
     tasks, options = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2, "steps_per_call": 2}
-    train = mj.make_train_step(LEARNER, OPTIMIZER, tasks.sampler, **options)
+    train = mj.trainer(LEARNER, OPTIMIZER, tasks.sampler, **options).step
     whole, losses = train_fed(tasks, fresh(), 8, train, **options)
     half, first = train_fed(tasks, fresh(), 4, train, **options)
     resumed, second = train_fed(tasks, half, 4, train, **options)
@@ -113,11 +114,9 @@ def test_a_run_goes_on_exactly_where_it_stopped(bank):
 def test_a_failure_keeps_the_last_good_state():
     """Or later steps of the call would go on with what was meant for others."""
     learner = mj.maml(lambda p, data, rng: ((p - data) ** 2, {}), mj.inner_loop(optax.sgd(0.1), 0))
-    train = mj.make_train_step(
-        learner, OPTIMIZER, lambda rng, fed: mj.Task(fed, fed), tasks_per_step=2, steps_per_call=4
-    )
+    train = mj.trainer(learner, OPTIMIZER, lambda rng, fed: mj.Task(fed, fed), tasks_per_step=2, steps_per_call=4).step
     fed = jnp.ones((4, 2)).at[1, 0].set(jnp.nan)
-    state, metrics = train(mj.init_train_state(learner, OPTIMIZER, jnp.float32(0.0)), fed)
+    state, metrics = train(init_state(learner, OPTIMIZER, jnp.float32(0.0)), fed)
     assert mj.first_non_finite(metrics) == (1, "loss")
     assert int(state.step) == 1
     assert np.isnan(metrics["loss"][1:]).all()
@@ -167,12 +166,14 @@ def test_without_their_images_tasks_fetch_them(bank, devices):
     samplers = mj.host_episodes(bank, **SIZES).sampler, mj.episodes(bank, **SIZES)
     for chunk_size in (1, 3):
         options = {"chunk_size": chunk_size, "mesh": mesh}
-        evaluations = [mj.make_evaluation(LEARNER, loss_fn, s, steps=1, num_tasks=6, **options) for s in samplers]
+        evaluations = [mj.evaluator(LEARNER, loss_fn, s, steps=1, num_tasks=6, **options) for s in samplers]
         ours, expected = (evaluate(PARAMS, jax.random.key(0)) for evaluate in evaluations)
         for kind in ("transductive", "non_transductive"):
-            np.testing.assert_allclose(ours[kind]["loss"]["mean"], expected[kind]["loss"]["mean"], rtol=1e-6)
+            np.testing.assert_allclose(
+                getattr(ours, kind)["loss"].mean, getattr(expected, kind)["loss"].mean, rtol=1e-6
+            )
         options |= {"tasks_per_step": 6, "steps_per_call": 3}
-        trained = [mj.make_train_step(LEARNER, OPTIMIZER, s, **options)(fresh())[1]["loss"] for s in samplers]
+        trained = [mj.trainer(LEARNER, OPTIMIZER, s, **options).step(fresh())[1]["loss"] for s in samplers]
         np.testing.assert_allclose(*trained, rtol=1e-6)
 
 
@@ -223,7 +224,7 @@ def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
         fed.append((int(state.step), options["steps_per_call"]))
         return mj.feed(tasks, state, steps, **options)
 
-    monkeypatch.setattr(cli_train, "feed", recorded)
+    monkeypatch.setattr(experiment_run, "feed", recorded)
     rng = np.random.default_rng(0)
     for split, classes in (("train", 4), ("validation", 2), ("test", 2)):
         for i in range(classes):

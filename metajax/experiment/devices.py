@@ -16,14 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from metajax.cli import compiled, rendezvous
 from metajax.core.parallel import is_tiny, task_mesh
 from metajax.core.precision import products_precision
 from metajax.core.types import Params
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
+from metajax.experiment import compiled, rendezvous
 
-_LOG = logging.getLogger("metajax.cli")
+_LOG = logging.getLogger("metajax")
 
 
 def join(others: str | None) -> None:
@@ -225,6 +225,11 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
         return task_mesh(available[:devices])
     each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]
     return task_mesh(list(itertools.chain.from_iterable(each)))
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """Describe the devices of a mesh: `2 cpu devices`."""
+    return f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}"
 
 
 def check_memory(params: Params) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import finish, small, spawn
 
-from metajax.cli import compiled
+from metajax.experiment import compiled
 
 
 def programs(folder: Path) -> dict[str, bytes]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from command_line import fails, run, small
 
-from metajax import files
 from metajax.data.disk import resolve_data_dir
 from metajax.errors import UserError
 from metajax.experiment import checkpoints, metrics, workdir
 from metajax.report import plots
+from metajax.system import files
 
 
 def special(path: Path, kind: str) -> None:
@@ -189,7 +189,7 @@ def test_what_cannot_be_written_is_told_before_it_is_measured(trained, tmp_path,
     def measured(*args, **options):
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr("metajax.cli.evaluate.make_evaluation", measured)
+    monkeypatch.setattr("metajax.cli.evaluate.evaluator", measured)
     monkeypatch.setattr("metajax.cli.plot.build", measured)
     monkeypatch.setattr("metajax.cli.train.build", measured)
     words = {

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from metajax.cli.device import join
 from metajax.errors import UserError
 from metajax.experiment import metrics
+from metajax.experiment.devices import join
 
 TRAIN = [
     *(

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metajax import files
 from metajax.errors import UserError
+from metajax.system import files
 
 _CHECKSUMS = "checksums.json"
-_LOG = logging.getLogger("metajax.cli")
+_LOG = logging.getLogger("metajax")
 
 
 def drop_changed(folder: Path) -> None:

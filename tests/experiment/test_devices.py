@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.cli import device
 from metajax.errors import UserError
+from metajax.experiment import devices as device
 from metajax.kernels.convolution import convolve
 
 

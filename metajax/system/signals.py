@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from metajax.cli.streams import put_line
 from metajax.errors import UserError
+from metajax.system.streams import put_line
 
 INTERRUPT_SECONDS = 1.5
 """Time limit from Ctrl-C to the end of the process."""

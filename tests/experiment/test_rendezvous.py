@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from metajax.cli import rendezvous
-from metajax.cli.rendezvous import Place, meet, parse_place
 from metajax.errors import UserError
+from metajax.experiment import rendezvous
+from metajax.experiment.rendezvous import Place, meet, parse_place
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import jax
 from jax._src import distributed  # its client is the only shared store before JAX has devices
 
-from metajax.cli.streams import put_line
 from metajax.errors import UserError
+from metajax.system.streams import put_line
 
 WAIT_SECONDS = 300.0
 """Time limit for the other processes to start."""

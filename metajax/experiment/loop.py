@@ -1,0 +1,297 @@
+"""The training loop: calls of the training step, validation, checkpoints, metrics, signals and resuming."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from metajax.core.checks import check_count
+from metajax.core.trainer import Trainer, TrainState, first_non_finite
+from metajax.core.types import Metrics, Params
+from metajax.experiment import checkpoints, metrics, workdir
+from metajax.experiment.devices import any_process, is_first, wait_for_others
+from metajax.system import files
+from metajax.system.signals import Stopped, stop_requests
+
+_LOG = logging.getLogger("metajax")
+
+_SILENT_SECONDS = 10.0
+"""Seconds without a finished call after which a message says that compilation takes long."""
+
+Row = dict[str, Any]
+"""The metrics of one call of the training step: `step` and scalars by name."""
+
+Validate = Callable[[TrainState], Mapping[str, Any]]
+"""Return validation metrics of a state. The checkpoint with the lowest `validation_loss` is the best one."""
+
+Stream = Callable[[TrainState, Iterator[int]], Iterator[Any]]
+"""Return an iterator over the data of the calls after a state, from the number of meta-steps in each call."""
+
+
+class NotFiniteError(FloatingPointError):
+    """A meta-step failed. The state before the meta-step is saved.
+
+    Attributes:
+        step: The meta-step that failed.
+        metric: The name of a metric that is not finite.
+        folder: The folder of the checkpoints.
+    """
+
+    def __init__(self, step: int, metric: str, folder: Path):
+        super().__init__(
+            f"training stopped at step {step:,}: {metric} is not finite. The last good state is checkpoint {step} of "
+            f"{folder}. Try a smaller inner or outer rate, or clip gradients; if the first step fails, look for NaN, "
+            "infinity or labels out of range in the data"
+        )
+        self.step, self.metric, self.folder = step, metric, folder
+
+
+def train(
+    trainer: Trainer,
+    params: Params,
+    directory: str | os.PathLike[str],
+    *,
+    steps: int,
+    seed: int | jax.Array = 0,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    validate: Validate | None = None,
+    stream: Stream | None = None,
+    callbacks: Sequence[Callable[[Row], None]] = (),
+) -> TrainState:
+    """Train in a folder, or resume the training in it.
+
+    The folder gets `metrics.jsonl` and TensorBoard events with a row for each call of the training step, and
+    checkpoints. If the folder has checkpoints, the training continues from the last one, exactly as without the
+    interruption. After SIGINT or SIGTERM the state is saved first. Messages go to the logger `metajax`.
+
+    Args:
+        trainer: From `metajax.trainer`.
+        params: The model's parameters.
+        directory: The folder, created if it is missing.
+        steps: Meta-steps in all. A larger number continues a finished training.
+        seed: An integer or a key.
+        checkpoint_every: Meta-steps between checkpoints. Default: one checkpoint at the end.
+        keep: Number of most recent checkpoints to keep. The best one is always kept.
+        validate: `TrainState -> metrics`, called at every checkpoint. Its metric `validation_loss` determines the best
+            checkpoint.
+        stream: For data on the host: `(state, numbers of meta-steps) -> iterator`, which yields the second argument of
+            `trainer.step` for each call.
+        callbacks: Functions that are called with the row of each call: `step` and the means of the metrics.
+
+    Returns:
+        The state after `steps` meta-steps.
+
+    Raises:
+        NotFiniteError: If a meta-step fails.
+        Stopped: If a signal stopped the training. The state is saved before.
+        UserError: If the folder cannot be written, if another process trains in it, or if a checkpoint does not fit.
+
+    >>> import tempfile, jax.numpy as jnp, optax, metajax as mj
+    >>> learner = mj.maml(lambda p, target, rng: ((p - target) ** 2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
+    >>> sampler = mj.constant_task(mj.Task(support=3.0, query=3.0))
+    >>> trainer = mj.trainer(learner, optax.sgd(0.5), sampler, tasks_per_step=4, steps_per_call=10)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first = mj.train(trainer, jnp.float32(0), folder, steps=20)
+    ...     second = mj.train(trainer, jnp.float32(0), folder, steps=30)  # continues at step 20
+    >>> int(first.step), int(second.step), round(float(second.meta_params), 3)
+    (20, 30, 3.0)
+    """
+    for name, value in {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every or steps}.items():
+        check_count(name, value)
+    directory = Path(directory)
+    workdir.check_writable(directory)
+    with workdir.alone(directory) if is_first() else contextlib.nullcontext():
+        state = resume(directory, trainer.init(params, seed), keep=keep)
+        return advance(
+            trainer,
+            state,
+            directory,
+            steps=steps,
+            checkpoint_every=checkpoint_every or steps,
+            keep=keep,
+            validate=validate,
+            stream=stream,
+            callbacks=callbacks,
+        )
+
+
+def resume(directory: Path, fresh: TrainState, *, keep: int) -> TrainState:
+    """Return the last state that a folder has, and remove what was written after it.
+
+    Args:
+        directory: The folder.
+        fresh: The state before the first meta-step, which is returned if there is no checkpoint.
+        keep: Number of most recent checkpoints to keep.
+
+    Raises:
+        UserError: If there are checkpoints, but none can be read, or they do not fit `fresh`.
+    """
+    folder = directory / workdir.CHECKPOINTS
+    if not checkpoints.saved_steps(folder):
+        if is_first():
+            metrics.truncate(directory, 0)
+        return fresh
+    state, problems = checkpoints.restore(folder, fresh)
+    step = int(state.step)
+    for problem in problems:
+        _LOG.warning("%s; falling back to the previous one", problem)
+    wait_for_others("restored")
+    if is_first():
+        checkpoints.discard_after(folder, step)
+        checkpoints.prune(folder, keep)
+        metrics.truncate(directory, step)
+        files.remove_stale_partials(directory)
+    wait_for_others("truncated")
+    return state
+
+
+def advance(
+    trainer: Trainer,
+    state: TrainState,
+    directory: Path,
+    *,
+    steps: int,
+    checkpoint_every: int,
+    keep: int,
+    validate: Validate | None = None,
+    stream: Stream | None = None,
+    callbacks: Sequence[Callable[[Row], None]] = (),
+) -> TrainState:
+    """Advance a state to `steps` meta-steps. The arguments are those of `train`.
+
+    The caller holds the lock of the folder.
+    """
+    step = int(state.step)
+    if validate is not None and (step == steps or (step and step % checkpoint_every == 0)):
+        _validate_late(directory, state, validate, keep)
+    if step >= steps:
+        return state
+    lengths = functools.partial(_calls, step, steps, trainer.steps_per_call, checkpoint_every)
+    # Training donates its state, so the stream gets a copy.
+    data = iter(()) if stream is None else stream(jax.tree.map(jax.numpy.copy, state), lengths())
+    with (
+        _record(directory, step, keep) if is_first() else contextlib.nullcontext(_Record()) as record,
+        stop_requests() as stop,
+        contextlib.ExitStack() as stack,
+    ):
+        patience = threading.Timer(_SILENT_SECONDS, _LOG.info, ["compiling (a minute or more on a CPU the first time)"])
+        patience.daemon = True
+        patience.start()
+        stack.callback(patience.cancel)
+        for length in lengths():
+            began = time.perf_counter()
+            stop.saving = False
+            state, stacked = trainer.step(state, next(data, None), steps=length)
+            stacked = jax.device_get(stacked)
+            patience.cancel()
+            stop.saves = stop.saving = True
+            if int(state.step) < step + length:
+                record.save(state)
+                failed, name = first_non_finite(stacked) or (0, "loss")
+                raise NotFiniteError(step + failed, name, directory / workdir.CHECKPOINTS)
+            step += length
+            row = _row(step, stacked)
+            rate = length * trainer.tasks_per_step / (time.perf_counter() - began)
+            row["tasks_per_second"] = float(f"{rate:.4g}")
+            checkpoint_due = step % checkpoint_every == 0 or step == steps
+            if checkpoint_due and validate is not None and not any_process(bool(stop.received)):
+                keep_now = functools.partial(_stop, directory, record, dict(row), state)
+                with stop.saved_at_once(keep_now) if is_first() else contextlib.nullcontext():
+                    row |= validate(state)
+            record.add(row, flush=checkpoint_due)
+            if checkpoint_due:
+                record.save(state, _validation_loss(row))
+            for callback in callbacks:
+                callback(row)
+            if any_process(bool(stop.received)):
+                record.save(state, wait=True)
+                _LOG.info(_stopped(directory, step))
+                raise Stopped((*stop.received, signal.SIGTERM)[0])
+    wait_for_others("written")
+    return state
+
+
+def _validate_late(directory: Path, state: TrainState, validate: Validate, keep: int) -> None:
+    """Validate a restored checkpoint if the run stopped before the end of the checkpoint's validation."""
+    folder, step = directory / workdir.CHECKPOINTS, int(state.step)
+    if not any_process(checkpoints.loss(folder, step) is None):
+        return
+    row = {"step": step, **validate(state)}
+    loss = _validation_loss(row)
+    if loss is not None and is_first():
+        metrics.amend(directory, row)
+        with contextlib.closing(metrics.Events(directory, step)) as events:
+            events.add(row)
+        checkpoints.set_loss(folder, step, loss)
+        checkpoints.prune(folder, keep)
+    wait_for_others("validated")
+
+
+def _validation_loss(row: Row) -> float | None:
+    """Return the validation loss that determines the best checkpoint: infinity if the validation diverged."""
+    return math.inf if row.get("validation_loss", 0) is None else row.get("validation_loss")
+
+
+def _row(step: int, stacked: Metrics) -> Row:
+    return {"step": step, **{name: _mean(values) for name, values in stacked.items()}}
+
+
+def _mean(values: jax.Array) -> float:
+    """Return the mean over the meta-steps of a call. Failed meta-steps that were skipped do not count."""
+    array = np.asarray(values)
+    finite = np.isfinite(array)
+    return float(array.mean() if finite.all() or not finite.any() else array[finite].mean())
+
+
+def _stop(directory: Path, record: "_Record", row: Row, state: TrainState) -> None:
+    """Save what a run has while it validates: validation may outlast the time that the process is given to stop."""
+    record.add(row, flush=True)
+    record.save(state, wait=True)
+    _LOG.info(_stopped(directory, row["step"]))
+
+
+def _stopped(directory: Path, step: int) -> str:
+    return f"stopped at step {step:,}, saved in {directory}; the same command resumes"
+
+
+def _calls(step: int, steps: int, steps_per_call: int, checkpoint_every: int) -> Iterator[int]:
+    """Yield the number of meta-steps of each remaining call. A call never crosses a checkpoint."""
+    while step < steps:
+        next_checkpoint = step - step % checkpoint_every + checkpoint_every
+        length = min(steps_per_call, next_checkpoint - step, steps - step)
+        yield length
+        step += length
+
+
+class _Record(NamedTuple):
+    """Functions that save metrics and states. In a run of several processes only process 0 saves anything."""
+
+    add: Callable[..., None] = lambda row, *, flush: None
+    save: Callable[..., None] = lambda state, validation_loss=None, *, wait=False: None
+
+
+@contextlib.contextmanager
+def _record(directory: Path, step: int, keep: int) -> Iterator[_Record]:
+    with (
+        checkpoints.open_checkpoints(directory / workdir.CHECKPOINTS, keep=keep) as manager,
+        contextlib.closing(metrics.Events(directory, step)) as events,
+    ):
+
+        def add(row: Row, *, flush: bool) -> None:
+            metrics.append(directory, row)
+            events.add(row)
+            if flush:
+                events.flush()
+
+        yield _Record(add, functools.partial(checkpoints.save, manager))

@@ -1,0 +1,1 @@
+"""Files, output streams and signals of the operating system. Nothing here imports JAX."""
