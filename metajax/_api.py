@@ -3,6 +3,7 @@
 from metajax import learners, models, tasks
 from metajax.analysis.ranks import mean_ranks
 from metajax.core.evaluator import Report, evaluator
+from metajax.core.functional import features, functional
 from metajax.core.inner_loop import Adapted, InnerLoop, inner_loop
 from metajax.core.losses import classification_loss, regression_loss
 from metajax.core.parallel import average_tasks, map_tasks, task_keys, task_mesh
@@ -17,6 +18,7 @@ from metajax.learners import (
     anil,
     boil,
     cavia,
+    fomaml,
     foml,
     imaml,
     lora,
@@ -27,7 +29,6 @@ from metajax.learners import (
     prototypical_network,
     reptile,
 )
-from metajax.models import functional
 from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_episodes
 from metajax.tasks.host import HostTasks, feed, host_episodes
 
@@ -58,8 +59,10 @@ __all__ = [
     "constant_task",
     "episodes",
     "evaluator",
+    "features",
     "feed",
     "first_non_finite",
+    "fomaml",
     "foml",
     "functional",
     "glyphs",

@@ -1,4 +1,7 @@
-"""The exception for mistakes that the user can correct."""
+"""The exceptions for mistakes that the user can correct."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -6,3 +9,35 @@ class UserError(Exception):
 
     The command line prints the message without a traceback, and exits with status 2.
     """
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package of one of metajax's extras is not installed."""
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Name the command that installs a missing package, if an import in the block fails.
+
+    Args:
+        extra: The extra of metajax that contains the packages.
+
+    Raises:
+        MissingPackageError: If a package is not installed.
+
+    >>> with needs("data"):
+    ...     import a_package_that_is_missing
+    Traceback (most recent call last):
+    metajax.errors.MissingPackageError: a_package_that_is_missing is not installed: pip install 'metajax[data]'
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except ModuleNotFoundError as error:
+        package = (error.name or "a package").partition(".")[0]
+        if package == "metajax":
+            raise
+        raise MissingPackageError(
+            f"{package} is not installed: pip install 'metajax[{extra}]'", name=package
+        ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from metajax import __version__
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.system.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
 from metajax.system.streams import leave, put_line
 
@@ -84,7 +84,8 @@ def _run(argv: list[str]) -> int:
         if any("\0" in word for word in argv):
             raise UserError("a word of the command line contains a NUL character")
         if argv[0] not in _COMMANDS:
-            from metajax.cli.parse import suggestion
+            with needs("all"):
+                from metajax.cli.parse import suggestion
 
             raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
         _print_log()
@@ -115,7 +116,7 @@ def _run(argv: list[str]) -> int:
 def _import(command: str) -> ModuleType:
     """Import the module of a command, which imports JAX."""
     try:
-        with ends_at_once():
+        with ends_at_once(), needs("all"):
             if command == "plot":
                 _import_matplotlib()
             return importlib.import_module(f"metajax.cli.{command}")

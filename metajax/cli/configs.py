@@ -162,7 +162,7 @@ def _hiding_options(kind: Any) -> Any:
 
 
 def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
-    """Return a task with other types of its domains' data sets; unchanged if the task does not have several domains."""
+    """Return a task in which the data sets of the domains have other types; other tasks are returned unchanged."""
     if not isinstance(task, Domains):
         return task
     sources = []
@@ -204,7 +204,7 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
     """Read a command's options, and fields that override the task of another config.
 
     Args:
-        default: The command's own options; `tyro.MISSING` for an option without a default.
+        default: Default values of the command's options; `tyro.MISSING` for an option without a default.
         config: Name or path of the other config.
         args: Arguments of the command line.
         prog: The command, for the help.

@@ -57,7 +57,7 @@ class Inspect:
     size: int | None = None
     """Side of an image, in pixels."""
     strict: bool = False
-    """Report a corrupt image as an error (for `folder` only)."""
+    """Stop with an error at a corrupt image, instead of skipping the image (only for the data set folder)."""
     data_dir: Path | None = None
     """Where data sets are prepared."""
 

@@ -9,7 +9,7 @@ from jax import lax
 
 
 def largest_block(examples: int, bytes_each: int, bytes_in_all: int) -> int:
-    """Return the largest divisor of `examples` whose block fits in `bytes_in_all`; at least 1.
+    """Return the largest block size that divides `examples` and needs at most `bytes_in_all` bytes; at least 1.
 
     >>> largest_block(75, 1_000, 30_000), largest_block(75, 40_000, 30_000)
     (25, 1)

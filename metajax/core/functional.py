@@ -113,7 +113,7 @@ def features(apply: ApplyFn, head: str = "head") -> ApplyFn:
     >>> import jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
     >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
-    >>> mj.models.features(apply)(params, jnp.ones((10, 28, 28, 1))).shape
+    >>> mj.features(apply)(params, jnp.ones((10, 28, 28, 1))).shape
     (10, 64)
     """
 

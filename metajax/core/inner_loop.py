@@ -1,11 +1,10 @@
 """The inner loop: adaptation to one task by gradient descent, differentiable from end to end.
 
 This module decides how the adaptation to a task is unrolled: the inner optimiser, the number of steps, the mask of
-adapting leaves, first order, minibatches, the mode of differentiation, what the backward pass stores, and the trace.
+adapting leaves, minibatches and the trace. `differentiation` has the ways to differentiate it.
 """
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -14,23 +13,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from metajax.core.checks import as_key, check_loss, check_params, evaluate_loss
 from metajax.core.differentiability import check_derivative_on_use
-from metajax.core.mixed_mode import mixed_mode_gradient
+from metajax.core.differentiation import (
+    choose_loop,
+    first_order_gradient,
+    mixed_mode_gradient,
+    reverse_gradient,
+    stored,
+)
 from metajax.core.optimizers import check_optimizer, update, uses_loss
 from metajax.core.trees import Mask, all_names, merge, split
 from metajax.core.types import LossFn, Params, PyTree
 
-_UNROLLED = 5
-"""Largest number of steps of a loop that is unrolled by default. A longer unrolled loop would compile slowly."""
-
 _LARGE = 10_000
 """Smallest number of adapting parameters for which mixed mode is the default."""
-
-_STORED = "inner_gradient"
-_STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
 
 
 class Adapted(NamedTuple):
@@ -147,7 +145,6 @@ def inner_loop(
     steps = _whole_steps(steps)
     if remat and unroll is True:
         raise ValueError("remat needs a compiled loop: choose remat or unroll=True, not both")
-    made_with = {"steps": steps, "batch_size": batch_size, "first_order": first_order}
 
     @functools.lru_cache(maxsize=16)  # eager calls would otherwise trace the optimiser each time
     def optimizer_uses_loss(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
@@ -157,84 +154,124 @@ def inner_loop(
         every = lambda path, leaf: True  # noqa: E731
         return split(params, every if adapts is None else adapts, "mask of the inner loop")
 
-    def is_mixed(fast: PyTree, first_order: bool) -> bool:
-        large = sum(jnp.size(leaf) for leaf in jax.tree.leaves(fast)) >= _LARGE
-        return not first_order and (large if mixed_mode is None else mixed_mode)
-
     def init(params: Params) -> PyTree:
         return optimizer.init(split_adapting(params)[0])
 
-    def run(
-        loss_fn,
-        params,
-        data,
-        rng,
-        *,
-        steps=None,
-        batch_size=None,
-        first_order=None,
-        opt_state=None,
-        observe=None,
-        to_model=None,
-        rescale=None,
-    ) -> Adapted:
-        steps = made_with["steps"] if steps is None else _whole_steps(steps)
-        batch_size = made_with["batch_size"] if batch_size is None else batch_size
-        first_order = made_with["first_order"] if first_order is None else first_order
-        check_loss(loss_fn)
-        fast, slow = split_adapting(params)
-        check_params(fast, "parameters that adapt")
-        if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
-            raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
-        opt_state = optimizer.init(fast) if opt_state is None else opt_state
-        leaves, structure = jax.tree.flatten(fast)
-        shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        wants_loss = steps > 0 and optimizer_uses_loss(structure, shapes)
-        gradient = mixed_mode_gradient if is_mixed(fast, first_order) else _gradient
-        loss_key, batch_key = jax.random.split(as_key(rng))
-        rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
+    settings = _Settings(
+        optimizer, optimizer_uses_loss, split_adapting, steps, batch_size, first_order, mixed_mode, remat, unroll
+    )
+    return InnerLoop(init, functools.partial(_run, settings), split_adapting, steps)
 
-        def model(fast, slow, i) -> Params:
-            params = merge(fast, slow)
-            return params if to_model is None else to_model(params, i)
 
-        def seen(fast, slow, i) -> PyTree:
-            if observe is None:
-                return None
-            return jax.tree.map(jnp.asarray, observe(model(fast, slow, i)))  # a metric may be a Python number
+class _Settings(NamedTuple):
+    """The arguments of `inner_loop`, with `split` in place of the mask."""
 
-        def step(carry, inputs):
-            fast, opt_state = carry
-            i, rows = inputs
-            batch = data if rows is None else jax.tree.map(lambda a: jnp.asarray(a)[rows], data)
-            key = jax.random.fold_in(loss_key, i)
+    optimizer: optax.GradientTransformation
+    uses_loss: Callable[[Any, tuple[jax.ShapeDtypeStruct, ...]], bool]
+    split: Callable[[Params], tuple[PyTree, PyTree]]
+    steps: int
+    batch_size: int | None
+    first_order: bool
+    mixed_mode: bool | None
+    remat: bool
+    unroll: int | bool | None
 
-            def loss(fast, rest):
-                slow, batch, key = rest
-                return evaluate_loss(loss_fn, model(fast, slow, i), batch, key)[0]
 
-            rest = (slow, batch, key)
-            grads = gradient(loss, fast, rest)
-            grads = lax.stop_gradient(grads) if first_order else check_derivative_on_use(optimizer, grads, steps)
-            grads = checkpoint_name(grads, _STORED)
-            value = loss(fast, rest) if wants_loss else None
-            if first_order and wants_loss:
-                value = lax.stop_gradient(value)
-            updates, opt_state = update(optimizer, grads, opt_state, fast, value)
-            if rescale is not None:
-                updates = rescale(updates, i)
-            fast = optax.apply_updates(fast, updates)
-            return (fast, opt_state), seen(fast, slow, i + 1)
+def _run(
+    settings: _Settings,
+    loss_fn: LossFn,
+    params: Params,
+    data: PyTree,
+    rng: jax.Array,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    first_order: bool | None = None,
+    opt_state: PyTree = None,
+    observe: Callable[[Params], PyTree] | None = None,
+    to_model: Callable[[PyTree, Any], Params] | None = None,
+    rescale: Callable[[PyTree, Any], PyTree] | None = None,
+) -> Adapted:
+    """Run the inner loop; `InnerLoop.run` describes the arguments."""
+    steps = settings.steps if steps is None else _whole_steps(steps)
+    batch_size = settings.batch_size if batch_size is None else batch_size
+    first_order = settings.first_order if first_order is None else first_order
+    check_loss(loss_fn)
+    fast, slow = settings.split(params)
+    check_params(fast, "parameters that adapt")
+    if steps > 0 and not any(jnp.size(leaf) for leaf in jax.tree.leaves(fast)):
+        raise ValueError(f"no parameter adapts: the mask selects none of {', '.join(all_names(params)) or 'none'}")
+    opt_state = settings.optimizer.init(fast) if opt_state is None else opt_state
+    loss_key, batch_key = jax.random.split(as_key(rng))
+    rows = None if batch_size is None else _minibatches(batch_key, _num_examples(data), batch_size, steps)
 
-        before = seen(fast, slow, 0)
-        if steps == 0:  # JAX has no scan of length 0 while jit is disabled
-            return Adapted(merge(fast, slow), opt_state, jax.tree.map(lambda value: value[None], before))
-        loop = _scan_in_stretches if remat else _loop(unroll, steps)
-        (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
-        trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
-        return Adapted(merge(fast, slow), opt_state, trace)
+    def model(fast, slow, i) -> Params:
+        params = merge(fast, slow)
+        return params if to_model is None else to_model(params, i)
 
-    return InnerLoop(init, run, split_adapting, steps)
+    def seen(fast, i) -> PyTree:
+        if observe is None:
+            return None
+        return jax.tree.map(jnp.asarray, observe(model(fast, slow, i)))  # a metric may be a Python number
+
+    before = seen(fast, 0)
+    if steps == 0:  # JAX has no scan of length 0 while jit is disabled
+        return Adapted(merge(fast, slow), opt_state, jax.tree.map(lambda value: value[None], before))
+    inner_step = _make_step(settings, loss_fn, model, fast, steps=steps, first_order=first_order, rescale=rescale)
+
+    def step(carry, inputs):
+        i, rows = inputs
+        batch = data if rows is None else jax.tree.map(lambda a: jnp.asarray(a)[rows], data)
+        carry = inner_step(carry, (slow, batch, jax.random.fold_in(loss_key, i)), i)
+        return carry, seen(carry[0], i + 1)
+
+    loop = choose_loop(steps=steps, remat=settings.remat, unroll=settings.unroll)
+    (fast, opt_state), after = loop(step, (fast, opt_state), (jnp.arange(steps), rows))
+    trace = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
+    return Adapted(merge(fast, slow), opt_state, trace)
+
+
+def _make_step(
+    settings: _Settings,
+    loss_fn: LossFn,
+    model: Callable[[PyTree, PyTree, Any], Params],
+    fast: PyTree,
+    *,
+    steps: int,
+    first_order: bool,
+    rescale: Callable[[PyTree, Any], PyTree] | None,
+) -> Callable[[tuple[PyTree, PyTree], tuple[PyTree, PyTree, jax.Array], Any], tuple[PyTree, PyTree]]:
+    """Return one gradient step, `((fast, opt_state), (slow, batch, key), i) -> (fast, opt_state)`."""
+    optimizer = settings.optimizer
+    leaves, structure = jax.tree.flatten(fast)
+    shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    wants_loss = settings.uses_loss(structure, shapes)
+    is_large = sum(jnp.size(leaf) for leaf in leaves) >= _LARGE
+    if first_order:
+        gradient = first_order_gradient
+    elif is_large if settings.mixed_mode is None else settings.mixed_mode:
+        gradient = mixed_mode_gradient
+    else:
+        gradient = reverse_gradient
+
+    def step(carry, rest, i):
+        fast, opt_state = carry
+
+        def loss(fast, rest):
+            slow, batch, key = rest
+            return evaluate_loss(loss_fn, model(fast, slow, i), batch, key)[0]
+
+        grads = gradient(loss, fast, rest)
+        grads = stored(grads if first_order else check_derivative_on_use(optimizer, grads, steps))
+        value = loss(fast, rest) if wants_loss else None
+        if first_order and wants_loss:
+            value = lax.stop_gradient(value)
+        updates, opt_state = update(optimizer, grads, opt_state, fast, value)
+        if rescale is not None:
+            updates = rescale(updates, i)
+        return optax.apply_updates(fast, updates), opt_state
+
+    return step
 
 
 def _whole_steps(steps: Any) -> int:
@@ -251,48 +288,6 @@ def check_inner_loop(inner: object) -> None:
     """Raise a `TypeError` unless `inner` was made by `inner_loop`. Passing only an optimiser is an easy mistake."""
     if not isinstance(inner, InnerLoop):
         raise TypeError(f"inner must be made by inner_loop(optimizer, steps), got {type(inner).__name__}")
-
-
-def _gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
-    return jax.grad(loss)(fast, rest)
-
-
-def _loop(unroll: int | bool | None, steps: int) -> Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]:
-    if unroll is None:
-        unroll = bool(steps <= _UNROLLED)
-    whole = steps > 0 and (unroll is True or unroll >= steps)
-    return _unrolled if whole else functools.partial(lax.scan, unroll=unroll)
-
-
-def _unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Run an unrolled `lax.scan`, with the first step outside the scan.
-
-    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy these for each task.
-    """
-    carry, first = step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))
-    first = jax.tree.map(lambda leaf: leaf[None], first)
-    if jax.tree.leaves(inputs)[0].shape[0] == 1:
-        return carry, first
-    carry, others = lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[1:], inputs), unroll=True)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
-
-
-def _scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Run `lax.scan` over n steps. The backward pass stores the inner gradients and the carry after every √n steps."""
-    steps = jax.tree.leaves(inputs)[0].shape[0]
-    stretch = max(math.isqrt(steps), 1)
-    in_stretches = steps - steps % stretch
-    run = jax.checkpoint(functools.partial(lax.scan, step), policy=_STORE_GRADIENTS)
-
-    def divided(leaf):
-        return leaf[:in_stretches].reshape(-1, stretch, *leaf.shape[1:])
-
-    carry, first = lax.scan(run, carry, jax.tree.map(divided, inputs))
-    first = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), first)
-    if in_stretches == steps:
-        return carry, first
-    carry, last = run(carry, jax.tree.map(lambda leaf: leaf[in_stretches:], inputs))
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
 
 
 def _num_examples(data: PyTree) -> int:

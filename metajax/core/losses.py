@@ -11,7 +11,7 @@ from metajax.core.types import ApplyFn, Batch, LossFn
 
 
 def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
-    """Return the mean cross-entropy of `apply`'s logits as a loss, with the accuracy as a metric.
+    """Return a loss function: the mean cross-entropy of the logits from `apply`, with the accuracy as a metric.
 
     Args:
         apply: A model `(params, x, rng) -> logits [examples, ..., ways]`.
@@ -60,7 +60,7 @@ def _allowed(data: Batch, outputs: int) -> jax.Array:
 
 
 def regression_loss(apply: ApplyFn) -> LossFn:
-    """Return the mean squared error of `apply`'s outputs as a loss.
+    """Return a loss function: the mean squared error between the outputs of `apply` and the targets.
 
     Args:
         apply: A model `(params, x, rng) -> outputs`; outputs and targets have the same shape.

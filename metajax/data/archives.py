@@ -11,7 +11,7 @@ from metajax.data import records
 from metajax.data.disk import one_line
 from metajax.data.images import Contents
 from metajax.data.pixels import BadImageError, decode
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.system.files import MAX_BYTES, open_regular, read_file
 
 _PHOTOGRAPH = re.compile(r"(?:.*/)?([^/.][^/]*)/([^/.][^/]*\.jpg)", re.IGNORECASE)
@@ -52,7 +52,8 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
     Raises:
         UserError: If the archive or the file of labels is damaged, or if a photograph is missing.
     """
-    import scipy.io
+    with needs("data"):
+        import scipy.io
 
     place, listed = files.values()
     try:

@@ -78,7 +78,10 @@ def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
 
 
 def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
-    """Store a bank. The description, with the checksum, is written last, so a partial bank is never read."""
+    """Store the decoded images of a data set.
+
+    The description, with the checksum, is written last, so a partial bank is never read.
+    """
     refuse_links(data_dir, stem.parent)
     stem.parent.mkdir(parents=True, exist_ok=True)
     images = np.ascontiguousarray(bank.images)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.records import quiet
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.system.files import expand_home, open_regular
 
 _LOG = logging.getLogger("metajax.data")
@@ -75,7 +75,10 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
 
 
 def _compare(path: Path, file: RemoteFile) -> None:
-    """Warn if a user's file is not the official one. Files in other forms have no known checksum."""
+    """Warn if a user's file differs from the official file.
+
+    Files in another format are not checked, because their checksum is unknown.
+    """
     other_forms = {name.rsplit("/", 1)[-1] for name in file.also} - {file.filename}
     if not path.is_file() or path.name in other_forms:
         return
@@ -133,8 +136,9 @@ def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Pat
     Raises:
         UserError: If a file cannot be downloaded, or has the wrong checksum.
     """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import downloader
+    with needs("data"):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.download import downloader
 
     files = list(files)
     with writing_to(folder):

@@ -89,7 +89,7 @@ def load_images(
     """Load a data set of images; the images are cropped to squares and resized.
 
     Args:
-        images: The declaration of the data set.
+        images: The declared data set: its name, source, splits and image size.
         split: A key of the declaration's `splits`. Default: the first key.
         size: Side of an image in pixels. Default: the declaration's `size`.
         data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
@@ -119,7 +119,7 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
     """Store a data set of images as records, from its original files or from a folder that TFDS has prepared.
 
     Args:
-        images: The declaration of the data set.
+        images: The declared data set: its name, source, splits and image size.
         source: A folder with the original files, or one that TFDS prepared as ArrayRecord; `None` downloads the files.
         data_dir: Folder of prepared data sets, for the records.
 
@@ -155,7 +155,7 @@ def info(images: ImageSet) -> DatasetInfo:
     """Return the description of a data set of images for the command line.
 
     Args:
-        images: The declaration of the data set.
+        images: The declared data set: its name, source, splits and image size.
 
     Returns:
         The description.

@@ -153,7 +153,7 @@ def split_of(name: str, *, anywhere: bool = False) -> str | None:
     """Recognise the name of a split.
 
     Args:
-        name: Name of a folder, or of a list without its suffix.
+        name: Name of a folder, or the file name of a split list without its suffix, such as `train` for `train.csv`.
         anywhere: Whether the name may contain other words.
 
     Returns:

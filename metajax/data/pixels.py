@@ -6,7 +6,11 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metajax.errors import needs
+
+with needs("data"):
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metajax.data.disk import one_line
 

@@ -19,7 +19,7 @@ from metajax.data.cache import cached
 from metajax.data.dataset import Bank, check_memory, pool
 from metajax.data.disk import clear_leftovers, one_line, refuse_links, resolve_data_dir, writing_to
 from metajax.data.pixels import decode
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.system.files import read_file
 
 Example = tuple[str | int, dict[str, Any]]
@@ -106,7 +106,8 @@ def write(
     Raises:
         UserError: If the disk is full or not writable, or if an iterable of `splits` raises a `UserError`.
     """
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
         {
@@ -147,7 +148,7 @@ def write(
 
 @contextlib.contextmanager
 def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Make the folder above a data set's records, and remove what killed preparations leave in it.
+    """Make the folder above a data set's records, and remove temporary files of interrupted preparations.
 
     Args:
         store: The data set.
@@ -168,7 +169,7 @@ def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
 
 
 def remove_leftovers(store: Store, data_dir: Path | None) -> None:
-    """Remove what killed preparations left beside prepared records, where this is possible.
+    """Remove temporary files that interrupted preparations left beside prepared records, if permissions allow it.
 
     Args:
         store: The data set, which is prepared.
@@ -224,7 +225,8 @@ def read(
     Raises:
         UserError: The files are damaged or missing, or name modules other than those of TFDS.
     """
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     with _undamaged(store, data_dir):
         builder = _builder(store, data_dir)
@@ -330,7 +332,8 @@ def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], dict[str,
 
 def _builder(store: Store, data_dir: Path | None) -> Any:
     """Open prepared records; the check comes first, because anybody may have prepared or changed the folder."""
-    import tensorflow_datasets as tfds
+    with needs("data"):
+        import tensorflow_datasets as tfds
 
     folder = directory(store, data_dir)
     check_features(folder)
@@ -378,8 +381,9 @@ def quiet() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.utils import tqdm_utils
+    with needs("data"):
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.utils import tqdm_utils
 
     # Restore the previous setting, in case the user has disabled progress bars. TFDS has no public function to read it.
     shown = getattr(tqdm_utils, "_active", True)

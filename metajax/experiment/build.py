@@ -9,13 +9,14 @@ import optax
 from flax import nnx
 
 from metajax.core.evaluator import weighs_examples
+from metajax.core.functional import functional
 from metajax.core.trees import named, names
 from metajax.core.types import ApplyFn, LossFn, Params, TaskSampler
 from metajax.errors import UserError
 from metajax.experiment.settings import Experiment
 from metajax.experiment.tasks import Tasks
 from metajax.learners import BuildContext, MetaLearner
-from metajax.models import BatchNorm, functional
+from metajax.models import BatchNorm
 
 
 class Parts(NamedTuple):

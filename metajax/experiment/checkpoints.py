@@ -17,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from metajax.core.trainer import TrainState
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.system import files
+
+with needs("cli"):
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and all exceptions
 

@@ -6,10 +6,11 @@ import numbers
 import typing
 from typing import Any
 
-import typeguard
-
 from metajax.data.dataset import LARGEST_IMAGE as LARGEST_IMAGE  # imported from here with the limits below
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
+
+with needs("cli"):
+    import typeguard
 
 
 def types_are_right(spec: Any, owner: str = "") -> None:

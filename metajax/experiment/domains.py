@@ -49,7 +49,7 @@ class Domains:
             raise UserError(f"task.sources must have different names, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers. A split contains the domains whose data set has this split."""
+        """Return the task samplers by split. A split contains the domains whose data set has this split."""
         made = {source.name: _of_source(source, data_dir) for source in self.sources}
         banks = {name: each.banks for name, each in made.items()}
         holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}

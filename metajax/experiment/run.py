@@ -134,7 +134,7 @@ def _check_run(directory: Path, experiment: Experiment, source: Path | None) -> 
 
 
 def _progress(directory: Path, resumes: bool) -> dict[str, Any]:
-    """Return what the processes of a run must all see in the work directory."""
+    """Return the state of the work directory, which all processes of a run must find equal."""
     saved = checkpoints.saved_steps(directory / workdir.CHECKPOINTS)
     return {
         f"the run in {directory}": "begun" if resumes else "not begun",

@@ -55,7 +55,7 @@ class TaskSpec(Protocol):
     """Settings of a family of tasks; a config file may define its own class."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers; `data_dir` is the folder of prepared data sets."""
+        """Return the task samplers by split; `data_dir` is the folder of prepared data sets."""
         ...
 
 
@@ -90,7 +90,7 @@ class Sinusoid:
             raise UserError("task: sinusoids have no classes, so train and test can have no ways")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
         test = tasks.sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
         train = tasks.sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
         return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
@@ -115,7 +115,7 @@ class Glyphs:
         in_range("task", 0, 100, drawer=self.drawer)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
 
         def sampler(sizes: Shots) -> TaskSampler:
             return tasks.glyphs(
@@ -154,7 +154,7 @@ class Omniglot:
         whole("task", 1, LARGEST_IMAGE, size=self.size)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
         dataset = data.load_omniglot(split=self.split, size=self.size, data_dir=data_dir)
         transform = tasks.invert if self.invert else None
         turned = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
@@ -187,7 +187,7 @@ class FashionMNIST:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
         dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
         return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
 
@@ -222,7 +222,7 @@ class Images:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
         images = data.IMAGE_SETS[self.dataset]
         dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
         flip = images.mirrors if self.flip is None else self.flip
@@ -255,7 +255,7 @@ class Folder:
     split_lists: Path | None = None
     """A folder of published lists, train/val/test.csv (filename,label) or .txt (class names): mini-ImageNet's."""
     strict: bool = False
-    """Report a corrupt image as an error instead of skipping it with a warning."""
+    """Stop with an error at a corrupt image, instead of skipping the image with a warning."""
 
     def __post_init__(self):
         for name in ("source", "split_lists"):  # evaluation may run in another working directory
@@ -268,7 +268,7 @@ class Folder:
         whole("task", 0, LARGEST, split_seed=self.split_seed)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the samplers."""
+        """Return the task samplers by split."""
         if self.source is None:
             raise UserError("task.source is not set: name the folder of images with --task.source FOLDER")
         dataset = data.load_folder(

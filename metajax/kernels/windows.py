@@ -101,7 +101,10 @@ def windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def _by_rows(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the im2col patches: first copy the rows that patches share, then pieces of rows, longer than pixels."""
+    """Return the im2col patches in two copies: rows that neighbouring patches share, then segments of these rows.
+
+    A segment is longer than a pixel, so the second copy is faster than one that copies pixels.
+    """
     size, stride, channels = geometry.size, geometry.stride, images.shape[-1]
     height, width = output_sides(geometry)
     x = padded(images, geometry)

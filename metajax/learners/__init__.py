@@ -15,7 +15,7 @@ from metajax.learners.cavia import cavia, context
 from metajax.learners.foml import foml
 from metajax.learners.imaml import imaml
 from metajax.learners.lora import lora, low_rank
-from metajax.learners.maml import maml
+from metajax.learners.maml import fomaml, maml
 from metajax.learners.maml_plus_plus import (
     annealed_weights,
     maml_plus_plus,
@@ -41,6 +41,7 @@ __all__ = [
     "checked_learner",
     "context",
     "diagonal_preconditioner",
+    "fomaml",
     "foml",
     "imaml",
     "learned_rates",

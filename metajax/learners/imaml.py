@@ -1,6 +1,7 @@
 """iMAML: compute the meta-gradient by implicit differentiation of a proximal inner problem."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from metajax.core.checks import check_loss, evaluate_loss
 from metajax.core.inner_loop import InnerLoop, check_inner_loop
 from metajax.core.learner import BuildContext, MetaGradient, MetaLearner, checked_learner
 from metajax.core.trees import merge
-from metajax.core.types import LossFn
+from metajax.core.types import LossFn, PyTree
 from metajax.errors import UserError
 
 
@@ -108,19 +109,23 @@ def imaml(
             product = jax.jvp(support_gradient, (adapted,), (merge(fast, nothing),))[1]
             return jax.tree.map(lambda leaf: leaf / (strength + damping), product)
 
-        # Conjugate gradients need one dtype for all leaves, and do not converge with less precision than float32.
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(by_fast))
-
-        def matrix(fast):
-            product = inner.split(hessian_times(optax.tree.cast_like(fast, by_fast)))[0]
-            return optax.tree.add(fast, optax.tree.cast(product, dtype))
-
-        solution, _ = cg(matrix, optax.tree.cast(by_fast, dtype), tol=0.0, maxiter=cg_steps)
-        solution = optax.tree.cast_like(solution, by_fast)
+        solution = _conjugate_gradients(lambda fast: inner.split(hessian_times(fast))[0], by_fast, cg_steps)
         mixed = inner.split(hessian_times(solution))[1]
         return MetaGradient(merge(solution, optax.tree.sub(by_slow, mixed)), metrics, ())
 
     return checked_learner(init, adapt, gradient)
+
+
+def _conjugate_gradients(product: Callable[[PyTree], PyTree], target: PyTree, steps: int) -> PyTree:
+    """Solve `x + product(x) = target` approximately, for a linear function `product`."""
+    # Conjugate gradients need one dtype for all leaves, and do not converge with less precision than float32.
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(target))
+
+    def matrix(x: PyTree) -> PyTree:
+        return optax.tree.add(x, optax.tree.cast(product(optax.tree.cast_like(x, target)), dtype))
+
+    solution, _ = cg(matrix, optax.tree.cast(target, dtype), tol=0.0, maxiter=steps)
+    return optax.tree.cast_like(solution, target)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """MAML: differentiate the query loss through the inner loop. Other learners modify MAML by a `Modifier`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +60,7 @@ def maml(
     """
     check_loss(loss_fn)
     check_inner_loop(inner)
-    for modifier in modifiers:
-        if not isinstance(modifier, Modifier):
-            raise TypeError(f"a modification of MAML is a metajax.Modifier, got {describe(modifier)}")
-    names = [modifier.name for modifier in modifiers]
-    if len({"init", *names}) <= len(names):
-        raise ValueError(f"modifiers need different names, other than init, got {', '.join(names)}")
+    _check_modifiers(modifiers)
     _check_steps(inner.steps, modifiers, step_weights)
     counts = step_weights is not None or second_order_from > 0
     more = {modifier.name: modifier.init for modifier in modifiers if modifier.init is not None}
@@ -102,11 +99,8 @@ def maml(
         def estimate(**options):
             return jax.grad(lambda meta_params: query_loss(meta_params, **options), has_aux=True)(meta_params)
 
-        if counts and (isinstance(state, tuple | list | dict) or jnp.shape(state) != ()):
-            raise TypeError(
-                "this learner counts meta-steps: pass the state from learner.init(params)[1], or the last estimate's; "
-                f"got {describe(state)}"
-            )
+        if counts:
+            _check_count(state)
         if second_order_from:
             grads, metrics = jax.lax.cond(
                 state < second_order_from, lambda: estimate(first_order=True), lambda: estimate()
@@ -116,6 +110,56 @@ def maml(
         return MetaGradient(grads, metrics, state + 1 if counts else ())
 
     return checked_learner(init, adapt, gradient, ("init", *more) if more else ())
+
+
+def fomaml(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLearner:
+    r"""Make the learner of first-order MAML: `maml` with inner gradients that are constants in the differentiation.
+
+    The meta-gradient of a task is :math:`\nabla L_{query}(\phi)` at the adapted parameters :math:`\phi`. It is cheaper
+    than second-order MAML and needs less memory.
+
+    Args:
+        loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
+        inner: The inner loop, from `inner_loop`. Its argument `first_order` has no effect.
+        *modifiers: Modifications of the inner loop; see `maml`.
+
+    Returns:
+        A `MetaLearner`; see `maml`.
+
+    Raises:
+        TypeError: If `inner` is not an inner loop.
+        ValueError: As in `maml`.
+
+    References:
+        Nichol et al., `On First-Order Meta-Learning Algorithms <https://arxiv.org/abs/1803.02999>`_, 2018.
+
+    >>> import jax, optax, metajax as mj
+    >>> loss = lambda params, target, rng: ((params - target) ** 2 / 2, {})
+    >>> learner = mj.fomaml(loss, mj.inner_loop(optax.sgd(0.5), steps=1))
+    >>> task = mj.Task(support=0.0, query=0.0)  # adapted: 0.5; its gradient: 0.5
+    >>> float(learner.gradient(jax.numpy.float32(1.0), task, jax.random.key(0), ()).gradient)
+    0.5
+    """
+    check_inner_loop(inner)
+    return maml(loss_fn, inner._replace(run=functools.partial(inner.run, first_order=True)), *modifiers)
+
+
+def _check_modifiers(modifiers: tuple[Modifier, ...]) -> None:
+    for modifier in modifiers:
+        if not isinstance(modifier, Modifier):
+            raise TypeError(f"a modification of MAML is a metajax.Modifier, got {describe(modifier)}")
+    names = [modifier.name for modifier in modifiers]
+    if len({"init", *names}) <= len(names):
+        raise ValueError(f"modifiers need different names, other than init, got {', '.join(names)}")
+
+
+def _check_count(state: Any) -> None:
+    """Raise a `TypeError` unless a learner's state is the number of completed meta-steps."""
+    if isinstance(state, tuple | list | dict) or jnp.shape(state) != ():
+        raise TypeError(
+            "this learner counts meta-steps: pass the state from learner.init(params)[1], or the last estimate's; "
+            f"got {describe(state)}"
+        )
 
 
 def _check_steps(

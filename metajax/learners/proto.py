@@ -89,7 +89,7 @@ def proto_maml(
     >>> from flax import nnx
     >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
     >>> inner = mj.inner_loop(optax.sgd(0.1), steps=3)
-    >>> learner = mj.proto_maml(mj.classification_loss(apply), inner, embed=mj.models.features(apply))
+    >>> learner = mj.proto_maml(mj.classification_loss(apply), inner, embed=mj.features(apply))
     """
     return maml(loss_fn, inner, prototypes(embed, head), *modifiers)
 
@@ -126,7 +126,7 @@ def prototypical_network(
     >>> import metajax as mj
     >>> from flax import nnx
     >>> apply, params = mj.functional(mj.models.Conv4(5, rngs=nnx.Rngs(0)))
-    >>> learner = mj.prototypical_network(mj.classification_loss(apply), embed=mj.models.features(apply))
+    >>> learner = mj.prototypical_network(mj.classification_loss(apply), embed=mj.features(apply))
     """
     inner = inner_loop(optax.sgd(0.01), 0) if inner is None else inner
     check_inner_loop(inner)

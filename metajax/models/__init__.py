@@ -1,6 +1,5 @@
-"""Models as Flax NNX modules, and `functional`, which converts a module into a pure function and its parameters."""
+"""Models as Flax NNX modules. `metajax.functional` converts a module into a pure function and its parameters."""
 
-from metajax.core.functional import features, functional
 from metajax.models.conv4 import Conv4
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool
 from metajax.models.mlp import MLP
@@ -17,7 +16,5 @@ __all__ = [
     "ResNet18",
     "Transformer",
     "ViT",
-    "features",
-    "functional",
     "max_pool",
 ]

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from metajax import models
+from metajax.core.functional import functional
 from metajax.core.inner_loop import inner_loop
 from metajax.core.losses import classification_loss, regression_loss
 from metajax.core.parallel import average_tasks, default_chunk_size
 from metajax.core.trainer import trainer
 from metajax.core.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
 from metajax.learners import MetaLearner, maml, reptile
-from metajax.models import functional
 from metajax.models.layers import nothing_twice
 from metajax.profiling.measure import matrix_flops
 from metajax.profiling.workloads import Workload

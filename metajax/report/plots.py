@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from metajax.core.evaluator import Report
+from metajax.errors import needs
 from metajax.system import files
+
+with needs("cli"):
+    from matplotlib.figure import Figure
 
 _KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "non-transductive")}
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from metajax.core.parallel import map_tasks, split_over_tasks, step_keys
 from metajax.core.trainer import TrainState, check_state
 from metajax.core.types import ClassBank, Task
-from metajax.errors import UserError
+from metajax.errors import UserError, needs
 from metajax.tasks.episodes import Transform, check, draw_episode
 
 
@@ -119,7 +119,7 @@ def feed(
         mesh: As in `trainer`. If the tasks are divisible evenly over the devices, each process reads only the
             images of its own tasks.
         threads: Grain threads that read images.
-        ahead: Number of calls to prefetch. The devices hold the images of all prefetched calls.
+        ahead: Number of training calls whose images are loaded in advance. These images occupy device memory.
 
     Returns:
         An iterator over the images of each call, `[steps_per_call, tasks_per_step, examples, height, width, channels]`,
@@ -150,7 +150,8 @@ def feed(
         of_each = np.full(steps // of_each, of_each)
     if of_each.sum() != steps:
         raise ValueError(f"steps_per_call must add up to steps = {steps}, got {of_each.sum()}")
-    import grain  # the import takes a second, and most runs do not need it
+    with needs("data"):
+        import grain  # the import takes a second, and most runs do not need it
 
     check_state(state)
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))

@@ -57,8 +57,8 @@ def varied_episodes(
         min_ways: Smallest number of classes in an episode.
         max_ways: Largest number of classes in an episode.
         max_support: Largest number of support examples in an episode, over all classes.
-        max_support_per_class: Largest contribution of a class to the size :math:`S` of the support set. A class may
-            have more support examples than this.
+        max_support_per_class: Largest number that one class adds to the size :math:`S` of the support set. :math:`S` is
+            then divided among the classes at random, so a class may get more support examples than this number.
         max_queries: Largest number of query examples of each class.
 
     Returns:

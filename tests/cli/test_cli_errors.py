@@ -476,7 +476,7 @@ def test_what_the_system_refuses_is_a_line(monkeypatch, command, number):
     def refuse(*args, **options):
         raise OSError("the disk is upset") if number is None else OSError(number, os.strerror(number), "some file")
 
-    monkeypatch.setattr(f"metajax.cli.{command}.{'train' if command == 'train' else 'parse'}", refuse)
+    monkeypatch.setattr(f"metajax.cli.{command}.{'run_experiment' if command == 'train' else 'parse'}", refuse)
     words = {"train": TRAIN, "evaluate": ["evaluate", "x"], "data": ["data", "list"]}[command]
     expected = ["the disk is upset"] if number is None else [os.strerror(number).lower(), "some file"]
     fails(run(*words), *expected)

@@ -36,7 +36,7 @@ def adam(**options):
 
 
 def embed(apply):
-    return mj.models.features(apply)
+    return mj.features(apply)
 
 
 LEARNERS = {

@@ -377,7 +377,7 @@ def test_prototypes_need_a_linear_head():
 def test_features_are_what_goes_into_the_head():
     apply, params = mj.functional(mj.models.Conv4(3, rngs=nnx.Rngs(0)))
     x = jax.random.normal(KEY, (6, 28, 28, 1), jnp.float32)
-    through = mj.models.features(apply)(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
+    through = mj.features(apply)(params, x) @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(through, apply(params, x), rtol=1e-5, atol=1e-5)
 
 
@@ -502,7 +502,7 @@ def test_an_optimizer_is_no_inner_loop(learner):
 def test_features_need_the_head_that_is_named():
     apply, params = mj.functional(mj.models.MLP(4, 3, hidden=(5,), rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="'top'"):
-        mj.models.features(apply, "top")(params, jnp.ones((2, 4)))
+        mj.features(apply, "top")(params, jnp.ones((2, 4)))
 
 
 def test_reptile_is_the_sum_of_the_gradients_of_which_foml_keeps_the_last():

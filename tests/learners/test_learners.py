@@ -41,6 +41,17 @@ def test_maml_on_a_quadratic_has_its_closed_form(steps, first_order):
         np.testing.assert_allclose(estimate(learner).gradient, closed_form(steps, first_order), rtol=1e-12)
 
 
+@pytest.mark.parametrize("first_order", [False, True])
+def test_fomaml_is_first_order_whatever_its_inner_loop_is(first_order):
+    with jax.enable_x64(True):
+        learner = mj.fomaml(quadratic, mj.inner_loop(optax.sgd(RATE), 3, first_order=first_order))
+        np.testing.assert_allclose(estimate(learner).gradient, closed_form(3, True), rtol=1e-12)
+        second = mj.maml(quadratic, mj.inner_loop(optax.sgd(RATE), 3))
+        start, support = jnp.asarray(START), jnp.asarray(SUPPORT)
+        adapted = [each.adapt(start, support, 0).params for each in (learner, second)]
+        np.testing.assert_array_equal(*adapted)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_first_order_differs_by_exactly_the_missing_factor(steps):
     with jax.enable_x64(True):

@@ -59,7 +59,7 @@ def test_the_commands_stand_alone():
     """CI and newcomers copy them: one line each, into a new environment."""
     new = "python3 -m venv .venv && .venv/bin/pip install -q "
     run = ".venv/bin/metajax train sinusoid_maml && .venv/bin/metajax plot runs/sinusoid_maml"
-    assert f"\n{new}. && {run}\n" in README
+    assert f"\n{new}'.[all]' && {run}\n" in README
     assert f"\n{new}-e '.[test]' && .venv/bin/python -m pytest -n 2\n" in README
 
 

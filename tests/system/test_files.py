@@ -189,9 +189,9 @@ def test_what_cannot_be_written_is_told_before_it_is_measured(trained, tmp_path,
     def measured(*args, **options):
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr("metajax.cli.evaluate.evaluator", measured)
+    monkeypatch.setattr("metajax.experiment.run.evaluator", measured)
     monkeypatch.setattr("metajax.cli.plot.build", measured)
-    monkeypatch.setattr("metajax.cli.train.build", measured)
+    monkeypatch.setattr("metajax.experiment.run.build", measured)
     words = {
         "evaluate": ["evaluate", copy],
         "output": ["evaluate", copy, "--output", copy / "evaluation.json"],

@@ -1,18 +1,47 @@
-"""Mixed mode: the gradient of a loss, whose derivative is one forward-over-reverse Hessian-vector product."""
+"""Differentiation of the inner loop, one function for each method.
 
+The functions that end in `_gradient` compute the gradient of one inner step, and differ in its derivative. The other
+functions run the steps, and differ in what the backward pass stores. All functions of a kind have one signature.
+"""
+
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
+from jax import core, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from metajax.core.types import PyTree
 
+_UNROLLED = 5
+"""Largest number of steps of a loop that is unrolled by default. A longer unrolled loop would compile slowly."""
+
+_STORED = "inner_gradient"
+_STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
+
+Gradient = Callable[[Callable[[PyTree, PyTree], jax.Array], PyTree, PyTree], PyTree]
+"""`(loss, fast, rest) -> gradient`: the gradient of `loss(fast, rest)` with respect to `fast`."""
+
+Loop = Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]
+"""`(step, carry, inputs) -> (carry, outputs)`, as `lax.scan`."""
+
 _Linear = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
 """`(residuals, inputs) -> outputs`, linear in the inputs."""
+
+
+def reverse_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
+    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, without a rule for its derivative."""
+    return jax.grad(loss)(fast, rest)
+
+
+def first_order_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
+    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, as a constant in further differentiation."""
+    return lax.stop_gradient(jax.grad(loss)(fast, rest))
 
 
 def mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
@@ -32,10 +61,8 @@ def mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTre
         The gradient, a pytree like `fast`.
     """
     traced = jax.make_jaxpr(loss)(fast, rest)
-    program, closed_over = (
-        traced.jaxpr,
-        traced.consts,
-    )  # these may be differentiated or mapped over too, so they become arguments
+    # What the loss closes over may be differentiated or mapped over too, so it becomes an argument.
+    program, closed_over = traced.jaxpr, traced.consts
     leaves, structure = jax.tree.flatten((rest, closed_over))
     is_real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
     real = [leaf if yes else None for leaf, yes in zip(leaves, is_real, strict=True)]
@@ -154,3 +181,49 @@ ad.primitive_transposes[_linear_p] = _transpose
 ad.primitive_jvps[_linear_p] = _jvp
 batching.primitive_batchers[_linear_p] = _batch
 mlir.register_lowering(_linear_p, mlir.lower_fun(_call, multiple_results=True))
+
+
+def stored(gradient: PyTree) -> PyTree:
+    """Mark the gradient of an inner step as a value that `scan_in_stretches` stores for the backward pass."""
+    return checkpoint_name(gradient, _STORED)
+
+
+def choose_loop(*, steps: int, remat: bool, unroll: int | bool | None) -> Loop:
+    """Return the function that runs the steps; the arguments are those of `inner_loop`."""
+    if remat:
+        return scan_in_stretches
+    if unroll is None:
+        unroll = bool(steps <= _UNROLLED)
+    whole = steps > 0 and (unroll is True or unroll >= steps)
+    return unrolled if whole else functools.partial(lax.scan, unroll=unroll)
+
+
+def unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """Run an unrolled `lax.scan`, with the first step outside the scan.
+
+    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy these for each task.
+    """
+    carry, first = step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))
+    first = jax.tree.map(lambda leaf: leaf[None], first)
+    if jax.tree.leaves(inputs)[0].shape[0] == 1:
+        return carry, first
+    carry, others = lax.scan(step, carry, jax.tree.map(lambda leaf: leaf[1:], inputs), unroll=True)
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, others)
+
+
+def scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    """Run `lax.scan` over n steps. The backward pass stores the inner gradients and the carry after every √n steps."""
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    stretch = max(math.isqrt(steps), 1)
+    in_stretches = steps - steps % stretch
+    run = jax.checkpoint(functools.partial(lax.scan, step), policy=_STORE_GRADIENTS)
+
+    def divided(leaf):
+        return leaf[:in_stretches].reshape(-1, stretch, *leaf.shape[1:])
+
+    carry, first = lax.scan(run, carry, jax.tree.map(divided, inputs))
+    first = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), first)
+    if in_stretches == steps:
+        return carry, first
+    carry, last = run(carry, jax.tree.map(lambda leaf: leaf[in_stretches:], inputs))
+    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
