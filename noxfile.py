@@ -1,8 +1,8 @@
 """Sessions that test metajax in several environments and build its documentation.
 
 `nox -s tests` tests with the packages that pip chooses, `nox -s oldest` with the lower bound of every dependency,
-`nox -s newest` on the newest Python. `nox -s docs` builds the site. Words after `--` go to pytest, for example
-`nox -s oldest -- tests/core/test_inner_loop.py`.
+`nox -s newest` on the newest Python, `nox -s base` without the extras. `nox -s docs` builds the site. Words after `--`
+go to pytest, for example `nox -s oldest -- tests/core/test_inner_loop.py`.
 """
 
 from collections.abc import Iterator
@@ -50,6 +50,13 @@ def newest(session: nox.Session) -> None:
     """Run the tests with the newest JAX and the newest version of each other dependency."""
     session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def base(session: nox.Session) -> None:
+    """Run the tests of the library without the packages of the extras."""
+    session.install("-e", ".", "pytest", "hypothesis")
+    session.run("pytest", "tests/core", "tests/learners", *session.posargs)
 
 
 @nox.session

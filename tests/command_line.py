@@ -1,28 +1,25 @@
 """What the tests of the command line share: a small experiment, ways to run a command, and to compare runs."""
 
-import atexit
 import contextlib
-import functools
 import io
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
+import pytest
+from fast_compilation import fast_compilation, settings
 from tensorboardX.proto.event_pb2 import Event
 
 from metajax.cli import main
 from metajax.core.trainer import init_state
-from metajax.experiment import build, checkpoints, workdir
+from metajax.experiment import build, checkpoints, loop, workdir
 
 SMALL = '''"""Sinusoids, small enough for a test."""
 
@@ -59,12 +56,20 @@ def small(folder: Path, name: str = "small.py", text: str = SMALL) -> Path:
 def run(*args: object) -> Result:
     """Run a command in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _compiled_fast():
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), fast_compilation(), _patient():
         try:
             code = main([str(arg) for arg in args])
         except SystemExit as stop:  # --help
             code = stop.code
     return Result(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Print no line about a long compilation: what a command prints must not depend on how busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_SILENT_SECONDS", 1e6)
+        yield
 
 
 def spawn(*args: object, fast: bool = True, env: dict[str, str] | None = None, **options) -> subprocess.Popen:
@@ -77,7 +82,7 @@ def spawn(*args: object, fast: bool = True, env: dict[str, str] | None = None, *
 
 def fast_environment() -> dict[str, str]:
     """Variables that make a process compile as `run` does."""
-    return {name.upper(): str(value) for name, value in _compiling().items()}
+    return {name.upper(): str(value) for name, value in settings().items()}
 
 
 def finish(process: subprocess.Popen) -> Result:
@@ -159,33 +164,3 @@ def damage(checkpoint: Path, how: str) -> None:
             path.write_bytes(data[: len(data) // 2])
         else:
             path.unlink()
-
-
-@functools.cache
-def _cache() -> str:
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _compiling() -> dict[str, str | int | bool]:
-    """Compile quickly, and once only: these tests run the same few programs again and again."""
-    return {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": _cache(),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-
-
-@contextlib.contextmanager
-def _compiled_fast() -> Iterator[None]:
-    before = {name: jax.config.values[name] for name in _compiling()}
-    for name, value in _compiling().items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from fast_compilation import fast_compilation
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -49,9 +50,8 @@ def _own_state(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _no_line_about_compilation():
-    """Tests of what a command prints must not depend on the time that compilation takes on a busy machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metajax.experiment.loop._SILENT_SECONDS", 1e6)
+@pytest.fixture
+def compiled_fast():
+    """Compile with few optimisations, and each program only once. Results are equal up to rounding."""
+    with fast_compilation():
         yield

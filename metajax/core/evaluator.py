@@ -1,7 +1,7 @@
 """Evaluation: adapt to unseen tasks, and measure metrics with confidence intervals at every inner step."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -285,27 +285,7 @@ def evaluator(
     check_count("steps", steps, least=0)
     check_chunk_size(chunk_size)
 
-    def measure(shared, key) -> dict[str, Metrics]:
-        meta_params, learner_state, sampler = shared
-        task_key, adapt_key, query_key = jax.random.split(key, 3)
-        task = sampler(task_key)
-
-        def observe(params) -> dict[str, Metrics]:
-            seen = {"transductive": _metrics(loss_fn, params, task.query, query_key)}
-            if non_transductive:
-                seen["non_transductive"] = _one_query_at_a_time(loss_fn, params, task, query_key)
-            return seen
-
-        adapted = learner.adapt(
-            meta_params,
-            task.support,
-            adapt_key,
-            state=learner_state,
-            steps=steps,
-            batch_size=batch_size,
-            observe=observe,
-        )
-        return adapted.trace
+    measure = measure_task(learner, loss_fn, steps=steps, batch_size=batch_size, non_transductive=non_transductive)
 
     def chunk(meta_params) -> int:
         return chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
@@ -347,6 +327,41 @@ def evaluator(
         return Report(num_tasks, steps, scores["transductive"], scores.get("non_transductive"))
 
     return evaluate
+
+
+def measure_task(
+    learner: MetaLearner, loss_fn: LossFn, *, steps: int, batch_size: int | None, non_transductive: bool
+) -> Callable[[tuple[MetaParams, PyTree, TaskSampler], jax.Array], dict[str, Metrics]]:
+    """Return the evaluation of one task; the arguments are those of `evaluator`.
+
+    Returns:
+        `((meta_params, learner_state, sampler), key) -> metrics`, for `map_tasks`. The metrics are
+        `transductive` and, if it is measured, `non_transductive`, each a dict of `float[steps + 1]`.
+    """
+
+    def measure(shared, key) -> dict[str, Metrics]:
+        meta_params, learner_state, sampler = shared
+        task_key, adapt_key, query_key = jax.random.split(key, 3)
+        task = sampler(task_key)
+
+        def observe(params) -> dict[str, Metrics]:
+            seen = {"transductive": _metrics(loss_fn, params, task.query, query_key)}
+            if non_transductive:
+                seen["non_transductive"] = _one_query_at_a_time(loss_fn, params, task, query_key)
+            return seen
+
+        adapted = learner.adapt(
+            meta_params,
+            task.support,
+            adapt_key,
+            state=learner_state,
+            steps=steps,
+            batch_size=batch_size,
+            observe=observe,
+        )
+        return adapted.trace
+
+    return measure
 
 
 def weighs_examples(loss_fn: LossFn, params: Params, data: Batch, rng: jax.Array) -> bool:

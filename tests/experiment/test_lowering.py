@@ -1,0 +1,95 @@
+"""Every preset's training step and evaluation lower for accelerators, and give the same on eight devices as on one."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+import metajax as mj
+from metajax import data
+from metajax.cli import configs
+from metajax.core.evaluator import measure_task
+from metajax.core.parallel import map_tasks
+from metajax.data.dataset import Dataset
+from metajax.experiment import Folder, build
+from metajax.experiment.build import evaluation_batch_size
+from metajax.experiment.run import _trainer
+
+PRESETS = sorted(configs.names())
+FEW = ["omniglot_maml_5w1s", "sinusoid_maml"]
+
+
+@pytest.fixture(autouse=True)
+def _random_images(monkeypatch):
+    """Replace every data set by random images of the right size."""
+    drawings = {"fashion_mnist", "omniglot", "emnist", "kmnist", "quickdraw_bitmap"}
+
+    def dataset(name: str, size: int, depth: int) -> Dataset:
+        rng = np.random.default_rng(0)
+        classes, examples = 25, 40
+        starts, counts = np.arange(classes) * examples, np.full(classes, examples)
+        images = rng.integers(0, 256, (classes * examples, size, size, depth), np.uint8)
+        splits = {split: mj.ClassBank(images, starts, counts) for split in ("train", "validation", "test")}
+        return Dataset(name, splits, {split: [f"class {i}" for i in range(classes)] for split in splits})
+
+    def load(name="folder", *args, size=None, **options):
+        usual = 28 if name in drawings else 32 if name == "cifar100" else 84
+        return dataset(str(name), size or usual, 1 if name in drawings else 3)
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load_omniglot", lambda **options: load("omniglot", **options))
+    monkeypatch.setattr(data, "load_fashion_mnist", lambda **options: load("fashion_mnist"))
+    monkeypatch.setattr(data, "load_folder", lambda *args, **options: load(size=options.get("size")))
+
+
+def built(preset: str, tmp_path):
+    experiment = configs.load(preset)
+    if isinstance(experiment.task, Folder):
+        experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, source=tmp_path))
+    training = dataclasses.replace(experiment.training, steps_per_call=1)
+    return dataclasses.replace(experiment, training=training), build(experiment)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(
+    "preset", [*FEW, *(pytest.param(each, marks=pytest.mark.slow) for each in PRESETS if each not in FEW)]
+)
+def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_path):
+    experiment, parts = built(preset, tmp_path)
+    trainer = _trainer(experiment, parts, None)
+    state = jax.eval_shape(trainer.init, parts.params, jax.random.key(0))
+    lowered = export.export(jax.jit(trainer.step), platforms=[platform])(state)
+    assert lowered.platforms == (platform,)
+    sampler = parts.tasks.samplers["test"]
+    support = jax.eval_shape(sampler, jax.random.key(0)).support
+    measure = measure_task(
+        parts.learner,
+        parts.loss_fn,
+        steps=experiment.evaluation.steps,
+        batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
+        non_transductive=experiment.evaluation.non_transductive,
+    )
+
+    def evaluate(meta_params, learner_state, keys):
+        return map_tasks(measure, (meta_params, learner_state, jax.tree_util.Partial(sampler)), keys, chunk_size=2)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    lowered = export.export(jax.jit(evaluate), platforms=[platform])(state.meta_params, state.learner_state, keys)
+    assert lowered.platforms == (platform,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_eight_devices_train_as_one(preset, tmp_path):
+    experiment, parts = built(preset, tmp_path)
+    training = dataclasses.replace(experiment.training, tasks_per_step=8)
+    experiment = dataclasses.replace(experiment, training=training)
+    results = []
+    for devices in (1, 8):
+        trainer = _trainer(experiment, parts, mj.task_mesh(jax.devices()[:devices]))
+        state, metrics = trainer.step(trainer.init(parts.params, 0))
+        results.append(jax.device_get((state.meta_params, metrics["loss"])))
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, eight, rtol=2e-3, atol=2e-3)
