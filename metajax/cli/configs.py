@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 import metajax
-from metajax.cli.parse import parse, suggestion
+from metajax.cli.parse import parse, suggestion, value_of
 from metajax.errors import UserError
 from metajax.experiment import Domains, Experiment, TaskSpec
 from metajax.experiment.checks import shown, types_are_right
@@ -130,13 +130,50 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
     """
     prepare_devices(None)
     source, loaded = find(args[0]), load(args[0])
+    args, options = _take_optimizer_options(args)
+    for part in options:
+        chosen = value_of(f"--{part}.optimizer", args)
+        if chosen is not None and chosen != getattr(loaded, part).optimizer:  # the config's options are for another one
+            loaded = dataclasses.replace(loaded, **{part: dataclasses.replace(getattr(loaded, part), options={})})
     _check_domains(loaded.task, args)
     default = _Line(kind(), dataclasses.replace(loaded, task=_hide_options(loaded.task)))
     prog = f"metajax {command} {args[0]}"
     line = _parse_settings(_Line[kind], args[1:], prog=prog, about=kind.__doc__, default=default)
     experiment = dataclasses.replace(line.experiment, task=_show_options(line.experiment.task))
+    for part, changes in options.items():
+        settings = getattr(experiment, part)
+        changed = dataclasses.replace(settings, options={**settings.options, **changes})
+        experiment = dataclasses.replace(experiment, **{part: changed})
     types_are_right(experiment)
     return source, line.options, experiment
+
+
+def _take_optimizer_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, bool | int | float]]]:
+    """Separate `--inner.options.NAME VALUE` and `--outer.options.NAME VALUE` from the other arguments.
+
+    >>> _take_optimizer_options(["x", "--inner.options.decay", "0.9", "--seed=1", "--outer.options.nesterov=true"])
+    (['x', '--seed=1'], {'inner': {'decay': 0.9}, 'outer': {'nesterov': True}})
+    """
+    rest, options, words = [], {"inner": {}, "outer": {}}, iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        match = re.fullmatch(r"--(inner|outer)\.options\.([\w-]+)", name)
+        if match is None:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        options[match[1]][match[2].replace("-", "_")] = _number(name, value)
+    return rest, options
+
+
+def _number(option: str, value: str) -> bool | int | float:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        number = float(value)
+    except ValueError:
+        raise UserError(f"{option} takes a number, True or False, got {value!r}") from None
+    return int(number) if number.is_integer() and "." not in value and "e" not in value.lower() else number
 
 
 _NOT_OF_DOMAINS = ("ways", "train", "test", "images")

@@ -10,6 +10,7 @@ from metajax.core.trees import invert, named
 from metajax.errors import UserError
 from metajax.experiment.checks import LARGEST, MOST_EXAMPLES, MOST_TASKS, in_range, positive, shown, whole
 from metajax.experiment.models import ModelSpec
+from metajax.experiment.optimizers import make_optimizer
 from metajax.experiment.tasks import TaskSpec
 from metajax.learners import BuildContext, MetaLearner
 
@@ -41,12 +42,11 @@ class Inner:
     divides by shots, so multiply its rate by the number of ways."""
     steps: int = 1
     """Gradient steps in training. With 0 steps MAML is joint training, and evaluation fine-tunes the model."""
-    optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """The inner optimiser."""
-    beta1: float = 0.9
-    """Decay of the momentum, or of Adam's first moment; Reptile uses 0."""
-    beta2: float = 0.999
-    """Decay of Adam's second moment."""
+    optimizer: str = "sgd"
+    """The inner optimiser, by its name in optax: sgd, adam, rmsprop and others."""
+    options: dict[str, bool | int | float] = dataclasses.field(default_factory=dict)
+    """Other arguments of the optimiser, by their names in optax, such as momentum of sgd. On the command line
+    --inner.options.NAME VALUE sets one of them."""
     batch_size: int | None = None
     """Support examples in each step; None for the whole support set."""
     first_order: bool = False
@@ -58,18 +58,12 @@ class Inner:
         positive("inner", learning_rate=self.learning_rate)
         whole("inner", 0, _MOST_STEPS, steps=self.steps)
         whole("inner", 1, MOST_EXAMPLES * MOST_EXAMPLES, batch_size=self.batch_size)
-        in_range("inner", 0, 0.999999, beta1=self.beta1, beta2=self.beta2)
+        make_optimizer("inner", self.optimizer, self.learning_rate, self.options)
 
     def build(self, execution: "Execution") -> InnerLoop:
         """Make the inner loop."""
-        # eps_root keeps the derivative of Adam's square root finite where a gradient is exactly 0.
-        optimizer = {
-            "sgd": lambda: optax.sgd(self.learning_rate),
-            "momentum": lambda: optax.sgd(self.learning_rate, momentum=self.beta1),
-            "adam": lambda: optax.adam(self.learning_rate, b1=self.beta1, b2=self.beta2, eps_root=1e-16),
-        }[self.optimizer]()
         return inner_loop(
-            optimizer,
+            make_optimizer("inner", self.optimizer, self.learning_rate, self.options),
             self.steps,
             adapts=invert(named(*self.frozen)) if self.frozen else None,
             batch_size=self.batch_size,
@@ -87,8 +81,11 @@ class Outer:
 
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """The outer optimiser; Reptile's paper uses SGD."""
+    optimizer: str = "adam"
+    """The outer optimiser, by its name in optax: adam, sgd, adamw and others. Reptile's paper uses SGD."""
+    options: dict[str, bool | int | float] = dataclasses.field(default_factory=dict)
+    """Other arguments of the optimiser, by their names in optax, such as weight_decay of adamw. On the command line
+    --outer.options.NAME VALUE sets one of them."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the learning rate, from its peak at the start of training to its final value."""
     final_fraction: float = 0.0
@@ -101,6 +98,7 @@ class Outer:
     def __post_init__(self):
         positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
         in_range("outer", 0, 1, final_fraction=self.final_fraction)
+        make_optimizer("outer", self.optimizer, self.learning_rate, self.options)
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """Make the optimiser with a schedule over `steps` meta-steps."""
@@ -114,7 +112,7 @@ class Outer:
             *([optax.clip(self.clip_value)] if self.clip_value else []),
             *([optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []),
         ]
-        return optax.chain(*clips, {"adam": optax.adam, "sgd": optax.sgd}[self.optimizer](rate))
+        return optax.chain(*clips, make_optimizer("outer", self.optimizer, rate, self.options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

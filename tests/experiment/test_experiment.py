@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from metajax.cli import configs
+from metajax.cli import configs, train
 from metajax.errors import UserError
 from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build
 from metajax.experiment.build import check_training, purpose_key
@@ -41,6 +41,38 @@ def test_clipping_comes_before_the_rate():
     optimizer = outer.build(1)
     update, _ = optimizer.update(jnp.array([9.0, -9.0]), optimizer.init(jnp.zeros(2)))
     np.testing.assert_allclose(update, np.array([-0.5, 0.5]) / np.sqrt(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "lion", "yogi", "signum"])
+@pytest.mark.parametrize("part", [Inner, Outer])
+def test_an_optimizer_has_its_name_and_arguments_in_optax(name, part):
+    options = {"sgd": {"momentum": 0.5}, "rmsprop": {"decay": 0.95}, "adamw": {"weight_decay": 0.5}}.get(name, {})
+    settings = part(learning_rate=0.1, optimizer=name, options=options)
+    expected = getattr(optax, name)(0.1, **options)
+    params, gradient = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+    if part is Outer:
+        updates, _ = settings.build(10).update(gradient, settings.build(10).init(params), params)
+    else:
+        loss = lambda p, data, rng: (p @ gradient, {})  # noqa: E731
+        updates = settings.build(Execution()).run(loss, params, None, jax.random.key(0)).params - params
+    wanted, _ = expected.update(gradient, expected.init(params), params)
+    np.testing.assert_allclose(updates, wanted, rtol=1e-5)
+
+
+def test_options_of_optimizers_are_set_on_the_command_line():
+    words = ["sinusoid_maml", "--inner.optimizer", "rmsprop", "--inner.options.decay", "0.95"]
+    words += ["--outer.options.b1=0.5", "--outer.options.nesterov", "true"]
+    _, _, experiment = configs.override("train", train.Options, words)
+    assert (experiment.inner.optimizer, experiment.inner.options) == ("rmsprop", {"decay": 0.95})
+    assert experiment.outer.options == {"b1": 0.5, "nesterov": True}
+
+
+def test_another_optimizer_drops_the_options_of_the_config():
+    _, _, reptile = configs.override("train", train.Options, ["omniglot_reptile_5w1s"])
+    assert (reptile.inner.optimizer, reptile.inner.options) == ("adam", {"b1": 0.0})
+    words = ["omniglot_reptile_5w1s", "--inner.optimizer", "sgd", "--inner.options.momentum", "0.9"]
+    _, _, other = configs.override("train", train.Options, words)
+    assert other.inner.options == {"momentum": 0.9}
 
 
 def test_frozen_parts_do_not_adapt():

@@ -317,7 +317,7 @@ def test_a_field_that_an_older_version_did_not_have_has_its_default(tmp_path):
     workdir.create(tmp_path / "run", experiment, tmp_path / "small.py", devices=1)
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    del config["inner"]["beta1"], config["task"]["slope"]["high"], config["execution"]["remat"]
+    del config["inner"]["batch_size"], config["task"]["slope"]["high"], config["execution"]["remat"]
     path.write_text(json.dumps(config))
     assert workdir.differences(tmp_path / "run", experiment) == []
     assert workdir.changes_since(tmp_path / "run", experiment, 1) == []
