@@ -56,7 +56,7 @@ def test_an_optimizer_has_its_name_and_arguments_in_optax(name, part):
         loss = lambda p, data, rng: (p @ gradient, {})  # noqa: E731
         updates = settings.build(Execution()).run(loss, params, None, jax.random.key(0)).params - params
     wanted, _ = expected.update(gradient, expected.init(params), params)
-    np.testing.assert_allclose(updates, wanted, rtol=1e-5)
+    np.testing.assert_allclose(updates, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_options_of_optimizers_are_set_on_the_command_line():
