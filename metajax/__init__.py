@@ -4,6 +4,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from metajax.errors import needs
+
 if TYPE_CHECKING:
     from metajax._api import *  # noqa: F403
     from metajax.experiment.loop import train as train
@@ -27,7 +29,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _RUNS:
-        return getattr(importlib.import_module(_RUNS[name]), name)
+        with needs("all"):
+            return getattr(importlib.import_module(_RUNS[name]), name)
     api = importlib.import_module("metajax._api")
     if name == "__all__":
         return [*api.__all__, *_RUNS]

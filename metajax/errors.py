@@ -20,7 +20,7 @@ def needs(extra: str) -> Iterator[None]:
     """Name the command that installs a missing package, if an import in the block fails.
 
     Args:
-        extra: The extra of metajax that contains the packages.
+        extra: The extra of metajax that contains the packages. If blocks are nested, the outer one counts.
 
     Raises:
         MissingPackageError: If a package is not installed.
@@ -32,9 +32,7 @@ def needs(extra: str) -> Iterator[None]:
     """
     try:
         yield
-    except MissingPackageError:
-        raise
-    except ModuleNotFoundError as error:
+    except (MissingPackageError, ModuleNotFoundError) as error:
         package = (error.name or "a package").partition(".")[0]
         if package == "metajax":
             raise

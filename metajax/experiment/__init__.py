@@ -2,30 +2,43 @@
 
 from pathlib import Path
 
-from metajax.experiment.build import Parts, build
-from metajax.experiment.domains import Domains, Source
-from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
-from metajax.experiment.settings import (
-    EvaluationSettings,
-    Execution,
-    Experiment,
-    Inner,
-    LearnerSpec,
-    Outer,
-    TrainingSettings,
-    Validation,
-)
-from metajax.experiment.tasks import FashionMNIST, Folder, Glyphs, Images, Omniglot, Shots, Sinusoid, Tasks, TaskSpec
-from metajax.learners.anil import ANIL, BOIL
-from metajax.learners.cavia import CAVIA
-from metajax.learners.foml import FOML
-from metajax.learners.imaml import IMAML
-from metajax.learners.lora import LoRA
-from metajax.learners.maml import MAML
-from metajax.learners.maml_plus_plus import MAMLPlusPlus
-from metajax.learners.meta_sgd import MetaSGD, Preconditioned
-from metajax.learners.proto import ProtoMAML, PrototypicalNetwork
-from metajax.learners.reptile import Reptile
+from metajax.errors import needs
+
+with needs("cli"):
+    from metajax.experiment.build import Parts, build
+    from metajax.experiment.domains import Domains, Source
+    from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
+    from metajax.experiment.settings import (
+        EvaluationSettings,
+        Execution,
+        Experiment,
+        Inner,
+        LearnerSpec,
+        Outer,
+        TrainingSettings,
+        Validation,
+    )
+    from metajax.experiment.tasks import (
+        FashionMNIST,
+        Folder,
+        Glyphs,
+        Images,
+        Omniglot,
+        Shots,
+        Sinusoid,
+        Tasks,
+        TaskSpec,
+    )
+    from metajax.learners.anil import ANIL, BOIL
+    from metajax.learners.cavia import CAVIA
+    from metajax.learners.foml import FOML
+    from metajax.learners.imaml import IMAML
+    from metajax.learners.lora import LoRA
+    from metajax.learners.maml import MAML
+    from metajax.learners.maml_plus_plus import MAMLPlusPlus
+    from metajax.learners.meta_sgd import MetaSGD, Preconditioned
+    from metajax.learners.proto import ProtoMAML, PrototypicalNetwork
+    from metajax.learners.reptile import Reptile
 
 __all__ = [
     "ANIL",
