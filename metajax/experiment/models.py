@@ -16,7 +16,7 @@ class ModelSpec(Protocol):
     """Settings of a model; a config file may define its own class."""
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module for examples of `shape` and for `outputs` outputs."""
+        """Make the model for examples of shape `shape`, with `outputs` outputs and initial parameters from `rngs`."""
         ...
 
 
@@ -27,7 +27,7 @@ class MLP:
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the hidden layers."""
     normalise: bool = False
-    """Use batch normalisation before each ReLU."""
+    """Whether to use batch normalisation before each ReLU."""
 
     def __post_init__(self):
         for width in self.hidden:
@@ -45,11 +45,12 @@ class Conv4:
     channels: int = 64
     """Channels of each block."""
     pool: bool = False
-    """Use 2×2 max-pooling and flatten (mini-ImageNet) instead of stride 2 and the mean over space (Omniglot)."""
+    """True: each block ends in 2×2 max-pooling, and the last features are flattened (mini-ImageNet). False: the
+    convolutions have stride 2, and the last features are averaged over all positions (Omniglot)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
     use_scale: bool = False
-    """Learn a scale in batch normalisation, in addition to the offset."""
+    """Whether normalisation learns a scale for each channel, in addition to an offset."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS, channels=self.channels)
@@ -104,7 +105,7 @@ class ResNet18:
     width: int = 64
     """Channels of the first stage; each later stage doubles the channels."""
     stem: Literal["small", "large"] = "small"
-    """Use the variant for images of about 32 pixels; otherwise the variant for about 224 pixels."""
+    """The first layers: small is for images of about 32×32 pixels, large for about 224×224 pixels."""
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
 
@@ -132,7 +133,7 @@ class ViT:
     patch: int = 7
     """Side of a patch in pixels; it must divide the side of the image."""
     width: int = 128
-    """Size of a patch's features."""
+    """Number of features of each patch."""
     layers: int = 4
     """Number of blocks."""
     heads: int = 4
