@@ -50,7 +50,7 @@ class Conv4:
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
     use_scale: bool = False
-    """Whether normalisation learns a scale for each channel, in addition to an offset."""
+    """Whether batch normalisation learns a scale for each channel, in addition to an offset."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS, channels=self.channels)
