@@ -61,7 +61,7 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link: remove it, because metajax does not write through links")
+            raise UserError(f"{path} is a symbolic link: remove it, metajax does not write through links")
     for step in saved_steps(directory):
         metrics = _metrics(directory, step)
         if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would fail on damaged metrics
