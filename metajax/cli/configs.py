@@ -164,9 +164,8 @@ def _hiding_options(kind: Any) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     hidden = {name: tyro.conf.Suppress[hints[name]] for name in _NOT_OF_DOMAINS if name in hints}
     body = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__annotations__": hidden, "_hides_options": True}
-    return type(
-        kind.__name__, (kind,), {**body, "__slots__": ()}
-    )  # no new slots, so instances of `kind` can get this type
+    # Without new slots the subclass has the memory layout of `kind`, so instances of `kind` can get this type.
+    return type(kind.__name__, (kind,), {**body, "__slots__": ()})
 
 
 def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:

@@ -178,7 +178,7 @@ def map_tasks(
 
 
 def is_tiny(params: PyTree) -> bool:
-    """Return whether a model has at most 10,000 parameters. On a CPU, starting its operations takes most of the time."""
+    """Return whether a model has at most 10,000 parameters. On a CPU, starting its operations takes longest."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)) <= 10_000
 
 
