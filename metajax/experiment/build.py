@@ -105,8 +105,8 @@ def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test
 def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int | None:
     """Return the number of support examples in each inner step of evaluation; `None` means the whole support set.
 
-    If `evaluation.batch_size` is not set, evaluation uses the batch size of training. It is reduced if the support set
-    of evaluation is smaller.
+    If `evaluation.batch_size` is not set, evaluation uses `inner.batch_size`, or the size of the support set if that is
+    smaller.
 
     Raises:
         UserError: If `evaluation.batch_size` is larger than the support set.

@@ -49,7 +49,7 @@ class Domains:
             raise UserError(f"task.sources must have different names, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split. A split contains the domains whose data set has this split."""
+        """Make the task samplers of all splits. A split contains the domains whose data set has this split."""
         by_source = {source.name: _source_tasks(source, data_dir) for source in self.sources}
         banks = {name: each.banks for name, each in by_source.items()}
         holds = {f"{name}, {split}": text for name, each in by_source.items() for split, text in each.holds.items()}

@@ -51,7 +51,7 @@ def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 def amend(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Add metrics to the last line of the metrics file if that line has the same `step`; otherwise append a line.
+    """Add metrics to the last line of the metrics file if that line has the same `step`; if not, append a line.
 
     Args:
         workdir: The work directory.

@@ -63,7 +63,7 @@ def run(
 
     Args:
         experiment: The settings.
-        directory: The work directory. If it has a run of the same settings, the run is resumed exactly.
+        directory: The work directory. If the directory has a run with the same settings, this run is resumed.
         callbacks: Functions that are called after each call of the training step with a dict: `step` and the means of
             the metrics.
         source: The config file that defines the experiment. It is needed only if the config file defines types of

@@ -43,13 +43,13 @@ class Inner:
     """Number of inner gradient steps in training. With 0 steps MAML is joint training on all tasks, and the inner steps
     of evaluation fine-tune the model."""
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """The inner optimiser."""
+    """Name of the inner optimiser."""
     beta1: float = 0.9
     """Decay of the momentum, or of Adam's first moment; Reptile uses 0."""
     beta2: float = 0.999
     """Decay of Adam's second moment."""
     batch_size: int | None = None
-    """Support examples in each step; None for the whole support set."""
+    """Number of support examples in each inner step; None for the whole support set."""
     first_order: bool = False
     """Treat inner gradients as constants in the meta-gradient: first-order MAML."""
     frozen: tuple[str, ...] = ()
@@ -87,17 +87,17 @@ class Outer:
     """Settings of the outer optimiser, which updates the meta-parameters."""
 
     learning_rate: float
-    """Peak learning rate."""
+    """Peak learning rate of the outer optimiser."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """The outer optimiser; Reptile's paper uses SGD."""
+    """Name of the outer optimiser; Reptile's paper uses SGD."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the learning rate, from its peak at the start of training to its final value."""
     final_fraction: float = 0.0
     """Learning rate at the end of a linear or cosine schedule, as a fraction of the peak learning rate."""
     clip_norm: float | None = None
-    """Clip the meta-gradient to this global norm."""
+    """Clip the meta-gradient to this global norm; None for no clipping."""
     clip_value: float | None = None
-    """Clip each element of the meta-gradient to ± this value."""
+    """Clip each element of the meta-gradient to this absolute value; None for no clipping."""
 
     def __post_init__(self):
         positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
@@ -123,13 +123,14 @@ class TrainingSettings:
     """Settings of meta-training."""
 
     steps: int
-    """Number of meta-steps."""
+    """Total number of meta-steps."""
     tasks_per_step: int
-    """Tasks averaged in a meta-step (the meta-batch)."""
+    """Number of tasks in a meta-step (the meta-batch), over which the meta-gradient is averaged."""
     steps_per_call: int = 25
-    """Meta-steps compiled into one call. Metrics, progress and interrupts are handled once per call."""
+    """Number of meta-steps in one call of the compiled training step. Metrics, progress and interrupts are handled once
+    per call."""
     checkpoint_every: int = 1000
-    """Meta-steps between checkpoints."""
+    """Number of meta-steps between two checkpoints."""
     keep: int = 3
     """Number of most recent checkpoints to keep, in addition to the best checkpoint."""
 

@@ -55,13 +55,13 @@ class TaskSpec(Protocol):
     """Settings of a family of tasks; a config file may define its own class."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split; `data_dir` is the folder of prepared data sets."""
+        """Make the task samplers of all splits; `data_dir` is the folder of prepared data sets."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shots:
-    """Sizes of a task's support and query sets."""
+    """Sizes of the support set and the query set of each task in a split."""
 
     shots: int = 1
     """Number of support examples; for classification, of each class."""
@@ -79,7 +79,7 @@ class Shots:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sinusoid:
-    """Sinusoids of random amplitude and phase."""
+    """Regression tasks: sinusoids with random amplitude and phase."""
 
     train: Shots = Shots(shots=10, queries=10)
     test: Shots = Shots(shots=5, queries=100)
@@ -91,7 +91,7 @@ class Sinusoid:
             raise UserError("task: sinusoids have no classes, so train and test can have no ways")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         test = tasks.sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
         train = tasks.sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
         return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
@@ -106,7 +106,7 @@ class Glyphs:
     train: Shots = Shots(shots=1, queries=1)
     test: Shots = Shots()
     size: int = 28
-    """Side of an image, in pixels."""
+    """Height and width of the images, in pixels."""
     drawer: float = 1.0
     """Strength of the differences between drawers: 0 for none, 1 for about those of Omniglot."""
 
@@ -116,7 +116,7 @@ class Glyphs:
         in_range("task", 0, 100, drawer=self.drawer)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
 
         def sampler(sizes: Shots) -> TaskSampler:
             return tasks.glyphs(
@@ -148,14 +148,14 @@ class Omniglot:
     invert: bool = True
     """True: ink is 1 and the background is 0, as in MAML. False: ink is 0 and the background is 1, as in Reptile."""
     size: int = 28
-    """Side of an image, in pixels."""
+    """Height and width of the images, in pixels."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
         whole("task", 1, LARGEST_IMAGE, size=self.size)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         dataset = data.load_omniglot(split=self.split, size=self.size, data_dir=data_dir)
         transform = tasks.invert if self.invert else None
         rotated = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
@@ -173,7 +173,7 @@ class FashionMNIST:
     """Images of ten kinds of clothing, 7,000 of each."""
 
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     split: Literal["by_class", "by_example"] = "by_class"
@@ -188,7 +188,7 @@ class FashionMNIST:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
         return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
 
@@ -200,12 +200,12 @@ class Images:
     dataset: Literal[
         "cifar100", "emnist", "kmnist", "quickdraw_bitmap", "caltech_birds2011", "oxford_flowers102", "dtd"
     ] = "cifar100"
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     split: str | None = None
     """Name of the data set's partition of classes into training, validation and test, such as cifar_fs or fc100; None
     for the first partition of the data set."""
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int | None = None
@@ -224,7 +224,7 @@ class Images:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         images = data.IMAGE_SETS[self.dataset]
         dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
         flip = images.mirrors if self.flip is None else self.flip
@@ -236,9 +236,9 @@ class Folder:
     """A folder (or zip) of the user's own images, `split/class/image` or `class/image`."""
 
     source: Path | None = None
-    """The folder or zip file."""
+    """Path of the folder or zip file with the images."""
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int = 84
@@ -271,7 +271,7 @@ class Folder:
         whole("task", 0, LARGEST, split_seed=self.split_seed)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         if self.source is None:
             raise UserError("task.source is not set: name the folder of images with --task.source FOLDER")
         dataset = data.load_folder(

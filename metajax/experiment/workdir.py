@@ -443,7 +443,7 @@ def from_json(value: Any, workdir: Path, module: ModuleType | None = None) -> An
     Args:
         value: JSON values.
         workdir: The work directory, for error messages.
-        module: The run's config file as a module, for settings with types that are not metajax's.
+        module: The run's config file as a module, if it defines types of settings.
 
     Raises:
         UserError: If a type is unknown, or if the fields of a type differ from the JSON values.
