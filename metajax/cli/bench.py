@@ -53,7 +53,7 @@ class _Training(NamedTuple):
     """The training configuration that a benchmark measures.
 
     Attributes:
-        learner: The meta-learner that is timed.
+        learner: The meta-learner whose training is timed.
         plain: The same meta-learner in plain reverse mode, to count the necessary operations without rematerialisation.
         optimizer: The outer optimiser.
         sampler: The task sampler.

@@ -35,7 +35,7 @@ class Prepare:
     """Prepare a data set, by download or from local files."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     source: Path | None = None
     """Path of local files to use instead of a download."""
     data_dir: DescribedDefault[Path | None] = None
@@ -47,7 +47,7 @@ class Inspect:
     """Print the number of classes and examples in each split of a data set."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     split: DescribedDefault[str | None] = None
     """Name of a partition into training, validation and test, such as cifar_fs (default: the data set's first
     partition)."""

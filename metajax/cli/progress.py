@@ -1,6 +1,6 @@
 """Show the progress of training on standard error.
 
-A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds.
+On a terminal one line is updated in place. If standard error is not a terminal, a line is printed every 30 seconds.
 """
 
 import sys

@@ -61,8 +61,8 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def split_over_tasks(mesh: Mesh | None, num_tasks: int) -> NamedSharding | None:
     """Return the sharding of arrays `[steps, tasks, ...]`.
 
-    The task axis is split over the devices if the number of tasks is divisible by the number of devices. If it is not,
-    the arrays are replicated.
+    The task axis is split over the devices if the number of tasks is divisible by the number of devices, and
+    replicated if not.
     """
     if mesh is None or num_tasks % mesh.size:
         return replicated(mesh)
@@ -205,7 +205,7 @@ def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> in
 
 
 def _share(num_tasks: int, mesh: Mesh | None) -> int:
-    """Return the number of tasks of one device."""
+    """Return the number of tasks that each device processes, rounded up."""
     return -(-num_tasks // num_devices(mesh))
 
 

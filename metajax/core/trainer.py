@@ -157,7 +157,7 @@ def trainer(
     def run(state: TrainState, sampler, fed, steps: int) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
-        # Compute all keys at once, and sample all tasks at once if they are small. Otherwise sampling in each meta-step
+        # Compute all keys at once, and sample all tasks at once if they are small. Sampling in each meta-step
         # would take a noticeable share of a tiny model's time.
         task_keys, learn_keys = step_keys(state.key, first, steps, tasks_per_step)
         tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)

@@ -11,7 +11,7 @@ Params = PyTree
 MetaParams = PyTree
 """The meta-parameters: the initialisation, and all other values that a learner meta-learns."""
 Metrics = dict[str, jax.Array]
-"""Scalars by name."""
+"""Metrics: scalars by the name of the metric."""
 
 
 class Batch(NamedTuple):

@@ -106,9 +106,9 @@ class LoRA:
     """Settings of MAML with low-rank inner updates."""
 
     rank: int = 4
-    """Rank of the updates."""
+    """Rank of the low-rank updates."""
     adapts: tuple[str, ...] = ("kernel",)
-    """Names of the weights that adapt."""
+    """Names of the weight matrices that adapt."""
 
     def __post_init__(self):
         if not 1 <= self.rank <= 4096:
