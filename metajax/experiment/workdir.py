@@ -198,7 +198,7 @@ def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
     if folder is None and not trust:
         raise UserError(
             f"the settings of {workdir} need the code in {path}, and there is no record that you began a run with it. "
-            f"Read that file and the modules that it imports from {workdir}; pass --trust to execute them"
+            f"Read that file and the modules that it imports from {workdir}; pass --trust to execute it"
         )
     return config_code.load_module(path, folder or workdir)  # another user may have chosen the recorded folder
 
