@@ -1,15 +1,18 @@
-"""Where the time of a meta-step goes, by kind of kernel.
+"""Measure how the time of a meta-step divides into kinds of kernels.
 
-    python -m benchmarks.kernels                     # all workloads but the slow
+    python -m benchmarks.kernels                     # all workloads except the slow ones
     python -m benchmarks.kernels --only Omniglot
 
-Training is traced by JAX's profiler, after a warm-up; of models that convolve in float32, and with operands rounded to
-bfloat16. *Products* are matrix products and convolutions; *moves* are kernels that only copy: windows of images,
-transposes, padding; *arithmetic* is the rest: activations, statistics, updates, random numbers. *Between kernels* is
-what is left of the wall time of the device (of a CPU, of all cores): launching kernels, and cores that wait for each
-other. Shares are of the same total, and tracing makes what lies between kernels longer. Writes
-`kernels-DEVICE.{md,json}` to `--output`
-(`benchmarks/results`).
+JAX's profiler traces training after a warm-up. Convolutional models are traced twice: in float32, and with operands
+rounded to bfloat16. There are four shares of the wall time of the device (on a CPU, of all cores):
+
+- *products*: matrix products and convolutions;
+- *moves*: kernels that only copy data, such as im2col patches, transposes and padding;
+- *arithmetic*: all other kernels, such as activations, statistics, updates and random numbers;
+- *between kernels*: the remaining time, in which the device starts kernels or cores wait for each other. Tracing makes
+  this share larger.
+
+The results are written to `kernels-DEVICE.{md,json}` in the folder `--output` (default: `benchmarks/results`).
 """
 
 import argparse
@@ -31,20 +34,22 @@ from metajax.experiment.devices import choose_mesh, prepare_devices, use_precisi
 from metajax.profiling import WORKLOADS, choose, standard, training_call
 
 KINDS = ("products", "moves", "arithmetic")
+"""Kinds of kernels; the docstring of this module describes them."""
 _PRODUCTS = ("dot", "convol", "ynn", "onednn", "gemm", "custom-call", "cublas", "cutlass", "triton", "prop", "grad")
 _MOVES = {"copy", "bitcast", "transpose", "pad", "slice", "concatenate", "broadcast", "reverse", "reshape", "gather"}
 _SILENT = {"fusion", "wrapped", "loop", "input", "dynamic", "update"}
-"""Parts of a name that do not say what is computed."""
+"""Parts of a kernel's name that do not describe its operation."""
 _HOLDERS = {"while", "call", "conditional", "async-start", "async-done"}
+"""Names of events that only contain other kernels."""
 
 
 def main() -> None:
-    """Trace, print and write the table."""
+    """Trace the workloads, then print and write a table of the shares of each kind of kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
+        "--only", nargs="*", default=[], metavar="TEXT", help="only workloads whose name contains one of these texts"
     )
-    parser.add_argument("--calls", type=int, default=3, help="traced calls of a few meta-steps each, after one more")
+    parser.add_argument("--calls", type=int, default=3, help="number of timed calls of the training step")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     names = list(choose(*options.only))
@@ -54,7 +59,7 @@ def main() -> None:
     report = {"environment": environment(), "results": {}}
     stem = options.output / f"kernels-{report['environment']['platform']}"
     options.output.mkdir(parents=True, exist_ok=True)
-    partial = stem.with_suffix(".partial.json")  # what an interrupted run leaves
+    partial = stem.with_suffix(".partial.json")  # keeps the results of an interrupted run
     for name in names:
         rounded = {} if WORKLOADS[name].model == "mlp" else {ROUNDED: "bfloat16"}
         for suffix, precision in ({"": "float32"} | rounded).items():
@@ -69,25 +74,28 @@ def main() -> None:
 
 
 def measure(name: str, calls: int) -> dict[str, Any]:
-    """Seconds of a meta-step by kind of kernel, how many kernels it runs, and the seconds of the wall on all cores."""
+    """Return the seconds of a meta-step for each kind of kernel, the number of kernels, and the wall time.
+
+    The wall time is multiplied by the number of cores that run the kernels.
+    """
     workload = WORKLOADS[name]
     mesh = choose_mesh(None, standard(workload).params, workload.tasks)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     short = workload.model == "mlp" or not on_cpu
-    steps = 20 if short else 1  # of short ones so many that starting a call does not count
+    steps = 20 if short else 1  # many short meta-steps, so that the start of a call takes a small share
     call = training_call(workload, mesh, steps)
     call()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            call()  # the first one that is traced also starts the tracing of an accelerator
-            begun = time.perf_counter()
+            call()  # the first traced call also starts the tracing of an accelerator, so it is not timed
+            start = time.perf_counter()
             for _ in range(calls):
                 call()
-            wall = time.perf_counter() - begun
+            wall = time.perf_counter() - start
         (trace,) = Path(folder).rglob("*.xplane.pb")
         seconds, kernels = by_kind(_events(trace))
-    alone = mesh.size == 1 and on_cpu and workload.model != "mlp"
-    cores = len(os.sched_getaffinity(0)) if alone else mesh.size  # one device has all cores, several have one each
+    uses_all_cores = mesh.size == 1 and on_cpu and workload.model != "mlp"
+    cores = len(os.sched_getaffinity(0)) if uses_all_cores else mesh.size  # several devices have one core each
     traced = (1 + calls) * steps
     return {
         **{kind: seconds[kind] / traced for kind in KINDS},
@@ -98,11 +106,11 @@ def measure(name: str, calls: int) -> dict[str, Any]:
 
 
 Event = tuple[str, float, float]
-"""A kernel's name, when it began and how long it ran, in nanoseconds."""
+"""A kernel's name, its start time and its duration, in nanoseconds."""
 
 
 def _events(trace: Path) -> Iterator[list[Event]]:
-    """The kernels of each thread of a trace."""
+    """Yield the kernels of each thread of a trace."""
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             events = [e for e in line.events if any(key == "hlo_op" for key, _ in e.stats)]
@@ -110,10 +118,11 @@ def _events(trace: Path) -> Iterator[list[Event]]:
 
 
 def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
-    """Seconds of each kind of kernel, and the number of kernels.
+    """Return the seconds of each kind of kernel, and the number of kernels.
 
-    Every moment of a thread counts once, for the last to begin of those that run: for a kernel within another, and for
-    the later of two that overlap, as they do in a CUDA graph.
+    If several kernels of a thread run at the same time, the time counts only for the kernel that started last. So it
+    counts for the inner kernel if one kernel contains another, and for the later kernel if two overlap, as in a CUDA
+    graph.
 
     >>> seconds, kernels = by_kind([[("dot.1", 0, 9e9), ("copy.2", 1e9, 2e9)], [("while", 0, 9e9), ("tanh", 0, 1e9)]])
     >>> seconds["products"], seconds["moves"], seconds["arithmetic"], kernels
@@ -123,7 +132,7 @@ def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
     """
     seconds, kernels = dict.fromkeys(KINDS, 0.0), 0
     for events in threads:
-        known = [(kind, begun, begun + duration) for name, begun, duration in events if (kind := kind_of(name))]
+        known = [(kind, start, start + duration) for name, start, duration in events if (kind := kind_of(name))]
         kernels += len(known)
         for kind, nanoseconds in _stretches(known):
             seconds[kind] += nanoseconds / 1e9
@@ -131,28 +140,31 @@ def by_kind(threads: Iterable[list[Event]]) -> tuple[dict[str, float], int]:
 
 
 def _stretches(known: list[tuple[str, float, float]]) -> Iterator[tuple[str, float]]:
-    """The kind and the length of each stretch of time in which one kernel (kind, begun, end) was the last to begin."""
+    """Yield the kind and duration of each time span in which one kernel `(kind, start, end)` is the last that started.
+
+    The durations have the unit of the times, nanoseconds.
+    """
     running: list[tuple[str, float]] = []
     now = -math.inf
-    for kind, begun, end in [*sorted(known, key=lambda kernel: (kernel[1], -kernel[2])), ("", math.inf, math.inf)]:
-        while running and now < begun:
-            last, its_end = running[-1]
-            until = min(its_end, begun)
+    for kind, start, end in [*sorted(known, key=lambda kernel: (kernel[1], -kernel[2])), ("", math.inf, math.inf)]:
+        while running and now < start:
+            last_kind, last_end = running[-1]
+            until = min(last_end, start)
             if until > now:
-                yield last, until - now
+                yield last_kind, until - now
                 now = until
-            if its_end <= now:
+            if last_end <= now:
                 running.pop()
-        now = begun
+        now = start
         running.append((kind, end))
 
 
 def kind_of(name: str) -> str | None:
-    """Kind of a kernel, from the compiler's name for it; None for what only holds others.
+    """Return the kind of a kernel from its name; `None` if the event only contains other kernels, such as a loop.
 
     >>> [kind_of(name) for name in ("ynn_fusion.7", "wrapped_transpose", "add_select_fusion.2", "while.1.clone")]
     ['products', 'moves', 'arithmetic', None]
-    >>> kind_of("fusion.3")  # which may be anything
+    >>> kind_of("fusion.3")  # the name does not describe the operation
     'arithmetic'
     >>> [kind_of(name) for name in ("void wgrad_alg0_engine<float>", "sm90_xmma_fprop", "loop_pad_fusion_1", "memcpy")]
     ['products', 'products', 'moves', 'moves']
@@ -162,13 +174,13 @@ def kind_of(name: str) -> str | None:
         return None
     if any(part in name for part in _PRODUCTS):
         return "products"
-    said = set(re.split(r"[_-]", name)) - _SILENT
+    operations = set(re.split(r"[_-]", name)) - _SILENT
     copies = name.lower().startswith(("memcpy", "memset"))
-    return "moves" if copies or (said and said <= _MOVES) else "arithmetic"
+    return "moves" if copies or (operations and operations <= _MOVES) else "arithmetic"
 
 
 def table(report: dict[str, Any]) -> str:
-    """A row for each workload."""
+    """Return a Markdown table of the shares of each kind of kernel, with a row for each workload."""
     about = report["environment"]
     on_cpu = about["platform"] == "cpu"
     cores, whose = (f", {about['cores']} cores", "all cores") if on_cpu else ("", "the device")

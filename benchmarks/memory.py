@@ -1,10 +1,11 @@
-"""Memory and time of the meta-gradient against inner steps: a Transformer adapted by Adam, by differentiation rule.
+"""Measure the memory and time of a meta-gradient for several numbers of inner steps and methods of differentiation.
 
     python -m benchmarks.memory --steps 1 4 16 64 --timed 16
     python -m benchmarks.memory --steps 64 --sequences 2 --timed 64
 
-The model has 4 layers of width 256, on sequences of 128 tokens. Memory is what the compiled program needs beside its
-arguments, by the compiler's own account; time is only taken up to `--timed` steps: plain reverse mode may not fit.
+The model is a Transformer of 4 layers and width 256, on sequences of 128 tokens. The inner loop uses Adam. The memory
+is the size of the compiled program's temporary buffers, as XLA reports it. The program runs only up to `--timed` inner
+steps, because the memory may be too small for plain reverse mode.
 """
 
 import argparse
@@ -22,9 +23,9 @@ from metajax.profiling import time_calls
 
 _SEQUENCES = 8
 _TOLERANCE = 0.01
-"""Largest relative difference between the norms of the rules' meta-gradients."""
+"""Largest relative difference between the norms of two methods' meta-gradients, on a CPU."""
 _TOLERANCE_ROUNDED = 0.02
-"""The same where products are TF32's."""
+"""Largest relative difference between the norms of two methods' meta-gradients, on a GPU with TF32 products."""
 RULES: dict[str, dict[str, Any]] = {
     "plain reverse mode": {"mixed_mode": False, "unroll": 1},
     "mixed mode": {"unroll": 1},
@@ -33,10 +34,10 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def compiled(steps: int, sequences: int, options: dict[str, Any]):
-    """The compiled meta-gradient, and its arguments."""
+    """Return the compiled function of the meta-gradient, and its arguments. `options` are arguments of `inner_loop`."""
     apply, params = mj.functional(mj.models.Transformer(256, rngs=nnx.Rngs(0)))
-    # A smaller eps_root would make the derivative of Adam amplify rounding: with 1e-16, five ten-thousandths of the
-    # parameters changed the meta-gradient of one step by more than its own size.
+    # With a smaller eps_root the derivative of Adam would amplify rounding. With 1e-16, rounding in 0.05 % of the
+    # parameters changed the meta-gradient of one step by more than its own norm.
     inner = mj.inner_loop(optax.adam(1e-3, eps_root=1e-8), steps, **options)
     learner = mj.maml(mj.classification_loss(apply), inner)
     tokens = jax.random.randint(jax.random.key(0), (2, sequences, 129), 0, 256)
@@ -49,10 +50,10 @@ def compiled(steps: int, sequences: int, options: dict[str, Any]):
 
 
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure memory and time, then print and write a table of the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="*", default=[1, 4, 16, 64])
-    parser.add_argument("--timed", type=int, default=4, help="longest loop that is also run")
+    parser.add_argument("--timed", type=int, default=4, help="largest number of inner steps that are also timed")
     parser.add_argument("--sequences", type=int, default=_SEQUENCES)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
     report = {"environment": environment(), "sequences": options.sequences, "rows": rows}
     tolerance = _TOLERANCE if report["environment"]["platform"] == "cpu" else _TOLERANCE_ROUNDED
     if differing := disagreements(rows, tolerance):
-        raise SystemExit(f"the meta-gradients of the rules differ with {differing} inner steps: see their norms")
+        raise SystemExit(f"the norms of the methods' meta-gradients differ with {differing} inner steps")
     size = "" if options.sequences == _SEQUENCES else f"-{options.sequences}-sequences"
     stem = options.output / f"memory-{report['environment']['platform']}{size}"
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
@@ -81,7 +82,9 @@ def main() -> None:
 
 
 def disagreements(rows: list[dict[str, Any]], tolerance: float) -> list[int]:
-    """Inner steps with which a meta-gradient's norm differs from that of the first rule by more than a share of it.
+    """Return the numbers of inner steps for which the norms of two methods' meta-gradients differ.
+
+    The norm of the first method is the reference. The relative difference must be above `tolerance`.
 
     >>> disagreements([{"steps": 4, "norm": 2.0}, {"steps": 4, "norm": 2.1}, {"steps": 16}], 0.1)
     []
@@ -102,7 +105,7 @@ def _all_near(values: list[float], first: float, tolerance: float) -> bool:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Memory beside the arguments, and seconds, by steps and rule."""
+    """Return a Markdown table of memory and time, with a row for each number of steps and a column for each method."""
     about = report["environment"]
     lines = [
         f"{about['device']}, jax {about['versions']['jax']}. A Transformer of 4 layers and width 256, "

@@ -1,9 +1,10 @@
-"""Keep the record of a run, without the weights, and write the pages of results from all records.
+"""Record the results of a run, without its parameters, and write the pages of results from all records.
 
-    python -m benchmarks.record runs/omniglot_maml_5w1s    # benchmarks/results/omniglot_maml_5w1s.json
-    python -m benchmarks.record --pages                    # tables and figures of docs/, and the README's tables
+    python -m benchmarks.record runs/omniglot_maml_5w1s    # writes benchmarks/results/omniglot_maml_5w1s.json
+    python -m benchmarks.record --pages                    # writes the tables and figures of docs/ and the README
 
-A work directory is named after its config, and may say more: `omniglot_maml_5w1s_seed_1`.
+The name of the work directory begins with the name of its config. More words may follow, as in
+`omniglot_maml_5w1s_seed_1`.
 """
 
 import collections
@@ -22,9 +23,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = json.loads((ROOT / "benchmarks" / "published.json").read_text())
 TABLES = re.compile(r"(<!-- (\S+): written by benchmarks/record.py -->\n).*?(\n<!-- /\2 -->)", re.DOTALL)
-"""Places of a page for a table: `results`, `speed`, one of `SPEED`, or a file below `benchmarks/results`."""
+"""Pattern of a place for a table in a page. The name of the table is `results`, `speed`, a key of `SPEED`, or the name
+of a file in `benchmarks/results`."""
 SPEED = {"speed-cpu": "throughput-cpu-amx.json", "speed-gpu": "throughput-gpu.json"}
-"""The records behind each summary of speed."""
+"""The file in `benchmarks/results` with the measurements for each speed table."""
 README_WORKLOADS = (
     "sinusoid, 1 step",
     "Omniglot 5w1s, 15 queries, 5 steps",
@@ -32,7 +34,7 @@ README_WORKLOADS = (
     "Omniglot 5w1s, 15 queries, 5 steps, Reptile",
     "mini-ImageNet 5w1s",
 )
-"""Rows of the README's table of speed."""
+"""Workloads in the rows of the README's speed table."""
 README_RUNS = (
     "omniglot_maml_5w1s_long",
     "omniglot_maml_20w1s_long",
@@ -40,24 +42,31 @@ README_RUNS = (
     "omniglot_reptile_5w1s_long",
     "sinusoid_maml",
 )
-"""Rows of the README's table of results."""
+"""Runs in the rows of the README's table of results."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+"""Pages whose tables `--pages` writes."""
 FAMILY = "omniglot_family_"
+"""Beginning of the names of the runs that compare all learners with equal settings."""
 _SEED = "_seed_"
 _FAMILIAR = ("torch loop", "torch.func")
+"""Peers that have their own columns in the speed tables."""
 
 
 def record(workdir: Path) -> Path:
-    """Write the record of a finished run."""
+    """Write the record of a finished run to `benchmarks/results`, and return the path of the record.
+
+    Raises:
+        SystemExit: If the run has no evaluation, or if its evaluation has other settings than its config.
+    """
     config, environment = (json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "environment"))
-    environment.pop("command")  # the paths of the machine are nobody's business
+    environment.pop("command")  # it may contain private paths
     if config["task"].get("source"):
         config["task"]["source"] = Path(config["task"]["source"]).name
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    tasks, before, seconds, curve = config["training"]["tasks_per_step"], 0, 0.0, []
+    tasks, previous_step, seconds, curve = config["training"]["tasks_per_step"], 0, 0.0, []
     for row in rows:
-        seconds += (row["step"] - before) * tasks / row["tasks_per_second"]
-        before = row["step"]
+        seconds += (row["step"] - previous_step) * tasks / row["tasks_per_second"]
+        previous_step = row["step"]
         validated = {name: value for name, value in row.items() if name.startswith("validation_")}
         if validated:
             curve.append({"step": row["step"], "seconds": round(seconds, 1), **validated})
@@ -65,7 +74,7 @@ def record(workdir: Path) -> Path:
     path = RESULTS / f"{workdir.name}.json"
     path.parent.mkdir(exist_ok=True)
     if "evaluation" not in evaluations:
-        raise SystemExit(f"{workdir} has no evaluation.json: its training is not done")
+        raise SystemExit(f"{workdir} has no evaluation.json: run its `metajax train` command until it ends")
     official = evaluations["evaluation"]
     for name in ("steps", "num_tasks"):
         measured = official["inner_steps" if name == "steps" else name]
@@ -85,17 +94,17 @@ def record(workdir: Path) -> Path:
 
 
 def records() -> dict[str, dict]:
-    """All records of runs by name."""
+    """Return the records of all runs, by the name of the run."""
     kept = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     return {name: content for name, content in kept.items() if "evaluation" in content}
 
 
 def table(names: Iterable[str], folder: str) -> str:
-    """A row for each record: the score after the last inner step, with its interval over tasks, beside the published.
+    """Return a Markdown table with a row for each run: the score after the last inner step, and the published score.
 
     Args:
-        names: Of records.
-        folder: From the page to the configs.
+        names: The names of the runs.
+        folder: The relative path from the page to the folder of the configs, for links.
     """
     lines = [
         "| config | after | transductive | non-transductive | published | difference | test tasks | meta-steps × tasks "
@@ -120,7 +129,7 @@ def table(names: Iterable[str], folder: str) -> str:
 
 
 def _devices(environment: dict) -> str:
-    """`2 CPU devices`, or the accelerator's name."""
+    """Return the number and kind of a run's devices as text, such as `2 CPU devices`."""
     platform, _, kind = environment["device"].partition(": ")
     kind = "CPU device" if platform == "cpu" else kind
     count = environment["devices"]
@@ -128,15 +137,15 @@ def _devices(environment: dict) -> str:
 
 
 def _rounds(kept: dict) -> bool:
-    """Whether operands of convolutions were rounded to bfloat16, as asked for or by default on the device."""
+    """Return whether a run rounded the operands of convolutions to bfloat16, by its settings or by default."""
     if not re.search("Conv|ResNet", kept["config"]["model"]["class"]):
         return False
-    asked = kept["config"].get("execution", {}).get("precision")
-    return "bfloat16" in (asked, kept["environment"].get("precision"))
+    setting = kept["config"].get("execution", {}).get("precision")
+    return "bfloat16" in (setting, kept["environment"].get("precision"))
 
 
 def family_table() -> str:
-    """The family in its shared setting, best first, each against MAML."""
+    """Return a Markdown table of the learners with equal settings, best first, each with its difference from MAML."""
     kept = {name: content for name, content in records().items() if name.startswith(FAMILY)}
     base = kept[f"{FAMILY}maml_5w1s"]["evaluation"]["transductive"]["accuracy"]
     lines = [
@@ -158,7 +167,7 @@ def family_table() -> str:
 
 
 def sinusoid_table() -> str:
-    """Mean squared errors after 1, 5 and 10 steps, as in MAML's paper."""
+    """Return a Markdown table of the sinusoid runs: mean squared errors after 1, 5 and 10 steps, as in MAML's paper."""
     lines = ["| config | 1 step | 5 steps | 10 steps | test tasks |", "| --- | --- | --- | --- | --- |"]
     for name, content in records().items():
         if not name.startswith("sinusoid_"):
@@ -174,7 +183,13 @@ def sinusoid_table() -> str:
 
 
 def seeds_table(kept: dict[str, dict]) -> str:
-    """Of what was run with several seeds each run's score, and their mean and standard deviation."""
+    """Return a Markdown table of the configs that were run with several seeds.
+
+    Each row has the score of each run, and the mean and standard deviation of the scores.
+
+    Args:
+        kept: Records by the name of the run.
+    """
     lines = [
         "| config | seeds | queries | accuracy by seed | mean ± standard deviation |",
         "| --- | --- | --- | --- | --- |",
@@ -200,15 +215,16 @@ def seeds_table(kept: dict[str, dict]) -> str:
 
 
 def _over_seeds() -> str:
+    """Return the section of the results page about seeds; empty if no config was run with several seeds."""
     table = seeds_table(records())
-    if len(table.splitlines()) == 2:  # nothing was run twice
+    if len(table.splitlines()) == 2:  # only the header
         return ""
     about = "These runs differ in their seed, which sets the initial values, the training tasks and the test tasks."
     return f"## Over seeds\n\n{about}\n\n{table}\n\n"
 
 
 def page() -> str:
-    """The whole page of results."""
+    """Return the Markdown text of the page `docs/results.md`."""
     others = [name for name in records() if not name.startswith(FAMILY)]
     return f"""# Results
 
@@ -254,7 +270,11 @@ adapt.
 
 
 def speed_table(measured: str) -> str:
-    """Tasks per second, and how many times that is of peers', from what `benchmarks.throughput` wrote."""
+    """Return a Markdown table of metajax's tasks per second, and of the ratios to the speed of peers.
+
+    Args:
+        measured: Name of a file in `benchmarks/results` that `benchmarks.throughput` wrote.
+    """
     results = json.loads((RESULTS / measured).read_text())["results"]
     lines = [
         "| workload | metajax, tasks/s | times the fastest PyTorch peer | times a torch loop | times torch.func "
@@ -293,14 +313,15 @@ def readme_speed_table() -> str:
 
 
 def _lead(seconds: float, others: dict[str, float]) -> str:
+    """Return the speed-up over the fastest of the other implementations, and the name of that implementation."""
     fastest = min(others, key=lambda who: others[who])
     return f"{others[fastest] / seconds:.1f}× ({fastest})"
 
 
 def with_tables(text: str) -> str:
-    """A page, its tables as the records have them."""
+    """Return the text of a page with up-to-date tables in all places for tables."""
 
-    def written(place: re.Match) -> str:
+    def with_table(place: re.Match) -> str:
         if place[2] == "results":
             content = table(README_RUNS, "configs")
         elif place[2] == "speed":
@@ -309,7 +330,7 @@ def with_tables(text: str) -> str:
             content = speed_table(SPEED[place[2]]) if place[2] in SPEED else _measured(place[2])
         return place[1] + content + place[3]
 
-    return TABLES.sub(written, text)
+    return TABLES.sub(with_table, text)
 
 
 def _measured(name: str) -> str:
@@ -320,7 +341,7 @@ def _measured(name: str) -> str:
 
 
 def figures() -> None:
-    """Accuracy against meta-training time, and the sinusoid's error against inner steps."""
+    """Plot validation accuracy against training time, and the sinusoid error against inner steps, into `docs/`."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -362,16 +383,18 @@ def figures() -> None:
 
 
 def _config_of(name: str) -> str:
+    """Return the name of the config of a run: the longest config name with which the run's name begins."""
     return max((path.stem for path in (ROOT / "configs").glob("*.py") if name.startswith(path.stem)), key=len)
 
 
 def _learner(name: str) -> str:
-    """Its name in prose, from the title of the config."""
+    """Return the name of a run's learner for readers, from the first line of the config's docstring."""
     title = (ROOT / "configs" / f"{_config_of(name)}.py").read_text().splitlines()[0].removeprefix('"""')
     return title.split(" on Omniglot")[0]
 
 
 def _last(measured: dict) -> tuple[float, float]:
+    """Return the accuracy after the last inner step and the half-width of its interval, in percent."""
     values = measured["accuracy"]
     return 100 * values["mean"][-1], 100 * values["ci95"][-1]
 
@@ -386,7 +409,7 @@ def _score(measured: dict | None) -> str:
 
 
 def _published(name: str, evaluation: dict) -> tuple[str, str]:
-    """The published score and ours minus it."""
+    """Return the published score of a run's config, and metajax's score minus the published score, as text."""
     published = PUBLISHED.get(_config_of(name))
     if published is None:
         return "–", "–"

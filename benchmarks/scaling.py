@@ -1,9 +1,9 @@
-"""More devices, more tasks: throughput on one core as one device, and on all cores with a device for each.
+"""Measure the throughput on one core with one device, and on all cores with one device for each core.
 
     python -m benchmarks.scaling --only Omniglot
 
-Also how long `import metajax` takes beside what it imports, and a first and a second start of a config, the second from
-the cache of compiled programs.
+The benchmark also measures how much time `import metajax` adds to the import of JAX, Flax and optax. And it measures
+two short runs of a config: the first compiles, and the second loads the compiled programs from the cache.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from metajax.profiling.workloads import WORKLOADS
 
 
 def tasks_per_second(name: str, cores: int, seconds: float) -> float:
-    """`metajax bench` of a workload in a process that may use so many cores."""
+    """Return the tasks per second of a workload by `metajax bench`, in a process that may use only `cores` cores."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.json"
         command = [sys.executable, "-m", "metajax", "bench", "--only", name, "--devices", str(cores)]
@@ -36,33 +36,33 @@ def tasks_per_second(name: str, cores: int, seconds: float) -> float:
 
 
 def start_seconds(code: str) -> float:
-    """Wall-clock seconds of a Python process, the median of five."""
-    took = []
+    """Return the wall time in seconds of a Python process that runs `code`: the median of five measurements."""
+    times = []
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
-        took.append(time.perf_counter() - began)
-    return sorted(took)[2]
+        times.append(time.perf_counter() - start)
+    return sorted(times)[2]
 
 
 def starts_of_a_config(config: str) -> list[float]:
-    """Seconds of a short run of a config, twice, with an empty cache at first."""
-    took = []
+    """Return the seconds of two equal short runs of a config. The cache of compiled programs is empty at first."""
+    times = []
     with tempfile.TemporaryDirectory() as folder:
         for run in ("first", "second"):
             command = [sys.executable, "-m", "metajax", "train", config, "--workdir", f"{folder}/{run}"]
             few = ["--training.steps", "25", "--evaluation.num-tasks", "2", "--validation.num-tasks", "2"]
-            began = time.perf_counter()
+            start = time.perf_counter()
             environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
             subprocess.run([*command, *few], check=True, stdout=subprocess.DEVNULL, env=environ)
-            took.append(time.perf_counter() - began)
-    return took
+            times.append(time.perf_counter() - start)
+    return times
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure throughput and start times, then print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="Omniglot", help="workloads whose name contains this")
+    parser.add_argument("--only", default="Omniglot", help="measure only workloads whose name contains this text")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--config", default="glyphs_maml_5w1s")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
@@ -82,7 +82,7 @@ def main() -> None:
     whole = start_seconds("import jax, flax, optax, metajax")
     first, second = starts_of_a_config(options.config)
     about = environment()
-    use_precision("default")  # as `metajax bench` did
+    use_precision("default")  # the setting of the `metajax bench` processes, for the text below
     text = "\n".join(
         [
             f"{about['device']}, {about['cores']} cores, jax {about['versions']['jax']}. Tasks per second, "

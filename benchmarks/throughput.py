@@ -1,16 +1,24 @@
-"""Tasks per second of whole meta-steps, against every peer, in one run on one machine.
+"""Measure the tasks per second of whole meta-steps, for metajax and all peers, in one run on one machine.
 
-    python -m benchmarks.throughput                      # all workloads but the slow, all implementations
+    python -m benchmarks.throughput                      # all workloads except the slow ones, all implementations
     python -m benchmarks.throughput --only Omniglot --implementations metajax "torch loop" --seconds 10
-    python -m benchmarks.throughput --at-once 12         # where there are many cores beside an accelerator
+    python -m benchmarks.throughput --at-once 12         # for a machine with an accelerator and many cores
 
-Each implementation runs in a process of its own on the same initial values and tasks, and is timed while no other
-runs; before that `--at-once` processes at a time are checked and, if they are JAX, compiled. It is timed in float32,
-after its meta-gradient of the first tasks was compared with metajax's in float64, in a process before (of ResNet-12
-with an example of each class). On a GPU products of float32 are TF32's, in every implementation. Peers get their tasks
-ready-made; metajax is timed as it trains, drawing them inside. `NAME, bfloat16` is NAME once more, with operands
-rounded to bfloat16 (in metajax those of convolutions, in PyTorch under its autocast); it is not checked, since it is
-not the same. Writes `throughput-DEVICE.{md,json,png}` to `--output` (`benchmarks/results`).
+A *peer* is another implementation of the same meta-step. Each implementation runs in its own process, and all get equal
+initial parameters and tasks. The measurement has two parts:
+
+1. A process computes the meta-gradient of the first tasks in float64. It must equal metajax's meta-gradient. For
+   ResNet-12 each class has only one example in this check.
+2. Another process measures the time in float32, while no other process runs. On a GPU the matrix products of all
+   implementations use TF32.
+
+`--at-once` processes are checked at the same time, and JAX processes also compile before they wait for their turn.
+Peers get tasks that are already sampled. metajax samples the tasks in the timed training step, as in training.
+
+The implementation `NAME, bfloat16` is NAME with operands rounded to bfloat16: the operands of convolutions in metajax,
+and autocast in PyTorch. Its meta-gradient is not checked, because rounding changes the values.
+
+The results are written to `throughput-DEVICE.{md,json,png}` in the folder `--output` (default: `benchmarks/results`).
 """
 
 import argparse
@@ -39,33 +47,39 @@ from benchmarks.peers import PEERS, Unsupported
 from metajax.profiling.workloads import WORKLOADS, Workload, choose, make_tasks
 
 ROUNDED = ", bfloat16"
+"""End of the name of an implementation with operands rounded to bfloat16."""
 OURS = ("metajax", "metajax, one device", f"metajax{ROUNDED}")
+"""Names of the implementations that are metajax."""
 Arrays = dict[str, np.ndarray]
+"""Arrays by their paths, such as `convs/0/kernel`."""
 Cell = tuple[str, str]
-"""A workload and an implementation, by their names."""
+"""The name of a workload and the name of an implementation."""
 JAX = {"JAX, vmap and lax.conv": "jax_obvious"}
+"""Peers in JAX: the module in `benchmarks.peers` by the name of the peer."""
 EVERYONE = (*OURS, *JAX, *PEERS, *(f"{peer}{ROUNDED}" for peer in PEERS))
+"""Names of all implementations."""
 _READY = "ready\n"
+"""The line that a process prints when it is ready to be timed."""
 TOLERANCE = 1e-6
-"""Largest relative difference between meta-gradients in float64. In float32 equal implementations can be percents
-apart: statistics of small batches, step after step, amplify its rounding."""
+"""Largest relative difference between meta-gradients in float64. In float32 equal implementations can differ by several
+percent, because the statistics of small batches amplify the rounding in each inner step."""
 
 
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure the throughput, then print and write a table of the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="*", default=[], metavar="TEXT", help="workloads whose name contains one of these"
+        "--only", nargs="*", default=[], metavar="TEXT", help="only workloads whose name contains one of these texts"
     )
     parser.add_argument("--implementations", nargs="*", default=EVERYONE, choices=EVERYONE, metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of timed calls for each measurement")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds until a measurement is given up")
+    parser.add_argument("--seconds", type=float, default=8.0, help="duration of each measurement")
+    parser.add_argument("--patience", type=float, default=300.0, help="time limit of each measurement, in seconds")
     parser.add_argument(
         "--at-once",
         type=int,
         default=1,
         metavar="N",
-        help="processes to prepare together, up to the cores; nearly twice as many are alive",
+        help="number of processes to prepare at the same time; up to 2 N − 1 processes exist",
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -82,23 +96,23 @@ def main() -> None:
     stem = options.output / f"throughput-{about['platform']}"
     options.output.mkdir(parents=True, exist_ok=True)
     results = _measured_before(stem.with_suffix(".json"), about)
-    partial = stem.with_suffix(".partial.json")  # what an interrupted run leaves
+    partial = stem.with_suffix(".partial.json")  # keeps the results of an interrupted run
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), options.seconds, options.patience, options.at_once)
         cells = [
             (name, implementation)
             for name in names
             for implementation in options.implementations
-            if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # it has no convolution to round
+            if not (implementation == OURS[2] and WORKLOADS[name].model == "mlp")  # an MLP has no convolution
         ]
         for name, implementation, measured in measurements(cells, settings):
             results.setdefault(name, {})[implementation] = measured
-            said = measured.get("error") or f"{rate(name, measured['seconds'])} tasks/s"
-            print(f"{name}: {implementation}: {said}", file=sys.stderr, flush=True)
+            outcome = measured.get("error") or f"{rate(name, measured['seconds'])} tasks/s"
+            print(f"{name}: {implementation}: {outcome}", file=sys.stderr, flush=True)
             report = {"environment": about, "results": {name: results[name] for name in WORKLOADS if name in results}}
             partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if not partial.exists():
-        parser.error("none of these implementations does any of these workloads")
+        parser.error("none of these implementations supports any of these workloads")
     partial.replace(stem.with_suffix(".json"))
     text = table(report)
     print(text)
@@ -107,19 +121,23 @@ def main() -> None:
 
 
 def _measured_before(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run wrote with the same versions on the same device, for this one to add to."""
+    """Return the results of an earlier run on the same device with the same versions; an empty dict if there are none.
+
+    The current run adds its results to them.
+    """
     kept = json.loads(path.read_text()) if path.is_file() else {}
     return kept["results"] if kept.get("environment") == about else {}
 
 
 class Settings(NamedTuple):
-    """How to measure.
+    """Settings of the measurements.
 
     Attributes:
-        folder: For what processes hand to each other.
-        seconds: Of timed calls for each measurement.
-        patience: Seconds until a measurement is given up.
-        at_once: Processes that are checked, or made ready, together; nearly twice as many are alive.
+        folder: A folder for the files that processes pass to each other.
+        seconds: Duration of each measurement.
+        patience: Time limit of each measurement in seconds.
+        at_once: Number of processes that are checked or prepared at the same time. Up to `2 * at_once - 1` processes
+            exist, because prepared processes wait for their turn.
     """
 
     folder: Path
@@ -129,26 +147,27 @@ class Settings(NamedTuple):
 
 
 def measurements(cells: Sequence[Cell], settings: Settings) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of each workload and implementation what was measured, or an `error`; prepared some at a time, timed one by one.
+    """Yield the results for each workload and implementation: a dict of measurements, or of an `error`.
 
-    Processes that are ready wait for their turn, and leave the cores to those that compile: nearly twice `at_once` of
-    them in all, but one alone if that is 1, for it may take all of an accelerator's memory.
+    Several processes are prepared at the same time, and timed one after the other. Prepared processes wait without
+    using a core, so `2 * at_once - 1` of them may exist. If `at_once` is 1, only one process exists, because it may
+    take all memory of an accelerator.
     """
     names = dict.fromkeys(name for name, _ in cells)
-    begun: list[Future] = []
+    futures: list[Future] = []
     with ThreadPoolExecutor(settings.at_once) as pool, contextlib.ExitStack() as on_exit:
-        on_exit.callback(_end, begun)
-        on_exit.callback(pool.shutdown, cancel_futures=True)  # before: it waits for what still starts processes
+        on_exit.callback(_end, futures)
+        on_exit.callback(pool.shutdown, cancel_futures=True)  # runs before `_end`, so that no process starts after it
         written = {name: pool.submit(_write, name, settings.folder) for name in names}
         ours = {name: pool.submit(_check, (name, OURS[0]), written[name], settings) for name in names}
-        for some in _batched(cells, 2 * settings.at_once - 1):
-            prepared = [pool.submit(_prepared, cell, written[cell[0]], settings) for cell in some]
-            begun += prepared
+        for batch in _batched(cells, 2 * settings.at_once - 1):
+            prepared = [pool.submit(_prepared, cell, written[cell[0]], settings) for cell in batch]
+            futures += prepared
             for name, check in ours.items():
                 if error := check.result():
                     raise SystemExit(f"{name}: {OURS[0]}: {error['error']}")
             wait(prepared)
-            for cell, future in zip(some, prepared, strict=True):
+            for cell, future in zip(batch, prepared, strict=True):
                 failed, process = future.result()
                 check = failed or (_compared(cell, settings) if _is_exact(cell) else {})
                 if "error" in check:
@@ -162,7 +181,7 @@ def _batched(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _write(name: str, folder: Path) -> None:
-    """The initial values and the tasks."""
+    """Write the initial parameters and the tasks of a workload to files."""
     (folder / name).mkdir()
     code = (
         "import sys, numpy as np\nfrom benchmarks.throughput import flattened\n"
@@ -170,12 +189,16 @@ def _write(name: str, folder: Path) -> None:
         "np.savez(sys.argv[2], **flattened(standard(WORKLOADS[sys.argv[1]]).params))"
     )
     command = [sys.executable, "-c", code, name, str(folder / name / "params.npz")]
-    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})  # an accelerator has no part in it
+    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})  # needs no accelerator
     np.savez(folder / name / "tasks.npz", **make_tasks(WORKLOADS[name]))  # type: ignore[arg-type]
 
 
 def _prepared(cell: Cell, written: Future, settings: Settings) -> tuple[dict[str, Any], "_Process | None"]:
-    """Let a process write a meta-gradient, and another one get ready to be timed; or an error, and none."""
+    """Check an implementation in one process, and prepare another process that will be timed.
+
+    Returns:
+        An empty dict and the prepared process; or, if the check failed, a dict with the `error` and `None`.
+    """
     checked_before = cell[1] == OURS[0]
     failed = _check(cell, written, settings) if _is_exact(cell) and not checked_before else {}
     written.result()
@@ -183,12 +206,12 @@ def _prepared(cell: Cell, written: Future, settings: Settings) -> tuple[dict[str
 
 
 def _is_exact(cell: Cell) -> bool:
-    """Whether its meta-gradient has to be ours: a rounded one is not."""
+    """Return whether the meta-gradient of an implementation must equal metajax's, because nothing is rounded."""
     return not cell[1].endswith(ROUNDED)
 
 
 def _end(prepared: Sequence[Future]) -> None:
-    """End the processes that have not had their turn."""
+    """End the prepared processes that were not timed."""
     for each in prepared:
         process = None if each.cancelled() or each.exception() else each.result()[1]
         if process:
@@ -197,13 +220,13 @@ def _end(prepared: Sequence[Future]) -> None:
 
 
 def _check(cell: Cell, written: Future, settings: Settings) -> dict[str, Any]:
-    """Let a process write a meta-gradient; returns `{}` or an error."""
+    """Run a process that writes a meta-gradient to a file. Return an empty dict, or a dict with an `error`."""
     written.result()
     return _finish(_start("check", cell, settings), settings)
 
 
 def _compared(cell: Cell, settings: Settings) -> dict[str, Any]:
-    """How far a meta-gradient is from ours, or an error if that is too far or no number."""
+    """Return a dict with the difference of a meta-gradient from metajax's, or with an `error` above the tolerance."""
     difference = _difference(settings.folder / cell[0], cell[1])
     return (
         {"difference": difference}
@@ -213,21 +236,22 @@ def _compared(cell: Cell, settings: Settings) -> dict[str, Any]:
 
 
 class _Process(NamedTuple):
-    """A measuring process, what it writes to standard error, and what it has said so far."""
+    """A measuring process, the file of its standard error, and its standard output so far."""
 
     popen: subprocess.Popen
     errors: Path
-    said: str = ""
+    output: str = ""
 
 
-def _start(what: str, cell: Cell, settings: Settings) -> _Process:
+def _start(action: str, cell: Cell, settings: Settings) -> _Process:
+    """Start a process that checks or times an implementation; `action` is `check` or `time`."""
     name, implementation = cell
     command = [sys.executable, "-m", "benchmarks.throughput", "--seconds", str(settings.seconds), "--child"]
-    command += [what, implementation, name, str(settings.folder / name)]
-    variables = {**os.environ, "JAX_ENABLE_X64": str(int(what == "check"))}
+    command += [action, implementation, name, str(settings.folder / name)]
+    variables = {**os.environ, "JAX_ENABLE_X64": str(int(action == "check"))}
     if settings.at_once > 1:
-        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # they share the accelerator's memory
-    errors = settings.folder / name / f"{what}-{implementation}.err"
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the processes share the accelerator's memory
+    errors = settings.folder / name / f"{action}-{implementation}.err"
     with errors.open("w") as stream:
         popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True, env=variables
@@ -236,37 +260,38 @@ def _start(what: str, cell: Cell, settings: Settings) -> _Process:
 
 
 def _made_ready(cell: Cell, settings: Settings) -> _Process:
-    """Start timing an implementation, up to where it waits for its turn, or has failed."""
+    """Start a process that times an implementation, and return it when it waits for its turn or has failed."""
     process = _start("time", cell, settings)
-    said = ""
+    output = ""
     with _patience(process, settings):
         for line in process.popen.stdout or ():
             if line == _READY:
                 break
-            said += line
-    return process._replace(said=said)
+            output += line
+    return process._replace(output=output)
 
 
 def timed(process: _Process, settings: Settings) -> dict[str, Any]:
-    """What a process that is ready measures, now that it is its turn."""
+    """Let a prepared process measure, and return its results."""
     return {**_finish(process, settings), "at_once": settings.at_once}
 
 
 def _finish(process: _Process, settings: Settings) -> dict[str, Any]:
+    """Wait until a process ends, and return its results, or a dict with an `error`."""
     with _patience(process, settings):
         output, _ = process.popen.communicate("go\n")
     code = process.popen.returncode
     if code:
-        gave_up = process.errors.with_suffix(".late").exists()
-        reason = f"not done after {settings.patience:.0f} s" if gave_up else f"exit status {code}"
-        said = [] if gave_up else process.errors.read_text().strip().splitlines()
-        return {"error": (said or [reason])[-1][:300]}
-    return json.loads((process.said + output).splitlines()[-1])
+        too_late = process.errors.with_suffix(".late").exists()
+        reason = f"not done after {settings.patience:.0f} s" if too_late else f"exit status {code}"
+        errors = [] if too_late else process.errors.read_text().strip().splitlines()
+        return {"error": (errors or [reason])[-1][:300]}
+    return json.loads((process.output + output).splitlines()[-1])
 
 
 @contextlib.contextmanager
 def _patience(process: _Process, settings: Settings) -> Iterator[None]:
-    """End a process that takes too long, and leave word that it was that."""
+    """End a process that takes longer than the time limit, and record this in a file with the suffix `.late`."""
 
     def give_up() -> None:
         process.errors.with_suffix(".late").touch()
@@ -281,12 +306,12 @@ def _patience(process: _Process, settings: Settings) -> Iterator[None]:
         clock.cancel()
 
 
-def _child(what: str, implementation: str, name: str, folder: str, *, seconds: float) -> dict[str, Any]:
-    """Check or time one implementation, in this process."""
+def _child(action: str, implementation: str, name: str, folder: str, *, seconds: float) -> dict[str, Any]:
+    """Check or time one implementation in this process; `action` is `check` or `time`."""
     workload = WORKLOADS[name]
     params, tasks = (dict(np.load(Path(folder) / f"{part}.npz")) for part in ("params", "tasks"))
     try:
-        if what == "time":
+        if action == "time":
             return _time(implementation, workload, params, tasks, seconds)
         checked, tasks = _small(workload, tasks)
         gradient = gradient_of(implementation, checked, _in_float64(params), _in_float64(tasks))
@@ -297,7 +322,10 @@ def _child(what: str, implementation: str, name: str, folder: str, *, seconds: f
 
 
 def _small(workload: Workload, tasks: Arrays) -> tuple[Workload, Arrays]:
-    """The first tasks, as many as float64 allows; of a slow workload on an example of each class."""
+    """Return a workload and tasks for the check in float64, which is slow: only the first one or two tasks.
+
+    For a slow workload the tasks have only one support example and one query for each class.
+    """
     checked = dataclasses.replace(workload, tasks=1 if workload.side > 28 else 2)
     if workload.slow:
         checked = dataclasses.replace(checked, shots=1, queries=1)
@@ -310,10 +338,10 @@ def _in_float64(arrays: Arrays) -> Arrays:
 
 
 def gradient_of(implementation: str, workload: Workload, params: Arrays, tasks: Arrays) -> Arrays:
-    """An implementation's meta-gradient, averaged over the tasks.
+    """Compute the meta-gradient of an implementation, averaged over the tasks.
 
     Raises:
-        Unsupported: If it has none.
+        Unsupported: If the implementation does not support the workload.
     """
     if implementation not in OURS:
         return _peer(implementation).prepare(workload, params, tasks)[1]()
@@ -332,7 +360,7 @@ def _time(implementation: str, workload: Workload, params: Arrays, tasks: Arrays
     if implementation in JAX:
         timing = _time_in_turn(peer.prepare(workload, params, tasks)[0], seconds)
         return {**timing, "peak_bytes": _peak_bytes_of_peer(implementation)}
-    _wait_for_turn()  # it tries out chunk sizes when it is prepared
+    _wait_for_turn()  # before `prepare`, in which PyTorch peers time several chunk sizes
     with _autocast() if implementation.endswith(ROUNDED) else contextlib.nullcontext():
         timing = time_calls(peer.prepare(workload, params, tasks)[0], seconds=seconds)
         return {**timing._asdict(), "peak_bytes": _peak_bytes_of_peer(implementation)}
@@ -351,7 +379,7 @@ def _peak_bytes_of_peer(implementation: str) -> int:
 
 
 def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Compile, and time when the turn has come."""
+    """Compile a function by its first call, wait for this process's turn, then time the function."""
     from metajax.profiling import time_calls
 
     began = time.perf_counter()
@@ -362,6 +390,7 @@ def _time_in_turn(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
 
 
 def _wait_for_turn() -> None:
+    """Tell the parent process that this process is ready, and wait for its answer."""
     print(_READY, end="", flush=True)
     if not sys.stdin.readline():
         raise SystemExit("the benchmark has ended")
@@ -378,7 +407,7 @@ def _autocast() -> contextlib.AbstractContextManager:
 
 
 def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:
-    """The devices, and the tree of parameters that the choice depends on."""
+    """Return the mesh of devices on which metajax runs a workload, and the initial parameters."""
     from metajax.experiment.devices import choose_mesh, prepare_devices
     from metajax.profiling import standard
 
@@ -389,7 +418,7 @@ def _our_mesh(implementation: str, workload: Workload) -> tuple[Any, Any]:
 
 
 def flattened(tree: Any) -> Arrays:
-    """The leaves of a tree as NumPy arrays, by their paths (`convs/0/kernel`)."""
+    """Return the leaves of a pytree as NumPy arrays, by their paths, such as `convs/0/kernel`."""
     import jax
 
     leaves = jax.tree.leaves_with_path(tree)
@@ -410,12 +439,12 @@ def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[
     devices = list(mesh.devices.flat)
     exact = "float32" if devices[0].platform == "cpu" else "default"  # TF32 on a GPU
     use_precision("bfloat16" if implementation.endswith(ROUNDED) else exact)
-    many = 5 if devices[0].platform == "cpu" else 25  # as training does by default
-    steps = 100 if workload.model == "mlp" else 1 if workload.slow else many
+    several = 5 if devices[0].platform == "cpu" else 25  # 25 is the default of training
+    steps = 100 if workload.model == "mlp" else 1 if workload.slow else several
     timing = _time_in_turn(training_call(workload, mesh, steps), seconds)
-    plain = standard(workload, mixed_mode=False)  # what has to be computed, not what is computed twice
+    plain = standard(workload, mixed_mode=False)  # counts each necessary operation once, without rematerialisation
     flops = task_flops(plain.learner, plain.sampler, plain.params) * workload.tasks * steps / timing["seconds"]
-    peak = peak_bytes(devices)  # before large matrices are multiplied
+    peak = peak_bytes(devices)  # before `matrix_rate`, which allocates large matrices
     rate = matrix_rate(devices, seconds=seconds / 4)
     scaled = {name: timing[name] / steps for name in ("seconds", "low", "high")}
     return {
@@ -429,14 +458,14 @@ def _time_ours(implementation: str, workload: Workload, seconds: float) -> dict[
 
 
 def _difference(folder: Path, implementation: str) -> float:
-    """Norm of the difference between a meta-gradient and ours, over the norm of ours."""
+    """Return the norm of the difference between a meta-gradient and metajax's, divided by the norm of metajax's."""
     gradient, ours = (dict(np.load(folder / f"{name}.npz")) for name in (implementation, OURS[0]))
-    apart = sum(float(np.sum(np.square(gradient[name] - ours[name]))) for name in ours)
-    return (apart / sum(float(np.sum(np.square(each))) for each in ours.values())) ** 0.5
+    squares = sum(float(np.sum(np.square(gradient[name] - ours[name]))) for name in ours)
+    return (squares / sum(float(np.sum(np.square(each))) for each in ours.values())) ** 0.5
 
 
 def environment() -> dict[str, Any]:
-    """Versions and device."""
+    """Return the versions of packages and a description of the device."""
     from metajax.experiment.devices import has_matrix_units
 
     code = "import jax; d = jax.devices(); print(d[0].platform, '|', d[0].device_kind)"
@@ -444,9 +473,9 @@ def environment() -> dict[str, Any]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split("|")
     on_cpu = platform_name.strip() == "cpu"
-    wanted = ("metajax", "jax", "jaxlib", "flax", "optax", "torch", "higher", "learn2learn", "parallel-metalearn")
+    packages = ("metajax", "jax", "jaxlib", "flax", "optax", "torch", "higher", "learn2learn", "parallel-metalearn")
     versions = {}
-    for name in wanted:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -467,7 +496,7 @@ def _cpu() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Tasks per second, and beside each peer how many times faster metajax is."""
+    """Return a Markdown table of tasks per second, and for each peer the ratio of metajax's speed to the peer's."""
     results, about = report["results"], report["environment"]
     columns = _columns(results)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
@@ -497,13 +526,16 @@ def table(report: dict[str, Any]) -> str:
 
 
 def rate(workload: str, seconds: float) -> str:
-    """Tasks per second, from the seconds of a meta-step."""
+    """Return the tasks per second as text, from the seconds of a meta-step."""
     tasks = WORKLOADS[workload].tasks / seconds
     return f"{tasks:,.1f}" if tasks >= 1 else f"{tasks:.3f}"
 
 
 def _shares(row: dict[str, Any]) -> tuple[str, str]:
-    """Of the rate of float32 matrix products, what metajax and the fastest peer reach with what has to be computed."""
+    """Return the rates of necessary operations of metajax and of the fastest peer, as shares of the matrix rate.
+
+    The matrix rate is the rate of large matrix products in float32.
+    """
     ours = row.get("metajax", {})
     if "gflops" not in ours:
         return "–", "–"
@@ -521,7 +553,7 @@ def _columns(results: dict[str, Any]) -> list[str]:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Bars of tasks per second, logarithmic."""
+    """Plot the tasks per second of all implementations as bars on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""Rank learners over domains, from the reports of their evaluations."""
+"""Rank learners by their metrics on several domains, from the reports of their evaluations."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from metajax.core.evaluator import Report, Statistics
 
 
 class Ranks(NamedTuple):
-    """The ranks of a learner among the others.
+    """The ranks of one learner among the compared learners.
 
     Attributes:
-        mean: The mean rank over domains; 1 is the best.
-        domains: The rank on each domain.
+        mean: The mean of the ranks over domains; 1 is the best.
+        domains: The rank on each domain, by the name of the domain.
     """
 
     mean: float
@@ -38,14 +38,14 @@ def mean_ranks(
             domain. `Report.from_json` makes a report from a file of `metajax evaluate`.
         kind: `transductive` or `non_transductive`.
         metric: Name of the metric. A larger value is better, except for `loss`.
-        step: The inner step.
+        step: The inner step after which the metric is compared. Default: the last inner step.
         ties: Whether a difference within the interval counts as a tie. Meta-Dataset's tables of 2020 have no ties.
 
     Returns:
         The ranks of each learner.
 
     Raises:
-        ValueError: If a report has no domains, or other domains than the first report.
+        ValueError: If a report has no domains, or if its domains differ from the domains of the first report.
 
     References:
         Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020.
@@ -78,22 +78,25 @@ def mean_ranks(
 
 
 def _value(measured: Statistics, metric: str, step: int) -> tuple[float, float]:
-    """Return a mean, of which a larger one is better, and its interval. A diverged learner is the worst."""
+    """Return the mean of a metric and the half-width of its interval, for ranking.
+
+    A larger mean is better: the sign of a loss is reversed, and the mean of a diverged learner is −∞.
+    """
     mean, half = measured.mean[step], measured.ci95[step]
     worst = mean is None
     return (-math.inf if worst else -mean if metric == "loss" else mean), (0.0 if worst or half is None else half)
 
 
 def _ranks(values: Mapping[str, tuple[float, float]], ties: bool) -> dict[str, float]:
-    left = sorted(values, key=lambda name: values[name][0], reverse=True)
+    remaining = sorted(values, key=lambda name: values[name][0], reverse=True)
     ranks: dict[str, float] = {}
-    while left:
-        best, half = values[left[0]]
-        level = [
+    while remaining:
+        best, half = values[remaining[0]]
+        tied = [
             name
-            for name in left
+            for name in remaining
             if values[name][0] == best or (ties and best - values[name][0] <= math.hypot(half, values[name][1]))
         ]
-        ranks |= dict.fromkeys(level, len(ranks) + (len(level) + 1) / 2)
-        left = [name for name in left if name not in level]
+        ranks |= dict.fromkeys(tied, len(ranks) + (len(tied) + 1) / 2)
+        remaining = [name for name in remaining if name not in tied]
     return ranks

@@ -39,18 +39,18 @@ commands:
 metajax COMMAND --help describes a command; metajax --version prints the version."""
 
 _MISTAKE = 2
-"""Exit status after a user's mistake, or after a failure that one line of text reports."""
+"""Exit status of a command that fails with an error message, for example after a user's mistake."""
 
 _LONGEST = 4000
-"""Largest number of characters of an error message, because a message may contain a value of any length."""
+"""Largest number of characters in a printed error message. Longer messages are shortened."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The arguments of the command line. Default: the arguments of this process. In that case the process always
-            ends soon after Ctrl-C, even while a program compiles.
+        argv: The arguments of the command line. Default: the arguments of this process. With the default, the process
+            always ends soon after Ctrl-C, even while a program compiles.
 
     Returns:
         The exit status: 0 for success, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status in _SIGNALLED:  # a normal exit would wait for threads that compile or write
             end_process(status)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # during shutdown no handler can report it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python shuts down, no handler can run
     return status
 
 
@@ -99,7 +99,7 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         put_line("metajax: interrupted", sys.stderr)
         return _break_off(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of the output has closed it: print nothing, also not at exit
+    except BrokenPipeError:  # the output's reader, such as `head`, has closed it: print no more
         leave(sys.stdout)
         return 1
     except MemoryError as error:
@@ -114,7 +114,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _import(command: str) -> ModuleType:
-    """Import the module of a command, which imports JAX."""
+    """Import the module of a command. The module imports JAX."""
     try:
         with ends_at_once(), needs("all"):
             if command == "plot":
@@ -125,9 +125,10 @@ def _import(command: str) -> ModuleType:
 
 
 def _import_matplotlib() -> None:
-    """Import Matplotlib without the `matplotlibrc` of the current folder, which may be another user's.
+    """Import Matplotlib without the file `matplotlibrc` of the current folder, which another user may have written.
 
-    Matplotlib looks in the current folder first, whatever `MATPLOTLIBRC` is. It reads its settings only at import.
+    Matplotlib searches this file in the current folder first, even if the variable `MATPLOTLIBRC` is set. It reads the
+    file only at import.
     """
     package = importlib.util.find_spec("matplotlib")
     if "matplotlib" in sys.modules or package is None or package.origin is None:
@@ -146,9 +147,9 @@ def _fail(message: str) -> int:
 
 
 def _break_off(status: int, reason: str = "interrupted") -> int:
-    """Return the exit status of a failed command; end the process at once if it has joined other processes.
+    """Return the exit status of a failed command, or end the process at once if it has joined other processes.
 
-    A normal exit would wait for the other processes, which may have ended or may wait for this one.
+    A normal exit would wait for the other processes, which may have ended or may wait for this process.
     """
     rendezvous = sys.modules.get("metajax.experiment.rendezvous")
     if rendezvous is not None and rendezvous.joined():
@@ -158,7 +159,7 @@ def _break_off(status: int, reason: str = "interrupted") -> int:
 
 
 def _print_log() -> None:
-    """Print metajax's log: messages on standard output, and warnings on standard error."""
+    """Print the messages of metajax's logger on standard output, and its warnings on standard error."""
     logger = logging.getLogger("metajax")
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
@@ -167,7 +168,10 @@ def _print_log() -> None:
 
 
 class _Lines(logging.Handler):
-    """Print each record as a line, in process 0 only, on the current streams, which may change between two calls."""
+    """A log handler that prints each record as a line, in process 0 only.
+
+    It looks up `sys.stdout` and `sys.stderr` for each record, because these streams may be replaced.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         rendezvous = sys.modules.get("metajax.experiment.rendezvous")
@@ -181,7 +185,7 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Print Python's warnings in the format of the commands' warnings, without the line of code."""
+    """Print each Python warning as one line, `metajax: warning: ...`, without its line of code."""
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         text = " ".join(str(message).split())

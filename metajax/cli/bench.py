@@ -38,29 +38,29 @@ class Options:
     """Measure the throughput of the standard workloads on this device, or of an experiment if a CONFIG comes first."""
 
     seconds: float = 5.0
-    """Duration of the timed calls of each measurement."""
+    """Duration of each measurement, in seconds."""
     only: str = ""
     """Measure only workloads whose name contains this text."""
     devices: DescribedDefault[int | None] = None
-    """Devices to split tasks over (default: as many as increase the speed)."""
+    """Number of devices to split tasks over (default: as many as speed up training)."""
     output: Path | None = None
-    """A JSON file for the results."""
+    """Path of a JSON file to which the results are written."""
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 class _Training(NamedTuple):
-    """The training that a benchmark measures.
+    """The training configuration that a benchmark measures.
 
     Attributes:
-        learner: The meta-learner that is timed.
-        plain: The meta-learner in plain reverse mode, to count the necessary operations without rematerialisation.
+        learner: The meta-learner whose training is timed.
+        plain: The same meta-learner in plain reverse mode, to count the necessary operations without rematerialisation.
         optimizer: The outer optimiser.
         sampler: The task sampler.
         params: Initial parameters.
-        tasks: Tasks in a meta-step.
-        steps: Meta-steps in a call.
-        chunk_size: Tasks that run together on a device.
+        tasks: Number of tasks in a meta-step.
+        steps: Number of meta-steps in a call.
+        chunk_size: Number of tasks that run together on a device.
         on_host: The tasks with images on the host; `None` if the images are on the device.
     """
 
@@ -76,7 +76,7 @@ class _Training(NamedTuple):
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax bench` with the arguments `args`."""
     if args and not args[0].startswith("-"):
         _bench_experiment(args)
     else:
@@ -92,15 +92,15 @@ def _bench_standard(args: Sequence[str]) -> None:
     report.check_seconds(options.seconds)
     if options.data_dir is not None:
         raise UserError("--data-dir is for a CONFIG, which comes first: the standard workloads need no data")
-    chosen = choose(*filter(None, [options.only]))
-    if not chosen:
+    workloads = choose(*filter(None, [options.only]))
+    if not workloads:
         raise UserError(f"no workload's name contains {options.only!r}: choose from {'; '.join(WORKLOADS)}")
     rows = {}
-    for name, workload in chosen.items():
+    for name, workload in workloads.items():
         parts, plain = standard(workload), standard(workload, mixed_mode=False).learner
         steps = 100 if workload.model == "mlp" else 2
-        what = _Training(parts.learner, plain, optax.adam(1e-3), parts.sampler, parts.params, workload.tasks, steps)
-        rows[name] = _measure(what, choose_mesh(options.devices, parts.params, workload.tasks), options.seconds)
+        training = _Training(parts.learner, plain, optax.adam(1e-3), parts.sampler, parts.params, workload.tasks, steps)
+        rows[name] = _measure(training, choose_mesh(options.devices, parts.params, workload.tasks), options.seconds)
         report.say(f"{name}: {_line(rows[name])}")
     _write(options, rows)
 
@@ -117,7 +117,7 @@ def _bench_experiment(args: Sequence[str]) -> None:
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)
-    what = _Training(
+    training = _Training(
         learner=parts.learner,
         plain=build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir).learner,
         optimizer=parts.optimizer,
@@ -128,36 +128,38 @@ def _bench_experiment(args: Sequence[str]) -> None:
         chunk_size=experiment.execution.chunk_size,
         on_host=parts.tasks.on_host.get("train"),
     )
-    row = _measure(what, choose_mesh(options.devices or tuned.devices, what.params, what.tasks), options.seconds)
+    mesh = choose_mesh(options.devices or tuned.devices, training.params, training.tasks)
+    row = _measure(training, mesh, options.seconds)
     report.say(f"{source.stem}: {_line(row)}")
     _write(options, {source.stem: row})
 
 
-def _measure(what: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
-    flops = task_flops(what.plain, what.sampler, what.params)
+def _measure(training: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
+    """Return the throughput, floating-point rate, compilation time and peak memory of a training configuration."""
+    flops = task_flops(training.plain, training.sampler, training.params)
     call = training_calls(
-        what.learner,
-        what.optimizer,
-        what.sampler,
-        what.params,
-        tasks_per_step=what.tasks,
-        steps_per_call=what.steps,
-        chunk_size=what.chunk_size,
+        training.learner,
+        training.optimizer,
+        training.sampler,
+        training.params,
+        tasks_per_step=training.tasks,
+        steps_per_call=training.steps,
+        chunk_size=training.chunk_size,
         mesh=mesh,
-        on_host=what.on_host,
+        on_host=training.on_host,
     )
     try:
         timing = time_calls(call, seconds=seconds)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"the training does not run on this device: {report.first_line(error)}") from error
-    devices, done = list(mesh.devices.flat), what.tasks * what.steps
-    peak = peak_bytes(devices)  # read it before the benchmark of large matrix products
+    devices, tasks = list(mesh.devices.flat), training.tasks * training.steps
+    peak = peak_bytes(devices)  # before `matrix_rate`, which allocates large matrices
     return {
-        "tasks_per_second": done / timing.seconds,
-        "quartiles": [done / timing.high, done / timing.low],
+        "tasks_per_second": tasks / timing.seconds,
+        "quartiles": [tasks / timing.high, tasks / timing.low],
         "compile_seconds": max(timing.first_seconds - timing.seconds, 0.0),
         "gflop_per_task": flops / 1e9,
-        "gflops": flops * done / timing.seconds / 1e9,
+        "gflops": flops * tasks / timing.seconds / 1e9,
         "matrix_gflops": matrix_rate(devices) / 1e9,
         "peak_bytes": peak,
         "devices": mesh.size,

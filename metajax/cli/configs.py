@@ -1,4 +1,7 @@
-"""`metajax configs`: list metajax's experiments. Also functions to find, read and override a config."""
+"""`metajax configs`: list the experiments that come with metajax.
+
+Other commands use the functions of this module that find, read and override a config.
+"""
 
 import ast
 import copy
@@ -26,14 +29,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass
 class Options:
-    """List the experiments that come with metajax, or show one."""
+    """List the experiments that come with metajax, or print the config file of one experiment."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
-    """Name of an experiment; its config file is printed."""
+    """Name of the experiment whose config file is printed. Without a name, all experiments are listed."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax configs` with the arguments `args`."""
     name = parse(Options, args, prog="metajax configs").name
     if name is not None:
         print(find(name).read_text(), end="")
@@ -45,19 +48,22 @@ def run(args: Sequence[str]) -> None:
 
 
 def directory() -> Path:
-    """Return the folder of metajax's configs: beside the package in a checkout, inside an installed package."""
+    """Return the folder of the config files that come with metajax.
+
+    The folder is inside an installed package, and beside the package in a checkout of the repository.
+    """
     package = Path(metajax.__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> list[str]:
-    """Return the names of metajax's configs."""
+    """Return the names of the config files that come with metajax."""
     return sorted(path.stem for path in directory().glob("*.py"))
 
 
 def find(config: str) -> Path:
-    """Return the file of a config from its name or path.
+    """Return the path of a config file from the name or the path of the config.
 
     Raises:
         UserError: If there is no such config.
@@ -113,9 +119,9 @@ def check_first(command: str, usage: str, args: Sequence[str]) -> None:
 
 
 def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T, Experiment]:
-    """Read the CONFIG, which comes first, and then the command's options and the fields to override.
+    """Read a command line: a CONFIG, then the command's own options and the settings that override the config.
 
-    Devices are prepared before the config file is executed, because it may use JAX.
+    Devices are prepared before the config file is executed, because the file may use JAX.
 
     Args:
         command: Name of the command.
@@ -123,7 +129,7 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
         args: Arguments of the command line, CONFIG first.
 
     Returns:
-        The file of the config, the options, and the experiment.
+        The path of the config file, the command's options, and the experiment with the overrides.
 
     Raises:
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
@@ -186,20 +192,24 @@ def _hide_options(task: TaskSpec) -> TaskSpec:
 
 
 def _show_options(task: TaskSpec) -> TaskSpec:
-    """Undo `_hide_options`."""
+    """Return a task from `_hide_options` with its original types, which have all options."""
     return _with_kinds(task, lambda kind: kind.__base__ if kind.__dict__.get("_hides_options") else kind)
 
 
 def _hiding_options(kind: Any) -> Any:
-    """Return a subclass of a type of settings, with annotations that make tyro omit some options."""
+    """Return a subclass of a settings dataclass, with annotations that make tyro omit some options."""
     hints = typing.get_type_hints(kind, include_extras=True)
     hidden = {name: tyro.conf.Suppress[hints[name]] for name in _NOT_OF_DOMAINS if name in hints}
     body = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__annotations__": hidden, "_hides_options": True}
-    return type(kind.__name__, (kind,), {**body, "__slots__": ()})  # the layout of `kind`, so instances can change type
+    # Without new slots the subclass has the memory layout of `kind`, so instances of `kind` can get this type.
+    return type(kind.__name__, (kind,), {**body, "__slots__": ()})
 
 
 def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
-    """Return a task in which the data sets of the domains have other types; other tasks are returned unchanged."""
+    """Return a task with several domains after changing the type of each domain's task by `change(type)`.
+
+    Tasks that are not from several domains are returned unchanged.
+    """
     if not isinstance(task, Domains):
         return task
     sources = []
@@ -211,9 +221,9 @@ def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
 
 
 def _check_domains(task: TaskSpec, args: Sequence[str]) -> None:
-    """Raise a `UserError` if an option sets a field that one domain of several does not use.
+    """Raise a `UserError` if an option sets a field that a domain's task does not use.
 
-    Tasks from several domains have the sizes of the whole task, and images on the device.
+    If tasks come from several domains, `Domains` sets the sizes of tasks, and all images are on the device.
     """
     if not isinstance(task, Domains):
         return
@@ -238,16 +248,16 @@ class _TaskLine(Generic[T, TaskT]):
 
 
 def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskSpec]:
-    """Read a command's options, and fields that override the task of another config.
+    """Read a command line whose `--task.FIELD` options override the task of a config.
 
     Args:
         default: Default values of the command's options; `tyro.MISSING` for an option without a default.
-        config: Name or path of the other config.
+        config: Name or path of the config.
         args: Arguments of the command line.
         prog: The command, for the help.
 
     Returns:
-        The options, and the task.
+        The command's options, and the task with the overrides.
 
     Raises:
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
@@ -264,9 +274,9 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
 
 
 def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:
-    """Parse options into settings. The checks of the user's own types may raise anything."""
+    """Parse options into settings. Convert the exceptions that the checks of user-defined types raise."""
     try:
         return parse(kind, args, prog=prog, about=about, default=default)
     except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        said = f": {error}" if str(error) else ""
-        raise UserError(f"a setting does not take this value: {type(error).__name__}{said}") from error
+        message = f": {error}" if str(error) else ""
+        raise UserError(f"a setting does not take this value: {type(error).__name__}{message}") from error

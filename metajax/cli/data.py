@@ -35,9 +35,9 @@ class Prepare:
     """Prepare a data set, by download or from local files."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     source: Path | None = None
-    """Local files to use instead of a download."""
+    """Path of local files to use instead of a download."""
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
@@ -47,23 +47,24 @@ class Inspect:
     """Print the number of classes and examples in each split of a data set."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     split: DescribedDefault[str | None] = None
-    """Name of one of the data set's partitions into splits (default: the first one)."""
+    """Name of a partition into training, validation and test, such as cifar_fs (default: the data set's first
+    partition)."""
     source: Path | None = None
     """The folder or zip of images (for `folder` only)."""
     split_lists: Path | None = None
-    """A folder with a published list of images for each split (for `folder` only)."""
+    """A folder with published list files, such as train.csv, that define the splits (for `folder` only)."""
     size: int | None = None
-    """Side of an image, in pixels."""
+    """Side in pixels to which the images are resized."""
     strict: bool = False
-    """Stop with an error at a corrupt image, instead of skipping the image (only for the data set folder)."""
-    data_dir: Path | None = None
-    """Where data sets are prepared."""
+    """Stop with an error at a corrupt image, instead of skipping the image (for `folder` only)."""
+    data_dir: DescribedDefault[Path | None] = None
+    """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax data` with the arguments `args`."""
     commands = {"list": (List, _list), "prepare": (Prepare, _prepare), "inspect": (Inspect, _inspect)}
     if not args or args[0] in ("-h", "--help"):
         print(_USAGE)
@@ -89,7 +90,7 @@ def _list(options: List) -> None:
 def _prepare(options: Prepare) -> None:
     _check_name(options.name)
     if options.source is not None and not expand_home(options.source).exists():
-        raise UserError(f"--source {options.source} is not there")
+        raise UserError(f"--source: there is no file or folder {options.source}")
     place = data.prepare(options.name, options.source, options.data_dir)
     if options.name == "folder":
         report.say(f"the images are read and cached in {place}: train with --task.source {options.source}")
@@ -98,7 +99,7 @@ def _prepare(options: Prepare) -> None:
 
 
 def _check_name(name: str) -> None:
-    """Raise a `UserError` for a path in place of a data set's name."""
+    """Raise a `UserError` if the user gave a path instead of the name of a data set."""
     path = expand_home(name)
     if name not in data.DATASETS and (path.exists() or path.name != name):
         raise UserError(
@@ -110,17 +111,17 @@ def _inspect(options: Inspect) -> None:
     _check_name(options.name)
     if options.size is not None and not 1 <= options.size <= LARGEST_IMAGE:
         raise UserError(f"--size must be from 1 to {LARGEST_IMAGE}, got {shown(options.size)}")
-    chosen = {"split": options.split, "source": options.source, "size": options.size}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    arguments = {"split": options.split, "source": options.source, "size": options.size}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     if options.name == "folder":
-        if "source" not in chosen:
+        if "source" not in arguments:
             raise UserError("data inspect folder needs --source FOLDER")
-        if "split" in chosen:
+        if "split" in arguments:
             raise UserError("a folder has no named splits: remove --split")
-        chosen |= {"strict": options.strict, "split_lists": options.split_lists}
-    elif "source" in chosen or options.split_lists is not None:
+        arguments |= {"strict": options.strict, "split_lists": options.split_lists}
+    elif "source" in arguments or options.split_lists is not None:
         raise UserError(f"--source and --split-lists are for folders: {options.name} is inspected as it was prepared")
-    dataset = data.load(options.name, data_dir=options.data_dir, **chosen)
+    dataset = data.load(options.name, data_dir=options.data_dir, **arguments)
     report.say(dataset.name)
     for split, bank in dataset.splits.items():
         classes, images = len(bank.counts), bank.images.shape

@@ -24,7 +24,7 @@ from metajax.system import files
 class Options:
     """Evaluate a trained learner at every inner step, and write the report into its work directory.
 
-    With --on CONFIG, --task.FIELD VALUE overrides fields of that config's task.
+    With --on CONFIG, the options --task.FIELD VALUE override fields of that config's task.
 
     A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
     or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
@@ -40,24 +40,26 @@ class Options:
     num_tasks: DescribedDefault[int | None] = None
     """Number of tasks (default: as in the config, usually 600)."""
     steps: DescribedDefault[int | None] = None
-    """Inner steps (default: as in the config)."""
+    """Number of inner steps (default: as in the config)."""
     seed: DescribedDefault[int | None] = None
     """Seed of the tasks (default: the seed of the run)."""
     protocol: Annotated[
         Literal["maml", "reptile", "reptile_20_way", "reptile_mini_imagenet_5_shot", "metajax"] | None,
         tyro.conf.arg(metavar="|".join(PROTOCOLS)),
     ] = None
-    """Use the number of tasks, queries and steps of a paper's evaluation; num-tasks and steps override them."""
+    """Evaluate with the number of tasks, queries and inner steps of a paper; --num-tasks and --steps override these
+    numbers."""
     on: str | None = None
-    """Evaluate on the tasks of another config, a name or the path of a file. The file is executed."""
+    """Evaluate on the tasks of another config, given by its name or the path of its file. The config file is
+    executed."""
     output: DescribedDefault[Path | None] = None
-    """File of the report (default: evaluation.json in the work directory). Options that change the evaluation also
+    """Path of the report (default: evaluation.json in the work directory). Options that change the evaluation also
     change the default name, for example to evaluation_steps_10.json. A symbolic link is replaced; its target does not
     change."""
     chunk_size: int | None = None
-    """Tasks that run together on a device; a smaller number needs less memory."""
+    """Number of tasks that run together on a device; a smaller number needs less memory."""
     devices: DescribedDefault[int | None] = None
-    """Devices to split tasks over (default: as many as increase the speed)."""
+    """Number of devices to split tasks over (default: as many as speed up the evaluation)."""
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
     trust: bool = False
@@ -66,7 +68,7 @@ class Options:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax evaluate` with the arguments `args`."""
     options, task = _parse(args)
     report.check_output(options.output)
     prepare_devices(options.devices)
@@ -98,7 +100,7 @@ def run(args: Sequence[str]) -> None:
         parts = build(experiment, options.data_dir, tasks=tasks)
         state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     else:
-        with _blaming(options.on, options.workdir, tasks, task, trained):
+        with _misfit_errors(options.on, options.workdir, tasks, task, trained):
             parts = build(experiment, options.data_dir, tasks=tasks)
             state, step = load_state(options.workdir, experiment, parts, options.checkpoint)
     mesh = choose_mesh(options.devices, parts.params, experiment.evaluation.num_tasks)
@@ -111,7 +113,7 @@ def run(args: Sequence[str]) -> None:
             raise
         raise UserError(f"--protocol {options.protocol}, with the ways and shots of the run: {error}") from error
     report.table(result)
-    files.write_json(path, {**result.to_json(), "checkpoint": step, **_asked(options, task)})
+    files.write_json(path, {**result.to_json(), "checkpoint": step, **_recorded_options(options, task)})
     report.say(f"the whole report is {path}")
 
 
@@ -124,7 +126,7 @@ def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
                 f"{option} goes with --on CONFIG: without --on the run is evaluated on the tasks of its own settings"
             )
         return parse(Options, args, prog="metajax evaluate"), None
-    prepare_devices(None)  # before the config file, which may use JAX
+    prepare_devices(None)  # before the config file is executed, because it may use JAX
     return configs.override_task(Options(workdir=tyro.MISSING), on, args, prog="metajax evaluate")
 
 
@@ -149,39 +151,43 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
 
 
 @contextlib.contextmanager
-def _blaming(on: str, directory: Path, tasks: Tasks, task: Any, trained: TaskSpec) -> Iterator[None]:
-    """Name the config of `--on` in the errors that its tasks cause with the model of a run.
+def _misfit_errors(on: str, directory: Path, tasks: Tasks, task: Any, trained: TaskSpec) -> Iterator[None]:
+    """Convert errors into a `UserError` which says that the tasks of `--on` do not fit the model of a run.
 
     Args:
         on: The value of `--on`.
         directory: The work directory of the run.
-        tasks: The tasks of `--on`.
-        task: The settings of these tasks.
-        trained: The settings of the run's own tasks.
+        tasks: The task samplers of `--on`.
+        task: The task settings of `--on`.
+        trained: The task settings of the run.
 
     Raises:
-        UserError: If the tasks have another kind of target, or if the body of the `with` statement raises it.
+        UserError: If the tasks of `--on` have another kind of target than the run's tasks, or if the body of the `with`
+            statement raises a `UserError`.
     """
     there, here = workdir.trained_on(directory), describe_task(tasks)
     misfit = f"the tasks of {on} do not fit the model of {directory}"
     ways, needed = _outputs(task), _outputs(trained)
-    said = f"its tasks have {_described(here, ways)}, the run's have {_described(there, needed)}" if there else ""
+    shapes = f"its tasks have {_described(here, ways)}, the run's have {_described(there, needed)}" if there else ""
     if there and (there.get("targets") == "classes") != (here["targets"] == "classes"):
-        raise UserError(f"{misfit}: {said}")
+        raise UserError(f"{misfit}: {shapes}")
     sizes = _size_options(task, here["inputs"], there.get("inputs"))
     try:
         yield
     except UserError as error:
         options = " ".join([*sizes, *_ways_options(task, needed)])
         reason = f"pass {options}" if options else str(error)
-        raise UserError(f"{misfit}: {said + '; ' if said else ''}{reason}") from error
+        raise UserError(f"{misfit}: {shapes + '; ' if shapes else ''}{reason}") from error
     if there and there.get("inputs") != here["inputs"]:
         advice = f"; {' '.join(sizes)} makes them equal" if sizes else ""
-        report.warn(f"{on} is not what {directory} was trained on: {said}{advice}")
+        report.warn(f"{on} is not what {directory} was trained on: {shapes}{advice}")
 
 
 def _size_options(task: Any, here: Any, there: Any) -> list[str]:
-    """Return the options that give the images of a task the size and channels that a run was trained with."""
+    """Return the options that give a task's images the size and channels of the images in training.
+
+    `here` is the input shape of the task, and `there` the input shape in training.
+    """
     if not (isinstance(there, list) and len(there) == len(here) == 3):
         return []
     options = []
@@ -193,7 +199,7 @@ def _size_options(task: Any, here: Any, there: Any) -> list[str]:
 
 
 def _ways_options(task: Any, outputs: int | None) -> list[str]:
-    """Return the options that give a model for a task `outputs` outputs."""
+    """Return the options that set the ways of a task so that its model has `outputs` outputs."""
     if outputs is None or _outputs(task) in (None, outputs):
         return []
     if isinstance(task, Domains):
@@ -203,7 +209,7 @@ def _ways_options(task: Any, outputs: int | None) -> list[str]:
 
 
 def _outputs(task: Any) -> int | None:
-    """Return the number of outputs of a model for a task's classes; `None` if the task has no setting for it."""
+    """Return the number of model outputs that a task needs; `None` if the task's settings have no ways."""
     if isinstance(task, Domains):
         return task.max_ways
     ways = getattr(task, "ways", None)
@@ -213,30 +219,31 @@ def _outputs(task: Any) -> int | None:
 
 
 def _described(task: dict[str, Any], ways: int | None) -> str:
-    """Return the result of `describe_task` as text: `inputs of 28×28×1 and 5 classes`."""
+    """Return the result of `describe_task` as text, such as `inputs of 28×28×1 and 5 classes`."""
     shapes = {k: "×".join(map(str, v)) or "1 number" if isinstance(v, list) else str(v) for k, v in task.items()}
     targets = shapes.get("targets")
     classes = "classes" if ways is None else f"{ways} classes"
     return f"inputs of {shapes.get('inputs')} and {classes if targets == 'classes' else f'targets of {targets}'}"
 
 
-def _asked(options: Options, task: TaskSpec | None) -> dict[str, Any]:
-    """Return the options that the numbers in the report do not show, with the settings of another config's task."""
-    asked: dict[str, Any] = {"on": options.on, "task": workdir.to_json(task)} if options.on else {}
+def _recorded_options(options: Options, task: TaskSpec | None) -> dict[str, Any]:
+    """Return the entries of the report for `--on` and `--protocol`, with the task settings of `--on`."""
+    recorded: dict[str, Any] = {"on": options.on, "task": workdir.to_json(task)} if options.on else {}
     if options.protocol is not None:
         protocol = PROTOCOLS[options.protocol]
-        asked |= {
+        recorded |= {
             "protocol": options.protocol,
             "source": protocol.source,
             "transductive_is_its_own": protocol.transductive,
         }
-    return asked
+    return recorded
 
 
 def _report_name(options: Options, overridden: TaskSpec | None) -> str:
-    """Return the default file name: `evaluation.json` only for the run's own evaluation, so no other overwrites it.
+    """Return the default file name of the report.
 
-    The name of an evaluation on an overridden task ends in a checksum of its settings, which the report holds.
+    The name is `evaluation.json` only if no option changes the evaluation, so that another evaluation does not
+    overwrite this file. If options override the task of `--on`, the name ends in a checksum of the task's settings.
     """
     parts = ["evaluation"] + ([options.split] if options.split != "test" else [])
     for name in ("protocol", "on", "steps", "num_tasks", "seed", "checkpoint"):

@@ -23,15 +23,15 @@ DescribedDefault = Annotated[T, tyro.conf.arg(help_behavior_hint="")]
 
 
 def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = None, default: Any = None) -> T:
-    """Parse options into a dataclass.
+    """Parse the options of a command line into a dataclass.
 
     A `~` at the beginning of a value is replaced by the home folder. Shells expand only `--workdir ~/x`, not
     `--workdir=~/x`.
 
     Args:
-        kind: The dataclass.
+        kind: The dataclass. Its fields define the options.
         args: Arguments of the command line.
-        prog: The command, for the help.
+        prog: The command, such as `metajax train`, for the help.
         about: Description of the command, for the help. Default: the docstring of `kind`.
         default: Values of the fields that the arguments do not set.
 
@@ -41,15 +41,15 @@ def parse(kind: type[T], args: Sequence[str], *, prog: str, about: str | None = 
     Raises:
         UserError: If an option is unknown, or if its value has the wrong type.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     options = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(output):
             return tyro.cli(kind, args=[_expand_home(arg) for arg in args], prog=prog, description=about, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
-        message = _condense(said.getvalue(), list(_flags(kind if default is None else default)))
+        message = _condense(output.getvalue(), list(_flags(kind if default is None else default)))
         raise UserError(f"{message} ({prog} --help lists the options)") from None
 
 
@@ -68,7 +68,11 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
 
 
 def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
-    """Return `: did you mean …?` if a choice is similar to the word, else the advice (default: the list of choices)."""
+    """Return the end of an error message about an unknown word.
+
+    The result is `: did you mean …?` if a choice is similar to the word. If no choice is similar, the result is
+    `advice`, or without `advice` all choices.
+    """
     choices = list(choices)
     near = difflib.get_close_matches(word[:100], choices, n=1)
     if near:
@@ -77,7 +81,7 @@ def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
 
 
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the option names of a dataclass, or of an instance with nested settings, except options that are hidden."""
+    """Yield the option names of a dataclass, or of an instance with nested settings, without hidden options."""
     kind = settings if isinstance(settings, type) else type(settings)
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(settings):
@@ -96,7 +100,9 @@ def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:
 
 
 def _nearest(flag: str, flags: list[str]) -> list[str]:
-    """Return the likely options: all options with the same last part, else the most similar option.
+    """Return the options that the user may have meant by an unknown option `flag`.
+
+    The result has up to three options with the same last part. If there are none, it has the most similar option.
 
     >>> _nearest("--training.seed", ["--seed", "--training.keep"])
     ['--seed']
@@ -115,7 +121,7 @@ def _nearest(flag: str, flags: list[str]) -> list[str]:
 
 
 def _condense(box: str, flags: list[str]) -> str:
-    """Return the message in tyro's error box as one line, with the options that the user may have meant.
+    """Convert tyro's error box into a message of one line, with the options that the user may have meant.
 
     The box has a title, a message and a line below the message. On a terminal it has colours. In ASCII the box has no
     sides, and also a line below the title.
@@ -141,7 +147,7 @@ def _condense(box: str, flags: list[str]) -> str:
 
 
 def _not_integer(found: re.Match) -> str:
-    """Return the message for an option and a value that is no integer, with the integer if the value has another form.
+    """Return the error message for a value that is not an integer. If the value is `1e5`, suggest `100000`.
 
     >>> _not_integer(re.match("(.*): (.*)", "--steps: '1e5'"))
     "--steps takes an integer, got '1e5': write 100000"
@@ -160,6 +166,6 @@ def _not_number(found: re.Match) -> str:
 
 
 def _without_none(choices: re.Match) -> str:
-    """Return the choices of an optional option without `None`, sorted, because tyro lists them in any order."""
+    """Return the choices of an option without `None`, sorted, because the order of tyro's choices varies."""
     names = sorted(name for name in re.findall(r"'(\w+)'", choices[0]) if name != "None")
     return f"({', '.join(map(repr, names))})"

@@ -27,11 +27,12 @@ from metajax.report import plots
 from metajax.system import files
 
 _FITS = 3
+"""Number of regression tasks whose fits are plotted."""
 
 
 @dataclasses.dataclass
 class Options:
-    """Plot a run: its learning curve, the metrics against inner steps, and example tasks.
+    """Plot the learning curve of a run, its metrics against inner steps, and example tasks.
 
     A run with types of your own needs the code in its config.py. The code is executed only if you began a run with it,
     or with --trust. A copy of a work directory counts as yours if its config.py is unchanged.
@@ -51,7 +52,7 @@ class Options:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax plot` with the arguments `args`."""
     options = parse(Options, args, prog="metajax plot")
     if options.format not in ("png", "svg", "pdf"):
         raise UserError(f"--format must be png, svg or pdf, got {options.format!r}")
@@ -88,7 +89,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
-    """Plot example test tasks: an episode of images, or fits of one-dimensional regression."""
+    """Plot example test tasks: one few-shot task with images, or the fits of several one-dimensional regressions."""
     sampler = parts.tasks.samplers.get("test")
     if sampler is None:
         return {}

@@ -1,6 +1,6 @@
 """Show the progress of training on standard error.
 
-A terminal shows one line that is updated in place. Without a terminal a line is printed every 30 seconds.
+On a terminal one line is updated in place. If standard error is not a terminal, a line is printed every 30 seconds.
 """
 
 import sys
@@ -19,14 +19,18 @@ _SECONDS = 30.0
 
 
 class Progress:
-    """A context manager that shows a line with the step, tasks per second, loss, accuracy and remaining time."""
+    """A context manager that shows a line with the step, tasks per second, loss, accuracy and remaining time.
+
+    Args:
+        steps: Total number of meta-steps.
+    """
 
     def __init__(self, steps: int):
         console = Console(stderr=True)
         self._steps = steps
         self._in_lines = not console.is_terminal and is_first()
         self._last_line = time.monotonic()
-        self._said = False
+        self._printed = False
         self._bar = Bar(
             MofNCompleteColumn(),
             BarColumn(),
@@ -47,7 +51,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, row: dict[str, Any]) -> None:
-        """Show a row of the metrics. Without a terminal, print it only every 30 seconds and at the last step.
+        """Show a row of the metrics. Without a terminal, print the row only every 30 seconds and at the last step.
 
         The tasks per second of the first call include its compilation and are not shown.
         """
@@ -59,11 +63,11 @@ class Progress:
         with unread_is_fine(sys.stderr):
             self._bar.start()
             self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
-            if row["step"] >= self._steps:  # what follows, such as the evaluation, prints lines
+            if row["step"] >= self._steps:  # the evaluation after training prints lines
                 self._bar.stop()
-        ends = self._said and row["step"] == self._steps
+        ends = self._printed and row["step"] == self._steps
         if self._in_lines and (ends or time.monotonic() >= self._last_line + _SECONDS):
-            self._said = True
+            self._printed = True
             put_line(f"step {row['step']:,} of {self._steps:,}: {', '.join(parts)}", sys.stderr)
             self._last_line = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Print results and warnings of the commands."""
+"""Print the results and warnings of commands, and check the options of measurements."""
 
 import contextlib
 import sys
@@ -33,10 +33,10 @@ def first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def out_of_memory(advice: str) -> Iterator[None]:
-    """Convert an out-of-memory error into a `UserError` with advice.
+    """Convert an out-of-memory error in the body of the `with` statement into a `UserError` with `advice`.
 
     Raises:
-        UserError: If the block runs out of memory.
+        UserError: If the body runs out of memory.
     """
     try:
         yield
@@ -47,7 +47,7 @@ def out_of_memory(advice: str) -> Iterator[None]:
 
 
 def check_output(path: Path | None) -> None:
-    """Check before a measurement that its report can be written.
+    """Check before a measurement that its report can be written to the path of `--output`.
 
     Raises:
         UserError: If the report cannot be written.
@@ -63,7 +63,7 @@ def check_output(path: Path | None) -> None:
 
 
 def check_seconds(seconds: float) -> None:
-    """Check the duration of a measurement.
+    """Check the value of `--seconds`, the duration of a measurement.
 
     Raises:
         UserError: If the duration is not above 0, or is more than a day.
@@ -73,7 +73,7 @@ def check_seconds(seconds: float) -> None:
 
 
 def table(result: Report) -> None:
-    """Print the table of an evaluation, and warn of diverged tasks. The written report has all inner steps."""
+    """Print a table of an evaluation's metrics after some inner steps, and warn of diverged tasks."""
     if not is_first():
         return
     put_line(result.table(), sys.stdout)

@@ -29,17 +29,18 @@ class Options:
     workdir: DescribedDefault[Path | None] = None
     """Work directory (default: runs/CONFIG)."""
     devices: DescribedDefault[int | None] = None
-    """Devices to split tasks over (default: as many as increase the speed). On a CPU each core is a device."""
+    """Number of devices to split tasks over (default: as many as speed up training). On a CPU each core is a device."""
     distributed: str | None = None
-    """Train in several processes: auto if a cluster manager knows the processes, else ADDRESS:PORT,INDEX,COUNT."""
+    """Train in several processes: auto if a cluster manager starts them, else ADDRESS:PORT,INDEX,COUNT, with the
+    address of process 0, the index of this process from 0, and the number of processes."""
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax train` with the arguments `args`."""
     configs.check_first("train", _USAGE, args)
-    join(value_of("--distributed", args))  # before the config file, which may use JAX
+    join(value_of("--distributed", args))  # before the config file is executed, because it may use JAX
     source, options, experiment = configs.override("train", Options, args)
     directory = options.workdir or Path("runs") / source.stem
     prepare_devices(options.devices)
@@ -62,17 +63,17 @@ def run(args: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _explained_errors(directory: Path) -> Iterator[None]:
-    """Name the work directory in errors of the operating system, and explain errors of JAX."""
+    """Add the work directory to errors of the operating system, and convert errors of JAX into a `UserError`."""
     try:
         with report.out_of_memory("--execution.chunk-size 1, or --execution.remat"):
             yield
-    except OSError as error:  # a write that fails names no file
+    except OSError as error:  # the error of a failed write has no file name
         reason = error.strerror or str(error)
         raise OSError(error.errno or 0, reason, error.filename or str(directory)) from error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         raise UserError(
-            f"another process of the run has stopped ({report.first_line(error)}). Start all of them again with the "
-            f"same command to resume {directory}"
+            f"another process of the run has stopped ({report.first_line(error)}). Start all processes again with "
+            f"the same command to resume {directory}"
         ) from error

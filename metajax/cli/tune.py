@@ -20,18 +20,18 @@ from metajax.system import files
 _USAGE = """usage: metajax tune CONFIG [--seconds S] [--data-dir DIR] [--FIELD VALUE ...]
 
 Time CONFIG on this device with several numbers of devices and chunk sizes, and with unrolled and compiled loops. The
-fastest settings are written to CONFIG.tuned.json beside the config. `metajax train CONFIG` uses them on such a
-device."""
+fastest settings are written to CONFIG.tuned.json beside the config. `metajax train CONFIG` uses them on devices of
+this kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """Execution settings for an experiment on a kind of device.
+    """Execution settings for an experiment on a kind of device. A field is `None` if it has its default.
 
     Attributes:
-        devices: Devices to split tasks over; `None` for the default of `choose_mesh`.
-        chunk_size: Tasks that run together on a device.
-        unroll: Whether inner steps are unrolled.
+        devices: Number of devices to split tasks over; `None` for the default of `choose_mesh`.
+        chunk_size: Number of tasks that run together on a device.
+        unroll: Whether the inner steps are unrolled.
     """
 
     devices: int | None = None
@@ -40,11 +40,11 @@ class Tuned:
 
     def apply(self, experiment: Experiment) -> Experiment:
         """Return the experiment with these execution settings, except where the experiment overrides them."""
-        own = experiment.execution
-        chosen = {name: getattr(self, name) for name in ("chunk_size", "unroll") if getattr(own, name) is None}
-        if own.remat:
-            chosen.pop("unroll", None)
-        return dataclasses.replace(experiment, execution=dataclasses.replace(own, **chosen))
+        execution = experiment.execution
+        changes = {name: getattr(self, name) for name in ("chunk_size", "unroll") if getattr(execution, name) is None}
+        if execution.remat:
+            changes.pop("unroll", None)
+        return dataclasses.replace(experiment, execution=dataclasses.replace(execution, **changes))
 
 
 @dataclasses.dataclass
@@ -52,13 +52,13 @@ class Options:
     """Time several execution settings for an experiment, and save the fastest."""
 
     seconds: float = 3.0
-    """Duration of the timed calls for each combination of settings."""
+    """Duration of the measurement of each combination of settings, in seconds."""
     data_dir: DescribedDefault[Path | None] = None
     """Folder of prepared data sets (default: $METAJAX_DATA_DIR, else ~/.cache/metajax)."""
 
 
 def run(args: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `metajax tune` with the arguments `args`."""
     configs.check_first("tune", _USAGE, args)
     source, options, experiment = configs.override("tune", Options, args)
     report.check_seconds(options.seconds)
@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> None:
     try:
         files.check_writable(_path(source))
     except UserError as error:
-        raise UserError(f"{error}: copy {source.name} to a folder of your own, and tune that") from error
+        raise UserError(f"{error}: copy {source.name} to a folder of your own, and tune the copy") from error
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)
     best, rate = Tuned(), 0.0
@@ -87,10 +87,12 @@ def run(args: Sequence[str]) -> None:
 
 
 def load(source: Path) -> Tuned:
-    """Return the fastest settings for a config on this kind of device; the defaults if it was never tuned here.
+    """Return the fastest execution settings for a config on this kind of device.
+
+    If `metajax tune` has no result for this kind of device, the fields of the returned settings are `None`.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file with the tuned settings is damaged.
     """
     path = _path(source)
     if not path.is_file():
@@ -125,10 +127,11 @@ def _path(source: Path) -> Path:
 
 
 def _ways(experiment: Experiment, params: Params) -> Iterator[Tuned]:
-    """Yield the settings to time.
+    """Yield the combinations of execution settings to time.
 
-    The numbers of devices are 1, the default, and all that share the tasks. The chunk sizes are 1, 4 and all tasks of a
-    device. Inner loops of 2 to 10 steps are timed both unrolled and scanned.
+    The numbers of devices are 1, the default of `choose_mesh`, and the smallest number for which the busiest device has
+    as few tasks as with all devices. The chunk sizes are 1, 4 and all tasks of a device. Inner loops of 2 to 10 steps
+    are timed both unrolled and scanned.
     """
     tasks = experiment.training.tasks_per_step
     loops = 1 < experiment.inner.steps <= 10 and not experiment.execution.remat

@@ -1,4 +1,4 @@
-"""Apply functions to blocks of examples, whose values stay in a cache."""
+"""Apply functions to blocks of examples that are small enough for the processor's cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def map_blocks(fn: Callable[..., Any], x: jax.Array, *, block: int) -> Any:
     Args:
         fn: `(examples) -> pytree of arrays`, each with a leading axis of examples.
         x: `[examples, ...]`.
-        block: Examples in a block, a divisor of the number of examples.
+        block: Number of examples in a block, a divisor of the number of examples.
 
     >>> import jax.numpy as jnp
     >>> map_blocks(lambda x: x - x.mean(), jnp.arange(4.0), block=2).tolist()
@@ -35,7 +35,7 @@ def map_blocks(fn: Callable[..., Any], x: jax.Array, *, block: int) -> Any:
     if block == len(x):
         return fn(x)
     split, join = _splitter(block)
-    out = lax.map(lambda some: fn(join(some)), split(x))
+    out = lax.map(lambda rows: fn(join(rows)), split(x))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
 
 
@@ -45,7 +45,7 @@ def sum_blocks(fn: Callable[..., jax.Array], *arrays: jax.Array, block: int) -> 
     Args:
         fn: `(*arrays) -> array`.
         *arrays: Arrays `[examples, ...]`.
-        block: Examples in a block, a divisor of the number of examples.
+        block: Number of examples in a block, a divisor of the number of examples.
 
     >>> import jax.numpy as jnp
     >>> float(sum_blocks(lambda x, y: x @ y, jnp.arange(4.0), jnp.arange(4.0), block=2))
@@ -55,8 +55,8 @@ def sum_blocks(fn: Callable[..., jax.Array], *arrays: jax.Array, block: int) -> 
         return fn(*arrays)
     split, join = _splitter(block)
 
-    def add(total: jax.Array, some: list[jax.Array]) -> tuple[jax.Array, None]:
-        return total + fn(*map(join, some)), None
+    def add(total: jax.Array, blocks: list[jax.Array]) -> tuple[jax.Array, None]:
+        return total + fn(*map(join, blocks)), None
 
     like = jax.eval_shape(fn, *(x[:block] for x in arrays))
     return lax.scan(add, jnp.zeros(like.shape, like.dtype), [split(x) for x in arrays])[0]
@@ -65,5 +65,5 @@ def sum_blocks(fn: Callable[..., jax.Array], *arrays: jax.Array, block: int) -> 
 def _splitter(block: int) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Return a function that splits an array into blocks, and a function that returns the examples of one block."""
     if block == 1:  # XLA for CPUs would transpose an axis of size 1 to the front, and copy everything
-        return lambda x: x, lambda some: some[None]
-    return lambda x: x.reshape(-1, block, *x.shape[1:]), lambda some: some
+        return lambda x: x, lambda example: example[None]
+    return lambda x: x.reshape(-1, block, *x.shape[1:]), lambda rows: rows

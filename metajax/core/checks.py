@@ -1,4 +1,4 @@
-"""Checks of the arguments of public functions.
+"""Check the arguments of public functions.
 
 Each error message names the expected value, the received value, and what to do. The checks use only types, structures
 and shapes, so they also work while JAX traces a function.
@@ -16,7 +16,7 @@ from metajax.core.tracing import is_key
 from metajax.core.types import LossFn, MetaParams, Metrics, Params, PyTree
 
 _SHOWN_KEYS = 8
-"""Keys of a dict in an error message, which has three lines at most."""
+"""Largest number of keys of a dict that an error message lists."""
 
 
 def as_key(seed: Any) -> jax.Array:
@@ -72,7 +72,7 @@ def evaluate_loss(loss_fn: LossFn, params: Params, data: PyTree, rng: jax.Array)
         The loss, and the metrics with the loss added under the name `loss`.
 
     Raises:
-        TypeError: If the loss returns something else.
+        TypeError: If the loss does not return a real scalar and a dict of scalar metrics.
 
     >>> evaluate_loss(lambda params, data, rng: (params * data, {"half": params / 2}), 2.0, 3.0, None)
     (6.0, {'half': 1.0, 'loss': 6.0})
@@ -115,7 +115,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_not_donated(tree: PyTree, what: str) -> None:
-    """Raise a `ValueError` if an array of a pytree was donated to a training step."""
+    """Raise a `ValueError` if an array of a pytree was donated to a training step. `what` names the pytree."""
     if any(isinstance(leaf, jax.Array) and _is_deleted(leaf) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
             f"this {what} was donated to an earlier training step, which reused its memory: continue with the "
@@ -183,7 +183,7 @@ def check_params(params: Any, what: str = "parameters") -> None:
             where = f" at {name!r}" if name else ""
             raise TypeError(
                 f"{what} are floating-point arrays, got {describe(leaf)}{where}; metajax.functional(module) returns "
-                "those of a module"
+                "the parameters of a module"
             )
 
 
@@ -202,7 +202,7 @@ def check_no_state(params: Any, what: str = "parameters") -> None:
 
 
 def check_entries(meta_params: MetaParams, names: Collection[str]) -> None:
-    """Raise a `TypeError` unless meta-parameters are a dict with exactly these entries."""
+    """Raise a `TypeError` unless meta-parameters are a dict whose keys are exactly `names`."""
     if not isinstance(meta_params, dict) or set(meta_params) != set(names):
         raise TypeError(
             f"the meta-parameters of this learner are a dict with {', '.join(names)}, from learner.init(params)[0]; "

@@ -14,10 +14,10 @@ from metajax.core.optimizers import update
 from metajax.core.types import PyTree
 
 _PROBED_STEPS = 8
-"""Optimiser steps in the probe. With the usual decay rates, rectified Adam changes its formula at step 6."""
+"""Number of optimiser steps in the probe. With the usual decay rates, rectified Adam changes its formula at step 6."""
 
 _PROBED_SIZE = 3
-"""Largest axis length of the probe's arrays. Their structure and number of axes equal those of the parameters."""
+"""Largest axis length of the arrays in the probe. The arrays have the structure and the axes of the parameters."""
 
 
 def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTree, steps: int) -> PyTree:
@@ -28,7 +28,7 @@ def check_derivative_on_use(optimizer: optax.GradientTransformation, grads: PyTr
     Args:
         optimizer: The inner optimiser.
         grads: The inner gradients, the optimiser's next input.
-        steps: Inner steps.
+        steps: Number of inner steps.
 
     Returns:
         `grads`, unchanged.
@@ -52,8 +52,8 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
 
     Args:
         optimizer: An optax optimiser.
-        like: A pytree of arrays, or of their shapes, of the structure of the parameters.
-        steps: Steps of the inner loop.
+        like: A pytree like the parameters, of arrays or of their shapes.
+        steps: Number of inner steps.
 
     Raises:
         ValueError: If the derivative is not finite for gradients that are not 0.
@@ -78,9 +78,9 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
             break
         except jax.errors.UnexpectedTracerError:  # the optimiser uses a traced value, such as a learned rate
             return
-        except (TypeError, ValueError):  # it holds arrays of the real shapes, such as a rate for each parameter
+        except (TypeError, ValueError):  # the optimiser has arrays like the parameters, such as rates
             continue
-    else:  # its own errors appear where the inner loop calls it
+    else:  # the optimiser raises errors, which appear again when the inner loop calls it
         return
     if not generic:
         raise ValueError(
@@ -99,7 +99,7 @@ def check_derivative(optimizer: optax.GradientTransformation, like: PyTree, step
 def _is_finite(
     optimizer: optax.GradientTransformation, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], steps: int
 ) -> tuple[bool, bool]:
-    """Probe an optimiser, once for each optimiser that can be hashed."""
+    """Return the result of `_probe`. The result is cached if the optimiser can be hashed."""
     try:
         hash(optimizer)
     except TypeError:

@@ -1,7 +1,8 @@
-"""Differentiation of the inner loop, one function for each method.
+"""Methods to differentiate the inner loop.
 
-The functions that end in `_gradient` compute the gradient of one inner step, and differ in its derivative. The other
-functions run the steps, and differ in what the backward pass stores. All functions of a kind have one signature.
+The functions `..._gradient` compute the gradient of one inner step. They have the same value and differ in their rule
+for the derivative. The functions `unrolled` and `scan_in_stretches` run the steps, as `lax.scan` does. They differ in
+the values that JAX stores for the backward pass.
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from metajax.core.types import PyTree
 
 _UNROLLED = 5
-"""Largest number of steps of a loop that is unrolled by default. A longer unrolled loop would compile slowly."""
+"""Largest number of steps for which a loop is unrolled by default. Longer unrolled loops compile slowly."""
 
 _STORED = "inner_gradient"
 _STORE_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_STORED)
@@ -28,40 +29,40 @@ Gradient = Callable[[Callable[[PyTree, PyTree], jax.Array], PyTree, PyTree], PyT
 """`(loss, fast, rest) -> gradient`: the gradient of `loss(fast, rest)` with respect to `fast`."""
 
 Loop = Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]
-"""`(step, carry, inputs) -> (carry, outputs)`, as `lax.scan`."""
+"""`(step, carry, inputs) -> (carry, outputs)`, with the meaning of the arguments of `lax.scan`."""
 
 _Linear = Callable[[Sequence[Any], Sequence[Any]], list[Any]]
-"""`(residuals, inputs) -> outputs`, linear in the inputs."""
+"""`(residuals, inputs) -> outputs`, a function that is linear in `inputs`."""
 
 
 def reverse_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
-    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, without a rule for its derivative."""
+    """Compute the gradient of `loss(fast, rest)` with respect to `fast`; JAX differentiates it by reverse mode."""
     return jax.grad(loss)(fast, rest)
 
 
 def first_order_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
-    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, as a constant in further differentiation."""
+    """Compute the gradient of `loss(fast, rest)` with respect to `fast`, as a constant for the meta-gradient."""
     return lax.stop_gradient(jax.grad(loss)(fast, rest))
 
 
 def mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTree, rest: PyTree) -> PyTree:
     """Compute the gradient of `loss(fast, rest)` with respect to `fast`, with a custom rule for its derivative.
 
-    Forward mode computes the gradient's tangent as the derivative of the gradient along the input tangents. In reverse
-    mode, for a cotangent v of the gradient, the cotangents of all arguments are the gradient of the directional
-    derivative of the loss along v, because second derivatives commute. Both are forward over reverse. JAX stores only
-    the arguments for them, and nothing of the inner backward pass.
+    In forward mode, the tangent of the gradient is the derivative of the gradient along the input tangents. In reverse
+    mode, let v be the cotangent of the gradient. Second derivatives commute, so the cotangents of all arguments are the
+    gradient of the directional derivative of the loss along v. Both modes use a forward-over-reverse product. For this
+    product JAX stores only the arguments, and no values of the inner backward pass.
 
     Args:
         loss: The loss. It may close over arrays, which are differentiated too.
         fast: The pytree of arrays to differentiate with respect to.
-        rest: Other arguments, a pytree of arrays.
+        rest: The other arguments of the loss, a pytree of arrays.
 
     Returns:
         The gradient, a pytree like `fast`.
     """
     traced = jax.make_jaxpr(loss)(fast, rest)
-    # What the loss closes over may be differentiated or mapped over too, so it becomes an argument.
+    # The arrays that the loss closes over may be differentiated or mapped over, so they become arguments.
     program, closed_over = traced.jaxpr, traced.consts
     leaves, structure = jax.tree.flatten((rest, closed_over))
     is_real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
@@ -113,9 +114,9 @@ def mixed_mode_gradient(loss: Callable[[PyTree, PyTree], jax.Array], fast: PyTre
 
 
 _linear_p = Primitive("metajax_linear")
-"""A linear function with its transpose: `fn(residuals, inputs)`, and `transposed(residuals, cotangents)`.
+"""A JAX primitive for a linear function `fn(residuals, inputs)` and its transpose `transposed(residuals, cotangents)`.
 
-`jax.custom_derivatives.linear_call` is the same without a rule for `vmap`.
+`jax.custom_derivatives.linear_call` has the same purpose, but no batching rule, so it does not work under `vmap`.
 """
 _linear_p.multiple_results = True
 
@@ -143,29 +144,31 @@ def _jvp(primals, tangents, *, num_residuals: int, **params):
     if all(isinstance(each, ad.Zero) for each in tangents[:num_residuals]):
         inputs = map(ad.instantiate_zeros, tangents[num_residuals:])
         return out, _linear_p.bind(*primals[:num_residuals], *inputs, num_residuals=num_residuals, **params)
-    moves = [not isinstance(each, ad.Zero) for each in tangents]
+    is_active = [not isinstance(each, ad.Zero) for each in tangents]
 
-    def of_moving(moving):
-        moving = iter(moving)
-        operands = [next(moving) if yes else each for each, yes in zip(primals, moves, strict=True)]
+    def call_active(active):
+        active = iter(active)
+        operands = [next(active) if yes else each for each, yes in zip(primals, is_active, strict=True)]
         return _call(*operands, num_residuals=num_residuals, **params)
 
-    moving, along = ([each for each, yes in zip(values, moves, strict=True) if yes] for values in (primals, tangents))
-    _, tangent = jax.jvp(of_moving, (moving,), (along,))
+    active, directions = (
+        [each for each, yes in zip(values, is_active, strict=True) if yes] for values in (primals, tangents)
+    )
+    _, tangent = jax.jvp(call_active, (active,), (directions,))
     return out, tangent
 
 
 def _batch(operands, axes, *, fn: _Linear, transposed: _Linear, num_residuals: int, outputs):
     (size,) = {each.shape[axis] for each, axis in zip(operands, axes, strict=True) if axis is not None}
-    of_residuals, of_inputs = list(axes[:num_residuals]), list(axes[num_residuals:])
+    residual_axes, input_axes = list(axes[:num_residuals]), list(axes[num_residuals:])
 
     def batched_fn(residuals, inputs):
-        return jax.vmap(fn, (of_residuals, of_inputs), axis_size=size)(list(residuals), list(inputs))
+        return jax.vmap(fn, (residual_axes, input_axes), axis_size=size)(list(residuals), list(inputs))
 
     def batched_transposed(residuals, cotangents):
-        out_axes = [0 if axis is None else axis for axis in of_inputs]
-        values = jax.vmap(transposed, (of_residuals, 0), out_axes, axis_size=size)(list(residuals), list(cotangents))
-        return [value.sum(0) if axis is None else value for value, axis in zip(values, of_inputs, strict=True)]
+        out_axes = [0 if axis is None else axis for axis in input_axes]
+        values = jax.vmap(transposed, (residual_axes, 0), out_axes, axis_size=size)(list(residuals), list(cotangents))
+        return [value.sum(0) if axis is None else value for value, axis in zip(values, input_axes, strict=True)]
 
     out = _linear_p.bind(
         *operands,
@@ -189,19 +192,20 @@ def stored(gradient: PyTree) -> PyTree:
 
 
 def choose_loop(*, steps: int, remat: bool, unroll: int | bool | None) -> Loop:
-    """Return the function that runs the steps; the arguments are those of `inner_loop`."""
+    """Return the function that runs the inner steps. `inner_loop` describes the arguments."""
     if remat:
         return scan_in_stretches
     if unroll is None:
         unroll = bool(steps <= _UNROLLED)
-    whole = steps > 0 and (unroll is True or unroll >= steps)
-    return unrolled if whole else functools.partial(lax.scan, unroll=unroll)
+    unrolls_all = steps > 0 and (unroll is True or unroll >= steps)
+    return unrolled if unrolls_all else functools.partial(lax.scan, unroll=unroll)
 
 
 def unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Run an unrolled `lax.scan`, with the first step outside the scan.
+    """Run all steps as an unrolled `lax.scan`, with the first step outside the scan.
 
-    Under `vmap` the first step starts from parameters that all tasks share; a scan would copy these for each task.
+    Under `vmap` the first step starts from parameters that all tasks share. A scan over the first step would copy these
+    parameters for each task.
     """
     carry, first = step(carry, jax.tree.map(lambda leaf: leaf[0], inputs))
     first = jax.tree.map(lambda leaf: leaf[None], first)
@@ -212,7 +216,10 @@ def unrolled(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyT
 
 
 def scan_in_stretches(step: Callable, carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-    """Run `lax.scan` over n steps. The backward pass stores the inner gradients and the carry after every √n steps."""
+    """Run `lax.scan` over n steps, and store only the inner gradients and the carry after every √n steps.
+
+    The backward pass recomputes all other values.
+    """
     steps = jax.tree.leaves(inputs)[0].shape[0]
     stretch = max(math.isqrt(steps), 1)
     in_stretches = steps - steps % stretch

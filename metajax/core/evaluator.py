@@ -28,18 +28,19 @@ from metajax.core.trainer import as_partial
 from metajax.core.types import Batch, LossFn, MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _MOST_AT_ONCE = 8
-"""Largest default chunk size. Non-transductive evaluation needs one batch for each query, which limits the memory."""
+"""Largest default number of tasks that run together. Non-transductive evaluation has one batch for each query, so more
+tasks would need much memory."""
 
 _CHUNKS_IN_A_CALL = 2
-"""Chunks of a device's tasks in one call of the compiled program. XLA's CPU runtime keeps some memory for each
-iteration of nested loops until the call ends: gigabytes after one minute."""
+"""Number of chunks of tasks that each device processes in one call of the compiled program. XLA's CPU runtime keeps
+memory for each iteration of nested loops until the call ends, so a call of one minute would need gigabytes."""
 
 _CACHED_EXAMPLES = 40
-"""Examples in a non-transductive forward pass on a CPU. Activations of this many examples stay in the cache."""
+"""Largest number of examples in a non-transductive forward pass on a CPU, so that the activations stay in the cache."""
 
 _ACCELERATED_VALUES = 400_000
-"""Elements in the inputs of a non-transductive forward pass on an accelerator. This many elements keep the accelerator
-busy and leave memory for activations."""
+"""Largest number of input elements in a non-transductive forward pass on an accelerator. With this number the
+accelerator is busy, and memory for the activations remains."""
 
 _KINDS = ("transductive", "non_transductive")
 
@@ -47,7 +48,7 @@ _KINDS = ("transductive", "non_transductive")
 class Statistics(NamedTuple):
     """Statistics of one metric over the tasks. Each field is a list over the inner steps `0..steps`.
 
-    A value is `None` if it is not finite, or if it is an interval from one task.
+    A value is `None` if it is not finite. The interval is also `None` if there is only one task.
 
     Attributes:
         mean: The mean over tasks.
@@ -62,7 +63,9 @@ class Statistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The metrics of one way to predict the queries. `scores[name]` are the `Statistics` of a metric.
+    """The metrics of either the transductive or the non-transductive predictions of the queries.
+
+    `scores[name]` is the `Statistics` of the metric `name`.
 
     Attributes:
         diverged: Number of tasks with a non-finite value at any step. These tasks are never dropped.
@@ -82,7 +85,7 @@ class Report:
 
     Attributes:
         num_tasks: Number of tasks.
-        inner_steps: The last inner step.
+        inner_steps: Number of inner steps.
         transductive: Metrics with all queries of a task in one batch.
         non_transductive: Metrics with each query in a batch with only the support set; `None` if not measured.
         domains: For tasks from several domains, one report for each domain, by name.
@@ -129,7 +132,7 @@ class Report:
         """Make a report from the result of `to_json`. Other entries are ignored.
 
         Raises:
-            ValueError: If an entry is missing, or has another form.
+            ValueError: If an entry is missing or has the wrong type.
         """
         _check_json(value)
 
@@ -164,7 +167,7 @@ class Report:
 
 
 def _check_json(report: Any) -> None:
-    """Raise a `ValueError` that names the missing entry, unless a value is a report in the form of `to_json`."""
+    """Raise a `ValueError` that names a missing entry, unless a value has the format of `Report.to_json`."""
     if not isinstance(report, dict):
         raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
     steps, kinds = report.get("inner_steps"), [report[kind] for kind in _KINDS if kind in report]
@@ -227,7 +230,7 @@ class Evaluate(Protocol):
         *,
         sampler: TaskSampler | None = None,
     ) -> Report:
-        """Return a report. `sampler` replaces the evaluator's sampler; it must compile to the same program."""
+        """Return a report. `sampler` replaces the evaluator's sampler. Both samplers must compile to one program."""
         ...
 
 
@@ -253,13 +256,13 @@ def evaluator(
         learner: A meta-learner.
         loss_fn: The loss on the query set; its model should not use dropout. For non-transductive evaluation the loss
             must weight examples by `Batch.mask`, as metajax's losses do.
-        sampler: `rng -> Task`.
-        steps: Inner steps.
-        num_tasks: Tasks. Task `i` is a function of the key and of `i`; it does not depend on the devices.
-        batch_size: Examples in an inner minibatch. Default: as in training.
+        sampler: The task sampler, `rng -> Task`.
+        steps: Number of inner steps.
+        num_tasks: Number of tasks. Task `i` depends only on the key and on `i`, not on the devices.
+        batch_size: Number of support examples in each inner step. Default: the batch size of the inner loop.
         non_transductive: Whether to evaluate non-transductively as well. This runs a forward pass of the support set
             for each query.
-        chunk_size: Tasks that run together on a device; see `average_tasks`.
+        chunk_size: Number of tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
 
     Returns:
@@ -292,7 +295,7 @@ def evaluator(
 
     def tasks_of_a_call(meta_params) -> int:
         most = chunk(meta_params) * num_devices(mesh) * _CHUNKS_IN_A_CALL
-        return -(-num_tasks // -(-num_tasks // most))  # alike in all calls
+        return -(-num_tasks // -(-num_tasks // most))  # the same number in all calls
 
     def run(meta_params, learner_state, rng, first, sampler):
         shared = (meta_params, learner_state, sampler)
@@ -301,8 +304,8 @@ def evaluator(
 
     everywhere = replicated(mesh)
     compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
-    held = replicate(as_partial(sampler), mesh)
-    default, checked = sampler, list[Any]()  # the last samplers that were checked
+    default_sampler, default_partial = sampler, replicate(as_partial(sampler), mesh)
+    checked_samplers: list[Any] = []  # the last 8 samplers that passed the check
 
     def evaluate(
         meta_params: MetaParams,
@@ -314,14 +317,14 @@ def evaluator(
         check_params(meta_params, "meta-parameters")
         check_not_donated((meta_params, learner_state), "state")
         shared = replicate((meta_params, learner_state, as_key(rng)), mesh)
-        drawn_by = held if sampler is None else replicate(as_partial(sampler), mesh)
-        given = default if sampler is None else sampler
-        if not any(each is given for each in checked):
-            check_sampler(drawn_by, rng=jax.eval_shape(lambda key: key, shared[2]))
-            checked[:] = [*checked[-7:], given]
+        partial = default_partial if sampler is None else replicate(as_partial(sampler), mesh)
+        sampler = default_sampler if sampler is None else sampler
+        if not any(each is sampler for each in checked_samplers):
+            check_sampler(partial, rng=jax.eval_shape(lambda key: key, shared[2]))
+            checked_samplers[:] = [*checked_samplers[-7:], sampler]
         parts = []
         for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # surplus tasks of the last call are dropped
-            parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), drawn_by)))
+            parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), partial)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         scores = {kind: _scores(each) for kind, each in values.items()}
         return Report(num_tasks, steps, scores["transductive"], scores.get("non_transductive"))
@@ -414,10 +417,10 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
 
     queries, examples = _size(query), _size(support) + 1
     if jax.default_backend() == "cpu":
-        together = largest_block(queries, examples, _CACHED_EXAMPLES)
+        block = largest_block(queries, examples, _CACHED_EXAMPLES)
     else:
-        together = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
-    values = jax.lax.map(measure, (query.x, query.y), batch_size=together)
+        block = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
+    values = jax.lax.map(measure, (query.x, query.y), batch_size=block)
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 
 

@@ -45,7 +45,7 @@ def functional(module: Any, *init_args: Any, **options: Any) -> tuple[ApplyFn, P
         which metajax never updates.
 
     Raises:
-        TypeError: If `module` is of another kind, or if the arguments do not fit it.
+        TypeError: If `module` is none of these, or if the arguments do not fit the kind of `module`.
         ValueError: If there are no parameters, if a parameter is not a floating-point array, or if batch normalisation
             would use running statistics that were never updated. For running statistics that were updated before,
             there is only a `UserWarning`. `apply` checks the statistics at its first call with inputs of a new shape.
@@ -60,8 +60,8 @@ def functional(module: Any, *init_args: Any, **options: Any) -> tuple[ApplyFn, P
     if isinstance(module, nnx.Module):
         if init_args:
             raise TypeError(
-                f"{kind} is an NNX module, which has its parameters already: call functional(module). What its call "
-                "takes besides x is passed by keyword"
+                f"{kind} is an NNX module, which has its parameters already: call functional(module). Pass the other "
+                "arguments of the module's call by keyword"
             )
         apply, params = _from_nnx(module, options)
     elif isinstance(module, linen.Module):
@@ -92,7 +92,7 @@ def _check_params(kind: str, params: Params) -> None:
             continue
         remedy = ""
         if kind == "the pair":
-            remedy = "\nIf `init` returns something besides parameters, keep it out: (lambda *a: init(*a)[1], apply)"
+            remedy = "\nIf `init` returns more than the parameters, select them: (lambda *a: init(*a)[1], apply)"
         raise ValueError(
             f"parameters must be floating-point arrays, but parameter {path!r} of {kind} is {describe(leaf)}{remedy}"
         )
@@ -154,22 +154,27 @@ def _replaced(state: nnx.State, values: PyTree) -> nnx.State:
 
 def _from_linen(module: linen.Module, init_args: tuple, options: dict[str, Any]) -> tuple[ApplyFn, Params]:
     init_rngs, example, *others = init_args
-    init_rngs = jax.tree.map(as_key, init_rngs)  # one, or a dict of them
+    init_rngs = jax.tree.map(as_key, init_rngs)  # one key, or a dict of keys
     variables = dict(module.init(init_rngs, example, *others, **options))
     params, statistics = variables.pop("params", {}), variables.get("batch_stats", {})
     streams = sorted({"dropout", *(init_rngs if isinstance(init_rngs, dict) else ())} - {"params"})
 
     def run(values, params, x, rng):
         rngs = None if rng is None else {name: jax.random.fold_in(rng, i) for i, name in enumerate(streams)}
-        held = {**variables, "batch_stats": values} if statistics else variables
-        outputs, _ = module.apply({"params": params, **held}, x, *others, rngs=rngs, mutable=list(variables), **options)
+        state = {**variables, "batch_stats": values} if statistics else variables
+        outputs, _ = module.apply(
+            {"params": params, **state}, x, *others, rngs=rngs, mutable=list(variables), **options
+        )
         return outputs
 
     return _checked(run, statistics), params
 
 
 def _checked(run: Callable[..., Any], statistics: PyTree) -> ApplyFn:
-    """Return `run` as an `ApplyFn` that checks its use of running statistics, once for each shape of inputs."""
+    """Wrap `run` as an `ApplyFn` that checks how batch normalisation uses running statistics.
+
+    The check runs once for each shape of inputs.
+    """
 
     @functools.cache
     def check(structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> None:
@@ -210,12 +215,12 @@ def _check_statistics(run: Callable[..., Any], statistics: PyTree, arguments: tu
     if not any(updated for _, updated in moments):
         raise ValueError(
             f"batch normalisation ({layers}) would use running statistics, which still have their initial values, and "
-            "which metajax does not update.\nLet it use the batch at hand: use_running_average=False. (module.eval() "
-            "sets it to True; `metajax.functional` says how to switch off dropout alone.)"
+            "which metajax does not update.\nSet use_running_average=False to use the current batch. (module.eval() "
+            "sets it to True. The docstring of `metajax.functional` explains how to switch off only dropout.)"
         )
     warnings.warn(
         f"batch normalisation ({layers}) uses running statistics, which metajax holds constant: with "
-        "use_running_average=False it uses the batch at hand, in training and in evaluation",
+        "use_running_average=False it uses the current batch, in training and in evaluation",
         stacklevel=5,
     )
 

@@ -1,7 +1,7 @@
 """The inner loop: adaptation to one task by gradient descent, differentiable from end to end.
 
-This module decides how the adaptation to a task is unrolled: the inner optimiser, the number of steps, the mask of
-adapting leaves, minibatches and the trace. `differentiation` has the ways to differentiate it.
+This module defines the steps of the adaptation: the inner optimiser, the number of steps, the mask of adapting leaves,
+minibatches and the trace. The module `differentiation` has the methods to differentiate these steps.
 """
 
 import functools
@@ -63,7 +63,7 @@ class Run(Protocol):
         to_model: Callable[[PyTree, Any], Params] | None = None,
         rescale: Callable[[PyTree, Any], PyTree] | None = None,
     ) -> Adapted:
-        """Run the loop; `steps`, `batch_size` and `first_order` override the arguments of `inner_loop`."""
+        """Run the inner loop; `steps`, `batch_size` and `first_order` override the arguments of `inner_loop`."""
         ...
 
 
@@ -71,14 +71,14 @@ class InnerLoop(NamedTuple):
     """Pure functions on one task, made by `inner_loop`.
 
     Attributes:
-        init: `params -> opt_state`, the inner optimiser's fresh state.
+        init: `params -> opt_state`, the initial state of the inner optimiser.
         run: `(loss_fn, params, data, rng, *, ...) -> Adapted`. `observe` is a function of the model's parameters; its
             values at steps `0..steps` form the trace. `to_model(params, step)` maps the adapted parameters to the
             model's parameters, for the loss and for `observe` (default: identity); `step` is the number of updates
             before this call. `rescale(updates, step)` changes the updates before they are added to the parameters.
             `to_model` and `rescale` may close over meta-parameters.
-        split: `params -> (adapting leaves, other leaves)`: two trees like `params`, with `None` in place of the leaves
-            that are in the other tree.
+        split: `params -> (adapting leaves, constant leaves)`: two trees like `params`. Each tree has `None` in place of
+            the leaves that belong to the other tree.
         steps: Default number of gradient steps.
     """
 
@@ -104,12 +104,12 @@ def inner_loop(
     Args:
         optimizer: Any optax transformation: SGD, momentum, Adam, a chain, with schedules. To differentiate through
             Adam, give it a small `eps_root`: the derivative of a square root at 0 is infinite.
-        steps: Gradient steps; each call may override it.
+        steps: Number of gradient steps; each call of `run` may override it.
         adapts: Mask of the leaves that adapt: a predicate `(path, leaf) -> bool`, for example from `named`, or a
             pytree of bools. Default: all leaves. The inner loop does not change the other leaves; they are still
             meta-learned.
-        batch_size: Support examples in each step. They are sampled without replacement; when the support set is used
-            up, it is shuffled again. Default: the whole support set in each step.
+        batch_size: Number of support examples in each step. The examples are sampled without replacement; when all of
+            them have been used, the support set is shuffled again. Default: the whole support set in each step.
         first_order: Treat the inner gradient as a constant in the outer differentiation (first-order MAML).
             `stop_gradient` is applied inside each step, so JAX stores nothing for a backward pass through the gradient.
         mixed_mode: Differentiate each inner gradient by one forward-over-reverse Hessian-vector product, so that JAX
@@ -118,9 +118,9 @@ def inner_loop(
             `False` is needed if the loss has a custom derivative that is not its true derivative (a straight-through
             estimator). Reverse mode and forward mode both work through the loop.
         remat: Store only the gradient of each step, and the parameters and optimiser state after every √`steps` steps.
-            The backward pass recomputes everything else from them. Use it for long loops and large models.
-        unroll: Steps to unroll in the compiled loop; `True` unrolls all steps. Default: unroll the whole loop if it has
-            at most 5 steps, because XLA then generates faster code. `remat` does not allow `True`.
+            The backward pass recomputes all other values. Use `remat` for long loops and large models.
+        unroll: Number of steps to unroll in the compiled loop; `True` unrolls all steps. Default: unroll the whole loop
+            if it has at most 5 steps, because XLA then generates faster code. `True` does not work with `remat`.
 
     Returns:
         An `InnerLoop`.
@@ -164,7 +164,7 @@ def inner_loop(
 
 
 class _Settings(NamedTuple):
-    """The arguments of `inner_loop`, with `split` in place of the mask."""
+    """The arguments of `inner_loop`, with a function `split` in place of the mask `adapts`."""
 
     optimizer: optax.GradientTransformation
     uses_loss: Callable[[Any, tuple[jax.ShapeDtypeStruct, ...]], bool]
@@ -241,7 +241,10 @@ def _make_step(
     first_order: bool,
     rescale: Callable[[PyTree, Any], PyTree] | None,
 ) -> Callable[[tuple[PyTree, PyTree], tuple[PyTree, PyTree, jax.Array], Any], tuple[PyTree, PyTree]]:
-    """Return one gradient step, `((fast, opt_state), (slow, batch, key), i) -> (fast, opt_state)`."""
+    """Return the function of one gradient step, `((fast, opt_state), (slow, batch, key), i) -> (fast, opt_state)`.
+
+    `fast` are the adapting leaves, `slow` the other leaves, and `i` is the index of the step.
+    """
     optimizer = settings.optimizer
     leaves, structure = jax.tree.flatten(fast)
     shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)

@@ -27,7 +27,7 @@ class MetaGradient(NamedTuple):
 
 
 class Adapt(Protocol):
-    """Adapt to the support set of one task; also useful outside training."""
+    """Adapt to the support set of one task, in training or for predictions after training."""
 
     def __call__(
         self,
@@ -69,9 +69,9 @@ def checked_learner(
     """Make a learner from three functions, and check the arguments of its calls.
 
     Args:
-        init: As in `MetaLearner`.
-        adapt: As in `MetaLearner`.
-        gradient: As in `MetaLearner`.
+        init: The function `init` of the learner; see `MetaLearner`.
+        adapt: The function `adapt` of the learner; see `MetaLearner`.
+        gradient: The function `gradient` of the learner; see `MetaLearner`.
         entries: Names of the entries of the meta-parameters, if the learner's meta-parameters are a dict.
 
     Returns:
@@ -132,7 +132,7 @@ def check_estimate(estimate: Any, meta_params: MetaParams) -> None:
 
 
 class Adaptation(NamedTuple):
-    """The inner loop's arguments for one task; `InnerLoop` describes when it calls the functions.
+    """The inner loop's arguments for one task, which a `Modifier` changes. `InnerLoop` describes the two functions.
 
     Attributes:
         params: The initial values of the adapting parameters.
@@ -156,7 +156,7 @@ class Modifier(NamedTuple):
         change: `(the modifier's meta-parameters, adaptation, support) -> adaptation`.
         init: `(model's params) -> the modifier's initial meta-parameters`; `None` for a modifier without
             meta-parameters.
-        steps: Number of inner steps that the modifier was made for, if it has per-step values; `None` for any number.
+        steps: Number of inner steps that a modifier with per-step values was made for; `None` if any number is valid.
     """
 
     name: str
@@ -169,8 +169,8 @@ class BuildContext(NamedTuple):
     """The arguments that an experiment passes to the `build` method of a learner's settings.
 
     Attributes:
-        loss_fn: The loss on a batch.
-        inner: The inner loop.
+        loss_fn: The loss of the model on a batch.
+        inner: The inner loop, from `inner_loop`.
         apply: The model that the loss uses.
         rng: A key for initial values.
     """

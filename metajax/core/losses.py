@@ -1,4 +1,4 @@
-"""Losses on one batch, with the signature that learners expect: `(params, data, rng) -> (scalar, metrics)`."""
+"""Make losses on one batch, with the signature that learners expect: `(params, data, rng) -> (scalar, metrics)`."""
 
 from typing import Any
 
@@ -116,7 +116,8 @@ def _outputs(outputs: Any) -> jax.Array:
 def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Return the mean over examples, weighted by a mask; 0 if all weights are 0.
 
-    Sums are in float32 at least. The mean has the dtype of `values`, or float32 if these are integers or truth values.
+    The sums have at least float32 precision. The mean has the dtype of `values`. If `values` are integers or bools, the
+    mean is a float32.
 
     Args:
         values: `[examples, ...]`.
@@ -128,10 +129,10 @@ def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     wide = wide.reshape(wide.shape[0], -1).mean(-1)
     mask = jnp.asarray(mask, wide.dtype)
     total = mask.sum()
-    weighted = jnp.where(mask > 0, wide, 0) * mask  # what does not count may be NaN
+    weighted = jnp.where(mask > 0, wide, 0) * mask  # examples of weight 0 may be NaN
     return _like(values, weighted.sum() / jnp.where(total > 0, total, 1))
 
 
 def _like(values: jax.Array, mean: jax.Array) -> jax.Array:
-    """Return a mean in the dtype of its values; the mean of integers or truth values stays a float."""
+    """Convert a mean to the dtype of `values`. The mean of integers or bools stays a float."""
     return mean.astype(values.dtype) if jnp.issubdtype(values.dtype, jnp.inexact) else mean

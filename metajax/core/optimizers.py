@@ -1,4 +1,4 @@
-"""Calls of optax optimisers. An optimiser that uses the loss receives it."""
+"""Call optax optimisers, and pass the loss to the optimisers that use it."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""Task parallelism: how many tasks run at once, and on which devices.
+"""Run the tasks of a meta-step or an evaluation in parallel, in chunks and on several devices.
 
 The tasks of a step are split over the devices of a mesh. Each device processes its tasks in chunks, one after the
-other; the tasks of a chunk run together under `vmap`. The per-task *gradients* are averaged, so memory grows with the
-chunk size and not with the number of tasks.
+other; the tasks of a chunk run together under `vmap`. The per-task gradients of a chunk are added to a sum at once, so
+memory grows with the chunk size and not with the number of tasks.
 """
 
 import math
@@ -61,7 +61,8 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def split_over_tasks(mesh: Mesh | None, num_tasks: int) -> NamedSharding | None:
     """Return the sharding of arrays `[steps, tasks, ...]`.
 
-    The task axis is split over the devices if it is divisible evenly; else the arrays are replicated.
+    The task axis is split over the devices if the number of tasks is divisible by the number of devices, and
+    replicated if not.
     """
     if mesh is None or num_tasks % mesh.size:
         return replicated(mesh)
@@ -108,7 +109,7 @@ def average_tasks(
         fn: A function of `shared` and one task's entry of `per_task` that returns a pytree of arrays.
         shared: A pytree that all tasks share.
         per_task: A pytree of arrays with a leading task axis.
-        chunk_size: Tasks that run together under `vmap`. Default: all tasks of a device.
+        chunk_size: Number of tasks that run together under `vmap`. Default: all tasks of a device.
         mesh: Devices to split the tasks over, from `task_mesh`. Default: one device.
 
     Returns:
@@ -177,7 +178,7 @@ def map_tasks(
 
 
 def is_tiny(params: PyTree) -> bool:
-    """Return whether a model has at most 10,000 parameters, so that on a CPU dispatch takes longer than arithmetic."""
+    """Return whether a model has at most 10,000 parameters. On a CPU, starting its operations takes longest."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)) <= 10_000
 
 
@@ -192,7 +193,7 @@ def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None)
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise a `ValueError` if a chunk would hold no task."""
+    """Raise an error unless `chunk_size` is `None` or a whole number of at least 1."""
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
 
@@ -204,12 +205,12 @@ def _chunk_size(chunk_size: int | None, num_tasks: int, mesh: Mesh | None) -> in
 
 
 def _share(num_tasks: int, mesh: Mesh | None) -> int:
-    """Return the number of tasks of one device."""
+    """Return the number of tasks that each device processes, rounded up."""
     return -(-num_tasks // num_devices(mesh))
 
 
 def _run_chunk(fn: Callable, shared: PyTree, tasks: PyTree) -> PyTree:
-    """Apply `fn` to each task of a chunk. A chunk of one task runs without `vmap`, with a single task's kernels."""
+    """Apply `fn` to each task of a chunk. A chunk of one task runs without `vmap`, which would add a batch axis."""
     if _num_tasks(tasks) > 1:
         return jax.vmap(fn, (None, 0))(shared, tasks)
     return jax.tree.map(lambda v: v[None], fn(shared, jax.tree.map(lambda leaf: leaf[0], tasks)))
@@ -222,7 +223,7 @@ def _in_chunks(per_task: PyTree, chunk_size: int) -> PyTree:
 def _pad(per_task: PyTree, num_tasks: int, multiple: int) -> tuple[PyTree, jax.Array | None]:
     """Repeat the last task until the task axis is a multiple of `multiple`.
 
-    Return the padded tasks and a mask of the real ones; the mask is `None` if no padding is needed.
+    Return the padded tasks, and a mask of the tasks that are not padding; the mask is `None` without padding.
     """
     padding = -num_tasks % multiple
     if not padding:

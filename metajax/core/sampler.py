@@ -1,4 +1,4 @@
-"""Functions for all samplers: a check that tasks depend on the key, and a sampler of one fixed task."""
+"""Check that a sampler's tasks depend on the key, and make a sampler of one fixed task."""
 
 import jax
 
@@ -11,7 +11,7 @@ def constant_task(task: Task) -> TaskSampler:
     """Return a sampler that gives the same task for every key.
 
     Args:
-        task: The task; its arrays are arguments of the compiled training step, not constants in it.
+        task: The task. Its arrays become arguments of the compiled training step, not constants in the program.
 
     Raises:
         TypeError: If `task` has no support set and query set.
@@ -31,12 +31,13 @@ def _constant(task: Task, rng: jax.Array) -> Task:
 
 
 def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = None) -> None:
-    """Check that a sampler returns a task, and draws it with the key that it is given.
+    """Check that a sampler returns a task, and that the task depends on the random key.
 
     Args:
-        sampler: `rng -> Task`, or `(rng, *fed) -> Task`.
-        *fed: The host's data for one task, or its shapes, if the sampler takes any.
-        rng: A key of the kind that the sampler gets, or its shape. Default: a key of JAX's default implementation.
+        sampler: The sampler, `rng -> Task` or `(rng, *fed) -> Task`.
+        *fed: The data from the host for one task, or the shapes of this data, if the sampler takes such data.
+        rng: A key like the keys that the sampler will receive, or the shape of such a key. Default: a key of JAX's
+            default implementation.
 
     Raises:
         TypeError: If the sampler does not return a `Task`.
@@ -48,10 +49,10 @@ def check_sampler(sampler: TaskSampler, *fed: PyTree, rng: jax.Array | None = No
     check_task(task)
     if traced.effects or getattr(sampler, "func", None) is _constant:  # io_callback samples on the host at each call
         return
-    advice = "Draw with jax.random and the key that the sampler gets"
+    advice = "Sample with jax.random and the key that the sampler receives"
     if not is_repeatable(sampler, key, *fed):
         raise ValueError(
-            "the sampler draws numbers with NumPy or Python's random, but JAX runs that code only while it compiles: "
+            "the sampler draws numbers with NumPy or Python's random, but JAX runs this code only while it compiles: "
             f"every task would be the same. {advice}"
         )
     if not any(used_inputs(traced.jaxpr)):

@@ -1,4 +1,4 @@
-"""Inspect the trace of a function: which inputs its outputs depend on, and which constants it contains."""
+"""Inspect the trace of a function: find the inputs that the outputs depend on, and the constants in the trace."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +27,7 @@ def depends_on_first(fn: Callable[..., Any], first: Any, *rest: Any) -> bool:
 
 
 def used_inputs(jaxpr: core.Jaxpr) -> list[bool]:
-    """Return whether any output of a program depends on each input.
+    """Return for each input of a program whether any output depends on the input.
 
     >>> used_inputs(jax.make_jaxpr(lambda x, y: x)(1.0, 2.0).jaxpr)
     [True, False]
@@ -44,7 +44,7 @@ def is_repeatable(fn: Callable[..., Any], *args: Any) -> bool:
     >>> is_repeatable(lambda x: x + 1.0, 1.0), is_repeatable(lambda x: x + np.random.rand(3), 1.0)
     (True, False)
     """
-    # JAX keeps the traces of functions that it has seen, compiled parts of `fn` among them, for each precision.
+    # JAX caches the traces of jitted functions inside `fn` for each precision, so two precisions give two new traces.
     precisions = ("float32", "tensorfloat32")
     first, second = (list(_constants(_traced(fn, args, precision))) for precision in precisions)
     return len(first) == len(second) and all(map(_same, first, second))

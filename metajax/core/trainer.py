@@ -28,7 +28,7 @@ from metajax.core.sampler import check_sampler
 from metajax.core.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
 
 _SMALL_BYTES = 1_000_000
-"""Largest size of one call's tasks for which all tasks are sampled before the scan."""
+"""Largest size in bytes of all tasks of a call for which the tasks are sampled before the first meta-step."""
 
 
 class TrainState(NamedTuple):
@@ -53,7 +53,10 @@ class TrainStep(Protocol):
     """A compiled function that runs several meta-steps in one call."""
 
     def __call__(self, state: TrainState, fed: PyTree = None, /, *, steps: int = ...) -> tuple[TrainState, Metrics]:
-        """Advance the state, which is donated; `fed` is a pytree of arrays `[steps, tasks_per_step, ...]`."""
+        """Run `steps` meta-steps, and return the new state and the metrics. The input state is donated.
+
+        `fed` is the data from the host, a pytree of arrays `[steps, tasks_per_step, ...]`.
+        """
         ...
 
 
@@ -63,7 +66,7 @@ class Trainer(NamedTuple):
     Attributes:
         init: `(params, seed=0) -> TrainState`, the state before the first meta-step.
         step: `(state, fed=None, *, steps=steps_per_call) -> (state, metrics)`, one call of the compiled training step.
-        tasks_per_step: Tasks in a meta-step.
+        tasks_per_step: Number of tasks in a meta-step.
         steps_per_call: Default number of meta-steps in one call.
     """
 
@@ -89,11 +92,11 @@ def trainer(
     One call of `step` samples tasks and runs `steps_per_call` meta-steps.
 
     A meta-step *fails* if its loss, another metric, its meta-gradient or its update is NaN or infinite. A failed step
-    does not change the state, and neither do the later steps of the call: the state stays good, `state.step` is the
-    step that failed, and `first_non_finite(metrics)` names the metric. The next call with that state raises a
-    `FloatingPointError`, so a training loop cannot continue without progress; for this a call waits for the result of
-    the previous one, so give a call of a small model many steps. With `skip_non_finite=True` a failed
-    step changes only `state.step`, and training goes on with the next tasks.
+    does not change the state, and neither do the later steps of the call: the state stays finite, `state.step` is the
+    step that failed, and `first_non_finite(metrics)` names the metric. The next call with this state raises a
+    `FloatingPointError`, so a training loop cannot continue without progress. For this check each call waits for the
+    result of the previous call, so use many steps per call for a small model. With `skip_non_finite=True` a failed step
+    changes only `state.step`, and training continues with the next tasks.
 
     An optimiser may handle a meta-gradient that is not finite, as `optax.apply_if_finite` and `optax.zero_nans` do: if
     its update is finite, and no number in its state becomes NaN or infinite, the step is applied and does not fail.
@@ -107,9 +110,9 @@ def trainer(
             arguments of the compiled function, not constants in it. For data that is not on the device, use
             `(rng, fed) -> Task`: `fed` is the data that the host passes for this task, for example from `feed`. If
             `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
-        tasks_per_step: Tasks in a meta-step (the meta-batch).
+        tasks_per_step: Number of tasks in a meta-step (the meta-batch).
         steps_per_call: Default number of meta-steps in one call.
-        chunk_size: Tasks that run together on a device; see `average_tasks`.
+        chunk_size: Number of tasks that run together on a device; see `average_tasks`.
         mesh: Devices to split the tasks over, from `task_mesh`.
         skip_non_finite: Skip meta-steps that fail, instead of stopping at the first one.
 
@@ -154,7 +157,7 @@ def trainer(
     def run(state: TrainState, sampler, fed, steps: int) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
-        # Compute all keys at once, and sample all tasks at once if they are small. Otherwise sampling in each meta-step
+        # Compute all keys at once, and sample all tasks at once if they are small. Sampling in each meta-step
         # would take a noticeable share of a tiny model's time.
         task_keys, learn_keys = step_keys(state.key, first, steps, tasks_per_step)
         tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
@@ -163,8 +166,8 @@ def trainer(
             tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
 
         def step(state, _):  # state.step does not advance after a failure, so the tasks must not advance either
-            given = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
-            mean = _average(learner, state, draw, given, chunk, mesh)
+            inputs = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
+            mean = _average(learner, state, draw, inputs, chunk, mesh)
             return _apply(optimizer, state, mean, skip_non_finite)
 
         state, metrics = jax.lax.scan(step, state, length=steps)
@@ -174,8 +177,8 @@ def trainer(
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
     compiled = jax.jit(run, static_argnums=3, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
-    held = replicate(as_partial(sampler), mesh)
-    step = _checked_step(compiled, held, steps_per_call, mesh, skip_non_finite)
+    partial = replicate(as_partial(sampler), mesh)
+    step = _checked_step(compiled, partial, steps_per_call, mesh, skip_non_finite)
     return Trainer(init, step, tasks_per_step, steps_per_call)
 
 
@@ -193,19 +196,22 @@ def init_state(
 
 
 def _average(
-    learner: MetaLearner, state: TrainState, draw: Callable[..., Task], given: PyTree, chunk: int, mesh: Mesh | None
+    learner: MetaLearner, state: TrainState, draw: Callable[..., Task], inputs: PyTree, chunk: int, mesh: Mesh | None
 ) -> MetaGradient:
-    """Return the average of the learner's estimates over the tasks of a meta-step."""
+    """Return the average of the learner's `MetaGradient` over the tasks of a meta-step.
 
-    def measure(shared, given) -> MetaGradient:
+    `inputs` has, for each task, the argument of `draw` and the key for the learner.
+    """
+
+    def measure(shared, inputs) -> MetaGradient:
         meta_params, learner_state, draw = shared
-        given, learn_key = given
-        estimate = learner.gradient(meta_params, draw(given), learn_key, learner_state)
+        task_input, learn_key = inputs
+        estimate = learner.gradient(meta_params, draw(task_input), learn_key, learner_state)
         check_estimate(estimate, meta_params)
         return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
 
     shared = (state.meta_params, state.learner_state, draw)
-    return average_tasks(measure, shared, given, chunk_size=chunk, mesh=mesh)
+    return average_tasks(measure, shared, inputs, chunk_size=chunk, mesh=mesh)
 
 
 def _apply(
@@ -232,7 +238,7 @@ def _checked_step(
 ) -> TrainStep:
     """Return a function that checks its arguments and the result of the previous call, then calls a compiled step."""
     checked: list[bool] = []
-    last: list[Any] = []  # the metrics of the last call, the meta-step that failed in it or -1, and the key
+    last: list[Any] = []  # the last call's metrics, the meta-step that failed or -1, and the key
 
     def step(state: TrainState, fed: PyTree = None, /, *, steps: int = steps_per_call) -> tuple[TrainState, Metrics]:
         check_state(state)
@@ -243,7 +249,7 @@ def _checked_step(
             checked.append(True)
         if last and not isinstance(state.step, Tracer):
             _raise_if_failed(state, *last)
-        # A state that is not yet where the compiled step keeps it would make a second program.
+        # JAX would compile a second program if the state were not yet on the devices of the mesh.
         state, metrics, failure = compiled(replicate(state, mesh), sampler, fed, steps)
         if not (skip_non_finite or isinstance(state.step, Tracer)):
             last[:] = [metrics, *failure]
@@ -253,7 +259,7 @@ def _checked_step(
 
 
 def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, key: jax.Array) -> None:
-    """Raise a `FloatingPointError` if the last call failed in this run, at the meta-step that the state is at."""
+    """Raise a `FloatingPointError` if the last call belongs to this run and failed at the meta-step `state.step`."""
     step = int(failed_at)
     if step < 0 or int(state.step) != step or (jax.random.key_data(state.key) != key).any():
         return
@@ -278,12 +284,12 @@ def _where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-    """Return the norm, summed in at least float32, because squares in half precision overflow."""
+    """Return the global norm of a pytree. The sum is in at least float32, because half-precision squares overflow."""
     return optax.tree.norm(jax.tree.map(_as_float, tree))
 
 
 def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
-    """Return whether a number in an optimiser's state was finite and is no longer."""
+    """Return whether a finite number in an optimiser's state became NaN or infinite."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     spoiled = [
         (jnp.isfinite(old) & ~jnp.isfinite(new)).any()
@@ -293,9 +299,9 @@ def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
     return jnp.any(jnp.array([False, *spoiled]))
 
 
-def _draw(sampler: Callable[..., Task], given: tuple[jax.Array, Any]) -> Task:
-    """Sample a task from its key and, if there is any, the host's data for the task."""
-    key, fed = given
+def _draw(sampler: Callable[..., Task], inputs: tuple[jax.Array, Any]) -> Task:
+    """Sample a task from its key and, if the sampler takes such data, the data from the host for the task."""
+    key, fed = inputs
     return sampler(key) if fed is None else sampler(key, fed)
 
 

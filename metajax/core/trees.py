@@ -14,11 +14,12 @@ Mask = Callable[[str, Any], bool] | PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A mask by name. `split` raises a `ValueError` if no path contains one of the names."""
+    """A mask of the leaves whose path contains one of `names`. `split` refuses a name that no path contains."""
 
     names: tuple[str, ...]
+    """Parts of paths, such as `head` or `layers/0`."""
     others: bool = False
-    """Whether the mask is inverted."""
+    """Whether the mask is inverted, so that it selects all other leaves."""
 
     def __call__(self, path: str, leaf: Any) -> bool:
         """Return whether the mask selects a leaf."""
@@ -74,7 +75,7 @@ def invert(mask: Mask) -> Mask:
 
 
 def map_with_names(fn: Callable[[str, Any], Any], params: Params) -> PyTree:
-    """Apply `fn(path, leaf)` to every leaf.
+    """Apply `fn(path, leaf)` to every leaf of a pytree, with paths such as `head/bias`.
 
     >>> map_with_names(lambda path, leaf: path, {"head": {"bias": 0.0}})
     {'head': {'bias': 'head/bias'}}
@@ -85,7 +86,7 @@ def map_with_names(fn: Callable[[str, Any], Any], params: Params) -> PyTree:
 
 
 def names(params: Params) -> list[str]:
-    """Return the path of every leaf.
+    """Return the path of every leaf of a pytree.
 
     >>> names({"b": 0.0, "a": [1.0, 2.0]})
     ['a/0', 'a/1', 'b']
@@ -102,7 +103,7 @@ def all_names(params: PyTree) -> list[str]:
     return names(jax.tree.map(lambda leaf: 0, params, is_leaf=lambda leaf: leaf is None))
 
 
-def split(params: Params, mask: Mask, setting: str = "the choice of parameters") -> tuple[PyTree, PyTree]:
+def split(params: Params, mask: Mask, setting: str = "the mask of parameters") -> tuple[PyTree, PyTree]:
     """Split parameters into the selected leaves and the other leaves.
 
     Both results are trees like `params`, with `None` in place of the leaves that are in the other tree.
@@ -123,10 +124,10 @@ def split(params: Params, mask: Mask, setting: str = "the choice of parameters")
     if isinstance(mask, Named):
         mask.check(all_names(params), setting)
     selected = map_with_names(lambda path, leaf: bool(mask(path, leaf)), params) if callable(mask) else mask
-    if not callable(mask) and (lacking := set(all_names(params)) ^ set(all_names(selected))):
+    if not callable(mask) and (differing := set(all_names(params)) ^ set(all_names(selected))):
         raise ValueError(
             f"{setting}: a pytree of bools needs one bool for each parameter, but the two trees differ in "
-            f"{', '.join(sorted(lacking))}; or use metajax.named"
+            f"{', '.join(sorted(differing))}; or use metajax.named"
         )
     chosen = map_present(lambda leaf, yes: leaf if yes else None, params, selected)
     rest = map_present(lambda leaf, yes: None if yes else leaf, params, selected)
@@ -143,7 +144,7 @@ def merge(chosen: PyTree, rest: PyTree) -> Params:
 
 
 def scaled(updates: PyTree, factors: PyTree) -> PyTree:
-    """Multiply each update by the factor of its leaf; updates may be `None` for some leaves.
+    """Multiply each update by the factor of the same leaf. An update that is `None` stays `None`.
 
     Raises:
         ValueError: If updates and factors differ in structure.
@@ -161,7 +162,7 @@ def scaled(updates: PyTree, factors: PyTree) -> PyTree:
 
 
 def map_present(fn: Callable, *trees: PyTree) -> PyTree:
-    """Apply `jax.tree.map` to trees with `None` in place of missing leaves; `fn` receives the `None`."""
+    """Apply `jax.tree.map` to trees with `None` in place of missing leaves. `fn` receives `None` for such a leaf."""
     return jax.tree.map(fn, *trees, is_leaf=lambda leaf: leaf is None)
 
 
@@ -180,7 +181,8 @@ def map_changed(fn: Callable, params: PyTree, changes: PyTree) -> PyTree:
             return leaf
         if leaf is None:
             raise ValueError(
-                "a part changes parameters that an earlier part does not let adapt: select only adapting parameters"
+                "a modifier changes parameters that an earlier modifier does not let adapt: select only adapting "
+                "parameters"
             )
         return fn(leaf, change)
 

@@ -11,7 +11,7 @@ Params = PyTree
 MetaParams = PyTree
 """The meta-parameters: the initialisation, and all other values that a learner meta-learns."""
 Metrics = dict[str, jax.Array]
-"""Scalars by name."""
+"""Metrics: scalars by the name of the metric."""
 
 
 class Batch(NamedTuple):
@@ -30,9 +30,9 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One learning problem: a learner adapts on `support` and is evaluated on `query`.
+    """One learning problem: a learner adapts to `support`, and its predictions are evaluated on `query`.
 
-    Both are the data argument of the loss, for example a `Batch`.
+    The loss receives `support` or `query` as its argument `data`. Both may be a `Batch`.
     """
 
     support: PyTree

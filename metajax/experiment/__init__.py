@@ -1,4 +1,4 @@
-"""Experiments as plain, typed settings, which a config file defines and the command line overrides."""
+"""Typed settings of experiments. A config file defines the settings, and the command line may override them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Build the pure functions of a run from the settings of an experiment."""
+"""Build the task samplers, model, loss, learner and outer optimiser of a run from an experiment's settings."""
 
 import functools
 from pathlib import Path
@@ -20,7 +20,16 @@ from metajax.models import BatchNorm
 
 
 class Parts(NamedTuple):
-    """The result of `build`."""
+    """The parts of a run, which `build` makes from the settings of an experiment.
+
+    Attributes:
+        tasks: The task samplers, with the properties of the tasks.
+        apply: The model as a pure function.
+        params: The initial parameters of the model.
+        loss_fn: The loss of the model on a batch.
+        learner: The meta-learner.
+        optimizer: The outer optimiser.
+    """
 
     tasks: Tasks
     apply: ApplyFn
@@ -36,14 +45,15 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
     Args:
         experiment: The settings.
         data_dir: Folder of prepared data sets. Default: the default folder of `metajax data prepare`.
-        tasks: The result of `experiment.task.tasks(data_dir)`, if the caller has it. Default: call it.
+        tasks: The tasks, if the caller has called `experiment.task.tasks(data_dir)` already. Default: `build` calls
+            this method.
 
     Returns:
-        The parts of the run. The model is initialised from the seed.
+        The parts of the run. The experiment's seed determines the initial parameters of the model.
 
     Raises:
-        UserError: If settings contradict each other, if a data set is missing, or if one of its splits has too few
-            classes or images.
+        UserError: If settings contradict each other, if a data set is missing, or if a split has too few classes or
+            images for a task.
     """
     tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
     for problem in tasks.unusable.values():
@@ -60,29 +70,32 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
     apply, params = functional(module)
     _check_frozen(experiment.inner.frozen, params)
     loss_fn = tasks.loss(apply)
-    given = BuildContext(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
+    context = BuildContext(loss_fn, experiment.inner.build(experiment.execution), apply, rngs.params())
     try:
-        learner = experiment.learner.build(given)
+        learner = experiment.learner.build(context)
         meta_params, _ = jax.eval_shape(lambda: learner.init(params))
         batch_size = None if experiment.inner.batch_size is None else 1
         adapt = functools.partial(learner.adapt, steps=1, batch_size=batch_size)
         jax.eval_shape(adapt, meta_params, support, jax.random.key(0))
-        weighs = weighs_examples(loss_fn, params, support, jax.random.key(0))
+        uses_mask = weighs_examples(loss_fn, params, support, jax.random.key(0))
     except ValueError as error:
         raise UserError(f"learner: {error}") from error
-    if experiment.evaluation.non_transductive and not weighs:
+    if experiment.evaluation.non_transductive and not uses_mask:
         raise UserError(
             "evaluation.non_transductive: the loss of these tasks does not use data.mask, so it cannot ignore the "
-            "support set in the batch of each query: weight examples by data.mask, or set it to False"
+            "support set in the batch of each query: weight the examples of the loss by data.mask, or set "
+            "evaluation.non_transductive to False"
         )
     return Parts(tasks, apply, params, loss_fn, learner, experiment.outer.build(experiment.training.steps))
 
 
 def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test"]) -> jax.Array:
-    """Return a separate key for each purpose of a seed.
+    """Derive the random key for one purpose, such as validation, from the seed of an experiment.
+
+    Each purpose gets another key.
 
     Raises:
-        UserError: If the seed is out of range.
+        UserError: If the seed is not in `[0, 2**32)`.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2³² − 1, got {seed}")
@@ -90,19 +103,27 @@ def purpose_key(seed: int, purpose: Literal["init", "train", "validation", "test
 
 
 def evaluation_batch_size(experiment: Experiment, support_examples: int) -> int | None:
-    """Return the size of an inner minibatch in evaluation; the support set may be smaller than in training."""
-    chosen = experiment.evaluation.batch_size
-    _check_batch_size("evaluation.batch_size", chosen, support_examples)
-    if chosen is not None or experiment.inner.batch_size is None:
-        return chosen
+    """Return the number of support examples in each inner step of evaluation; `None` means the whole support set.
+
+    If `evaluation.batch_size` is not set, evaluation uses `inner.batch_size`, or the size of the support set if that is
+    smaller.
+
+    Raises:
+        UserError: If `evaluation.batch_size` is larger than the support set.
+    """
+    batch_size = experiment.evaluation.batch_size
+    _check_batch_size("evaluation.batch_size", batch_size, support_examples)
+    if batch_size is not None or experiment.inner.batch_size is None:
+        return batch_size
     return min(experiment.inner.batch_size, support_examples)
 
 
 def check_training(experiment: Experiment, tasks: Tasks) -> None:
-    """Check the requirements of training, and those of the evaluation that follows training.
+    """Check that the settings and the tasks are sufficient for training and for the evaluation after training.
 
     Raises:
-        UserError: If the tasks lack a split, or if a setting does not fit the tasks of a split.
+        UserError: If the tasks have no training split or no test split, if a batch size is larger than a support set,
+            or if the best checkpoint shall be evaluated but there is no validation.
     """
     for split in ("train", "test"):
         if split not in tasks.samplers:
@@ -113,13 +134,13 @@ def check_training(experiment: Experiment, tasks: Tasks) -> None:
     validates = experiment.validation.num_tasks and "validation" in tasks.samplers
     if experiment.evaluation.checkpoint == "best" and not validates:
         raise UserError(
-            'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0, with a task '
-            "that has validation classes, or choose last"
+            'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0 and choose a '
+            'task with a validation split, or set evaluation.checkpoint to "last"'
         )
 
 
 def _support(sampler: TaskSampler) -> Any:
-    """Return the shapes of a support set."""
+    """Return the shapes and dtypes of the support sets that a sampler samples."""
     return jax.eval_shape(sampler, jax.random.key(0)).support
 
 
@@ -133,11 +154,11 @@ def _check_padded(module: nnx.Module) -> None:
 
 
 def _check_whole_support(experiment: Experiment) -> None:
-    """Raise a `UserError` if a batch size is set: a minibatch may lack a class of the task, or contain padding."""
+    """Raise a `UserError` if the inner loop uses minibatches, which may lack a class of the task or contain padding."""
     if experiment.inner.batch_size is not None or experiment.evaluation.batch_size is not None:
         raise UserError(
             "inner.batch_size and evaluation.batch_size must be None where ways differ, between training and test or "
-            "from task to task: a minibatch does not show the number of ways of its task"
+            "from task to task: the loss counts the ways of a task in the support set, and a minibatch may lack a class"
         )
 
 

@@ -1,4 +1,8 @@
-"""Checkpoints with Orbax: asynchronous, atomic and exact. The last few and the best checkpoint are kept."""
+"""Save and restore checkpoints with Orbax.
+
+Saves are asynchronous and atomic. A restored state equals the saved state exactly. The folder keeps the most recent
+checkpoints and the best one; older checkpoints are removed.
+"""
 
 import contextlib
 import errno
@@ -26,13 +30,13 @@ with needs("cli"):
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of a save, and all exceptions
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every stage of a save, and all exceptions
 
 _LOSS = "loss"
 _METRICS = "metrics"
 _CHECKSUM = "checksum"
 _MOST_METADATA_BYTES = 2**25
-"""Largest size of a file that describes a checkpoint. The descriptions of 50,000 arrays need half of it."""
+"""Largest size in bytes of a metadata file of a checkpoint. The metadata of 50,000 arrays needs half of this size."""
 
 
 @contextlib.contextmanager
@@ -49,23 +53,23 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
         Orbax's `CheckpointManager`, for `save`.
 
     Raises:
-        UserError: If a checkpoint cannot be written, if the folder contains a symbolic link, or if a checkpoint has
-            files that Orbax must not read.
+        UserError: If a checkpoint cannot be written, if the folder contains a symbolic link, or if a file of a
+            checkpoint is too large or not a regular file.
     """
     directory = Path(directory)
     _check_encodable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         if path.is_symlink():
-            raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it")
+            raise UserError(f"{path} is a symbolic link: remove it, metajax does not write through links")
     for step in saved_steps(directory):
         metrics = _metrics(directory, step)
-        if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would stop at damaged metrics
+        if os.path.lexists(metrics) and loss(directory, step) is None:  # Orbax would fail on damaged metrics
             _remove(metrics)
         path = directory / str(step)
         try:
             _check_files(path)
-        except (_DamagedError, OSError) as error:  # Orbax would read the descriptions of all checkpoints
+        except (_DamagedError, OSError) as error:  # Orbax would read the metadata of all checkpoints
             raise UserError(f"checkpoint {path} cannot be read ({_damage(path, error)}): remove it") from error
     policy = checkpoint_managers.AnyPreservationPolicy(
         [
@@ -81,10 +85,10 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
     options = ocp.CheckpointManagerOptions(
         create=False,
         preservation_policy=policy,
-        best_fn=lambda metrics: metrics[_LOSS],  # without it metrics are not written
+        best_fn=lambda metrics: metrics[_LOSS],  # without `best_fn` Orbax does not write metrics
         best_mode="min",
         cleanup_tmp_directories=True,
-        multiprocessing_options=_by_myself(),
+        multiprocessing_options=_single_process_options(),
     )
     with _quiet():
         with _writing(directory):
@@ -93,22 +97,24 @@ def open_checkpoints(directory: str | os.PathLike[str], *, keep: int = 3) -> Ite
             yield manager
         finally:
             with _writing(directory):
-                _twice(manager.close)
+                _with_retry(manager.close)
 
 
 def save(
     manager: ocp.CheckpointManager, state: TrainState, validation_loss: float | None = None, *, wait: bool = False
 ) -> None:
-    """Save a state under its step, in the background. Do nothing if that step is already saved.
+    """Save a training state in the background, as the checkpoint of step `state.step`.
+
+    Do nothing if the folder already has a checkpoint of this step.
 
     Args:
-        manager: From `open_checkpoints`.
-        state: The state.
+        manager: The checkpoint manager from `open_checkpoints`.
+        state: The training state.
         validation_loss: The loss that determines the best checkpoint: a number, or a JAX or NumPy scalar.
         wait: Whether to wait until the checkpoint is written.
 
     Raises:
-        UserError: If this checkpoint or the previous one cannot be written.
+        UserError: If this checkpoint, or the previous one that is still being written, cannot be written.
     """
     step = int(state.step)
     metrics = None if validation_loss is None else {_LOSS: float(validation_loss)}
@@ -122,22 +128,22 @@ def save(
             manager.wait_until_finished()
 
     with _writing(Path(manager.directory)):
-        _twice(write)
+        _with_retry(write)
 
 
 def restore(
     directory: str | os.PathLike[str], like: TrainState, step: int | None = None
 ) -> tuple[TrainState, list[str]]:
-    """Restore the latest state that can be read.
+    """Restore the training state of the latest checkpoint that can be read.
 
     Args:
         directory: The folder of checkpoints.
-        like: A state with the structure, shapes and dtypes of the saved state.
-        step: The step to restore. Default: the latest step that can be read.
+        like: A training state with the structure, shapes and dtypes of the saved state.
+        step: The step of the checkpoint. Default: the latest step that can be read.
 
     Returns:
-        The state with NumPy arrays (the compiled step puts the arrays on devices), and one line of text for each later
-        checkpoint that could not be read.
+        The state, and a message for each later checkpoint that could not be read. The arrays of the state are NumPy
+        arrays; the compiled training step puts them on devices.
 
     Raises:
         UserError: If there is no checkpoint, if none can be read, or if the parameters of a checkpoint differ from
@@ -148,18 +154,18 @@ def restore(
     steps = sorted(saved_steps(directory), reverse=True) if step is None else [step]
     if not steps:
         raise UserError(f"{directory} has no checkpoint")
-    problems, other = [], None
+    problems, mismatch = [], None
     for candidate in steps:
         path = directory / str(candidate)
         try:
             with _quiet():
                 return _read(path, like), problems
-        except OtherParametersError as error:  # or its description of the parameters is damaged: try the previous one
+        except OtherParametersError as error:  # damaged metadata also has this effect, so try the previous one
             problems.append(f"checkpoint {path} cannot be read ({error})")
-            other = other or OtherParametersError(f"checkpoint {path}: {error}")
+            mismatch = mismatch or OtherParametersError(f"checkpoint {path}: {error}")
         except Exception as error:  # a damaged file can make Orbax raise anything
             problems.append(f"checkpoint {path} cannot be read ({_damage(path, error)})")
-    raise other or UserError("; ".join(problems))
+    raise mismatch or UserError("; ".join(problems))
 
 
 class OtherParametersError(UserError):
@@ -180,47 +186,49 @@ def _is_step(name: str) -> bool:
 
 
 def best_step(directory: str | os.PathLike[str]) -> int | None:
-    """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has one."""
+    """Return the step of the checkpoint with the lowest validation loss; `None` if no checkpoint has a loss."""
     losses = {step: loss(directory, step) for step in saved_steps(directory)}
     measured = {step: value for step, value in losses.items() if value is not None}
     return min(measured, key=lambda step: (measured[step], -step)) if measured else None
 
 
 def discard_after(directory: str | os.PathLike[str], step: int) -> None:
-    """Rename the checkpoints later than `step`, which a resumed run is about to write again, to `STEP.damaged`.
+    """Rename every checkpoint later than `step` to `STEP.damaged`, so that a resumed run can write its step again.
 
-    They could not be read. The reason may have been a passing one, such as a file system that was out of reach. `prune`
-    removes all of them except the last one.
+    These checkpoints could not be read. They are not deleted at once, because the cause may be temporary, such as an
+    unreachable file system. `prune` later removes all renamed checkpoints except the last one.
     """
     for later in saved_steps(directory):
         if later > step:
-            _set_aside(Path(directory) / str(later))
+            _mark_damaged(Path(directory) / str(later))
 
 
-def _set_aside(path: Path) -> None:
+def _mark_damaged(path: Path) -> None:
+    """Rename a checkpoint to the first unused name among `STEP.damaged`, `STEP.damaged_2` and so on."""
     for number in itertools.count(1):
-        aside = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'_{number}'}")
-        if not os.path.lexists(aside):
-            path.rename(aside)
+        target = path.with_name(f"{path.name}.damaged{'' if number == 1 else f'_{number}'}")
+        if not os.path.lexists(target):
+            path.rename(target)
             return
 
 
 def prune(directory: str | os.PathLike[str], keep: int) -> None:
-    """Remove all checkpoints except the last `keep` and the best one, and all of `discard_after` except the last one.
+    """Remove old checkpoints.
 
-    `save` also removes checkpoints. But if the process is killed between a save and the removal, one old checkpoint
-    remains.
+    The `keep` most recent checkpoints, the best checkpoint, and the last checkpoint that `discard_after` renamed
+    remain. `save` removes old checkpoints, too. But if the process is killed between the save and the removal, an old
+    checkpoint remains, and `prune` removes it.
     """
     best = best_step(directory)
     for step in saved_steps(directory)[:-keep]:
         if step != best:
             _remove(Path(directory) / str(step))
-    for path in _damaged(Path(directory))[:-1]:
+    for path in _renamed_checkpoints(Path(directory))[:-1]:
         _remove(path)
 
 
-def _damaged(directory: Path) -> list[Path]:
-    """Return the folders of `discard_after`, by step and then by number."""
+def _renamed_checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints that `discard_after` renamed, sorted by step, then by the number after `damaged_`."""
     if not directory.is_dir():
         return []
     names = {path: re.fullmatch(r"(\d+)\.damaged(?:_(\d+))?", path.name, re.ASCII) for path in directory.iterdir()}
@@ -237,7 +245,7 @@ def _remove(path: Path) -> None:
 
 
 def loss(directory: str | os.PathLike[str], step: int) -> float | None:
-    """Return the validation loss saved with a checkpoint; `None` if there is none or it cannot be read."""
+    """Return the validation loss saved with a checkpoint; `None` if the checkpoint has no readable loss."""
     try:
         value = float(files.read_json(_metrics(directory, step) / _METRICS)[_LOSS])
         return None if math.isnan(value) else value
@@ -246,10 +254,10 @@ def loss(directory: str | os.PathLike[str], step: int) -> float | None:
 
 
 def set_loss(directory: str | os.PathLike[str], step: int, validation_loss: float) -> None:
-    """Save the validation loss of a checkpoint that was saved without one.
+    """Save the validation loss of a checkpoint that was saved without a loss.
 
     Args:
-        directory: The folder of checkpoints, which no process may have open.
+        directory: The folder of checkpoints. No process may have it open.
         step: The step of the checkpoint.
         validation_loss: The loss that determines the best checkpoint.
 
@@ -268,7 +276,7 @@ def _metrics(directory: str | os.PathLike[str], step: int) -> Path:
 
 
 def _to_arrays(state: TrainState) -> dict[str, Any]:
-    """Return the state as a dict of NumPy arrays; a key is converted to its data.
+    """Return the state as a dict of NumPy arrays. The random key becomes an array of integers.
 
     The arrays are copies, because the next training step reuses the state's buffers before the save is complete.
     """
@@ -300,7 +308,7 @@ def _read(path: Path, like: TrainState) -> TrainState:
             f"the model's parameters differ from the checkpoint: it has {found_bytes / 2**20:,.0f} MB where at most "
             f"{most_bytes / 2**20:,.0f} MB are expected"
         )
-    with ocp.StandardCheckpointer(multiprocessing_options=_by_myself()) as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_single_process_options()) as checkpointer:
         place = path.resolve() / "default"
         description = checkpointer.metadata(place).item_metadata.tree
         _check_same_leaves(_described(description), _described(wanted))
@@ -314,15 +322,15 @@ def _read(path: Path, like: TrainState) -> TrainState:
 
 
 class _DamagedError(Exception):
-    """A check of this module found that a checkpoint is damaged."""
+    """A checkpoint did not pass a check of this module, so it is damaged."""
 
 
 def _check_files(checkpoint: Path) -> int:
     """Return the total size of a checkpoint's files in bytes.
 
     Raises:
-        _DamagedError: If an entry is not a regular file or a folder, because reading a FIFO would block for ever, or if
-            a file is too large to be read at once. Only the files in folders called `d` have arrays.
+        _DamagedError: If an entry is neither a regular file nor a folder, because reading a FIFO would block for ever.
+            Also if a file outside the folders called `d` is too large; only the files in these folders have arrays.
     """
     total = 0
     for path in [checkpoint, *checkpoint.rglob("*")]:
@@ -338,7 +346,7 @@ def _check_files(checkpoint: Path) -> int:
 
 
 def _check_chunks(description: Any) -> None:
-    """Raise a `_DamagedError` if a chunk is larger than its array: a few compressed bytes could fill the memory."""
+    """Raise a `_DamagedError` if a chunk is larger than its array, because such a chunk could fill the memory."""
     for leaf in jax.tree.leaves(description):
         chunk = leaf.storage.chunk_shape if getattr(leaf, "storage", None) else None
         if chunk and any(side > max(size, 1) for side, size in zip(chunk, leaf.shape, strict=True)):
@@ -370,10 +378,10 @@ def _check_same_leaves(found: dict[str, str], wanted: dict[str, str]) -> None:
         )
 
 
-def _by_myself() -> ocp.options.MultiprocessingOptions:
-    """Return options for a process that reads and writes without the other processes of its run.
+def _single_process_options() -> ocp.options.MultiprocessingOptions:
+    """Return the Orbax options with which this process reads and writes without the other processes of its run.
 
-    Otherwise Orbax would wait for processes that may have ended.
+    With the default options Orbax would wait for the other processes, which may have ended.
     """
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
@@ -391,8 +399,11 @@ def _check_encodable(directory: Path) -> None:
         raise UserError(f"{str(directory)!a} is not a name in UTF-8: rename the folder") from error
 
 
-def _twice(action: Callable[[], None]) -> None:
-    """Run an action, and run it again if it timed out: Orbax gives up too early if the system clock jumps ahead."""
+def _with_retry(action: Callable[[], None]) -> None:
+    """Run an action of Orbax. If the action times out, run it a second time.
+
+    Orbax's time limit ends too early if the system clock jumps ahead.
+    """
     try:
         action()
     except Exception as error:
@@ -411,7 +422,7 @@ def _timed_out(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _writing(directory: Path) -> Iterator[None]:
-    """Convert any exception of Orbax, from this save or an earlier one, into a `UserError` of one line."""
+    """Convert an exception of Orbax, from this save or an earlier save, into a `UserError` with a one-line message."""
     try:
         yield
     except Exception as error:
@@ -419,7 +430,7 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a checkpoint cannot be written: the operating system's message if there is one."""
+    """Return the reason why a checkpoint cannot be written, as the operating system reports it if possible."""
     for cause in itertools.chain([error], _causes(error)):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
@@ -449,9 +460,10 @@ def _damage(checkpoint: Path, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the messages that Orbax's other reads and writes print after one of them fails.
+    """Suppress the messages that Orbax's concurrent reads and writes print after one of them fails.
 
-    After a failure the suppression continues, because the messages may come later.
+    If the body of the `with` statement raises an exception, the suppression stays in effect, because the messages may
+    be printed later.
     """
     logger, previous = logging.getLogger("asyncio"), sys.unraisablehook
 

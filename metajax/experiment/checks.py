@@ -1,4 +1,4 @@
-"""Checks of settings. Each error message names the field and the valid values."""
+"""Check settings. Each error message names the field and the valid values."""
 
 import dataclasses
 import math
@@ -29,13 +29,13 @@ def field_types_are_right(spec: Any, owner: str = "") -> None:
     hints = typing.get_type_hints(type(spec))
     for field in dataclasses.fields(spec):
         path, value, hint = f"{owner}{field.name}", getattr(spec, field.name), hints[field.name]
-        if isinstance(value, type):  # a class has all attributes of the protocol, too
+        if isinstance(value, type):  # a class would pass the check below, because it has the protocol's methods
             raise UserError(f"{path} must be settings, {value.__name__}(...), got the class {value.__name__}")
         try:
             typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{path} must be {_described(hint)}, got {shown(value)}") from error
-        if not type(spec).__module__.startswith("metajax."):  # the user's own settings have no limits
+        if not type(spec).__module__.startswith("metajax."):  # settings of a user's own type have no limits
             continue
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path} must be a finite number, got {shown(value)}")
@@ -56,17 +56,22 @@ LARGEST = 2**31 - 1
 """The largest int32. Devices count steps and sizes in int32."""
 
 MOST_TASKS = 1_000_000
-"""Largest number of tasks in a meta-step or an evaluation, and of meta-steps in a call."""
+"""Largest number of tasks in a meta-step or in an evaluation. Also the largest number of meta-steps in one call of the
+training step."""
 
 MOST_EXAMPLES = 100_000
-"""Largest number of ways, shots and queries."""
+"""Largest number of ways, of shots and of queries for each class."""
 
 MOST_FEATURES, MOST_CHANNELS = 16_384, 4_096
-"""Largest width of a layer. The matrix between two such layers has 1 GB; the kernel of a convolution has 0.6 GB."""
+"""Largest number of features of a dense layer, and of channels of a convolution. At these limits the matrix between two
+dense layers has 1 GB, and the kernel of a 3×3 convolution has 0.6 GB."""
 
 
 def whole(owner: str, low: int, high: int, **fields: int | None) -> None:
-    """Raise a `UserError` unless each field is `None` or from `low` to `high`. `types_are_right` rejects fractions."""
+    """Raise a `UserError` unless each field is `None` or a number from `low` to `high`.
+
+    `types_are_right` rejects numbers that are not whole.
+    """
     for name, value in fields.items():
         _number(owner, name, value)
         if value is not None and not low <= value:
@@ -84,7 +89,7 @@ def positive(owner: str, **fields: float | None) -> None:
         if not 0 < value < float("inf"):
             raise UserError(f"{owner}.{name} must be a number above 0, got {shown(value)}")
         if not 1e-37 <= value <= 1e37:
-            raise UserError(f"{owner}.{name} must be from 1e-37 to 1e+37, as float32 holds, got {shown(value)}")
+            raise UserError(f"{owner}.{name} must be from 1e-37 to 1e+37 (float32), got {shown(value)}")
 
 
 def in_range(owner: str, low: float, high: float, **fields: float) -> None:
@@ -101,7 +106,7 @@ def _number(owner: str, name: str, value: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as text for a message; a very long text is truncated."""
+    """Return a value as text for an error message. Text of more than 200 characters is truncated."""
     if isinstance(value, int) and abs(value) >= 10**30:  # Python does not print numbers with thousands of digits
         return "a number above 10^30" if value > 0 else "a number below -10^30"
     text = f"{value:g}" if isinstance(value, float) else repr(value)

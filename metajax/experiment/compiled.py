@@ -1,7 +1,7 @@
-"""Checksums of the compiled programs that JAX caches on disk.
+"""Record and check the checksums of the compiled programs that JAX caches on disk.
 
-JAX runs any program that it finds under a name. A cache file that was overwritten by another file causes a failed
-assertion, or wrong numbers.
+JAX does not check a cached program before it runs the program. If another file has overwritten the cache file, the
+program fails an assertion or computes wrong numbers.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ _LOG = logging.getLogger("metajax")
 
 
 def drop_changed(folder: Path) -> None:
-    """Remove programs whose checksum has changed, with a warning. JAX then compiles them again.
+    """Remove the cached programs whose checksum has changed, with a warning. JAX then compiles these programs again.
 
-    A file is read only if its size, time or inode has changed. The checksum of a new program is recorded.
+    A file is read only if its size, modification time or inode has changed. The checksums of new programs are recorded.
     """
     known, changed = _read(folder), []
     for path in _programs(folder):
@@ -37,7 +37,7 @@ def drop_changed(folder: Path) -> None:
 
 
 def record(folder: Path, since: float) -> None:
-    """Record the checksums of programs that have no checksum yet, or that this process has written.
+    """Record the checksums of the cached programs that have no checksum yet or that this process has written.
 
     Args:
         folder: The folder of the cache.

@@ -1,9 +1,11 @@
-"""Execute, identify and trust the Python code of a config file.
+"""Execute the Python code of a config file, detect changes of this code, and decide whether to trust it.
 
-A run whose settings all have metajax's types needs no code. A run with types of the user's own keeps a copy of the
-config file. The copy is executed only if this user began the run, or asks for it: a folder of the user's home keeps a
-record of every config file that this user began a run with. Several users may share a data folder, so the record is not
-there.
+If metajax defines the types of all settings of a run, reading the settings needs no code. If the config file defines
+some types, reading the settings executes the copy of the config file in the work directory. metajax executes the copy
+only if the current user began the run, or passes `--trust`.
+
+For this check metajax records each config file with which the user begins a run. The records are in the user's home
+folder. They are not in the data folder, because several users may share a data folder.
 """
 
 import ast
@@ -30,29 +32,29 @@ from metajax.errors import UserError
 from metajax.system import files
 
 CONFIG_MODULE = "metajax_config"
-"""Module name of a config file."""
+"""Name of the Python module under which a config file is executed."""
 
 _LOG = logging.getLogger("metajax")
 _MOST_FOLDERS = 100
-"""Folders that a record names; the oldest are dropped."""
+"""Largest number of folders in the record of a config file. The oldest folders are removed first."""
 
 
 def load_module(path: Path, folder: Path | None = None) -> ModuleType:
     """Execute a config file as a module, with its folder first on `sys.path`.
 
-    Modules beside the file are imported again, because two configs may each have a `my_model.py`. Afterwards the folder
-    stays at the end of `sys.path`, for imports inside functions.
+    Modules in this folder are imported again, because two config files may each have a `my_model.py`. Afterwards the
+    folder stays at the end of `sys.path`, for imports inside functions.
 
     Args:
         path: The file.
-        folder: The folder in which the file's imports are searched. Default: the folder of the file.
+        folder: The folder in which Python searches the modules that the file imports. Default: the folder of the file.
 
     Returns:
-        The module, which is also in `sys.modules` under `CONFIG_MODULE`.
+        The module. It is also in `sys.modules` under the name `CONFIG_MODULE`.
 
     Raises:
         UserError: If the file cannot be read, or raises an exception other than `KeyboardInterrupt`. The message names
-            the line that raised it.
+            the line that raised the exception.
     """
     folder = (path.parent if folder is None else folder).absolute()
     source = files.read_bytes(path)
@@ -78,7 +80,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
 
 
 def _forget(modules: dict[str, Path], folder: Path) -> None:
-    """Remove the modules of a folder, and modules whose files are gone, from `sys.modules`."""
+    """Remove modules of a folder from `sys.modules`: those in `modules`, and those whose files no longer exist."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
         if file and Path(file).absolute().is_relative_to(folder) and not os.path.isfile(file):
@@ -114,7 +116,7 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return a colon and the message of an exception; empty if the exception has none or its `__str__` fails."""
+    """Return a colon and the message of an exception; empty if the message is empty or `__str__` fails."""
     try:
         text = str(error)
     except Exception:
@@ -174,15 +176,17 @@ def _is_string(node: ast.stmt) -> bool:
 
 
 def fingerprints(path: Path, folder: Path) -> dict[str, list[str]]:
-    """Return fingerprints of the modules that a config file imports, directly or not, outside installed packages.
+    """Return fingerprints of the modules that a config file imports, directly or indirectly.
+
+    Modules of metajax, of Python and of installed packages are left out.
 
     Args:
         path: The config file.
-        folder: The folder in which the file's imports are searched.
+        folder: The folder in which Python searches the modules that the file imports.
 
     Returns:
-        Two checksums by the name of the module: one of its file, and one of its code without comments and docstrings.
-        The second checksum depends on the version of Python.
+        Two checksums for each module name: one of the file, and one of the code without comments and docstrings. The
+        second checksum depends on the version of Python.
     """
     try:
         with _first_on_path(folder.absolute()):
@@ -193,7 +197,12 @@ def fingerprints(path: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
-    """Return the names of modules whose code has changed; `began` and `now` come from `fingerprints`."""
+    """Return the names of the modules whose code has changed between two results of `fingerprints`.
+
+    Args:
+        began: The fingerprints from the start of the run.
+        now: The current fingerprints.
+    """
     if not isinstance(began, dict):  # not recorded
         return []
     return sorted(name for name in {*began, *now} if not _checksums(began, name) & _checksums(now, name))
@@ -214,9 +223,10 @@ def _fingerprint(file: Path) -> list[str]:
 
 
 def _local_modules(tree: ast.Module) -> dict[str, Path]:
-    """Return the files of all modules outside installed packages that code imports, directly or indirectly, by name.
+    """Return the file of each module that code imports, directly or indirectly, by the name of the module.
 
-    The function inspects the source code and imports nothing.
+    Modules of metajax, of Python and of installed packages are left out. The function inspects the source code and
+    imports nothing.
     """
     found: dict[str, Path] = {}
     waiting = sorted(_imported(tree, ""))
@@ -293,17 +303,17 @@ def _installed_folders() -> list[Path]:
 
 
 def remember(config: Path, folder: Path) -> None:
-    """Record in the user's state folder that this user began a run with this code.
+    """Record in the user's state folder that this user began a run with a config file.
 
     Args:
         config: The copy of the config file in the work directory.
-        folder: The folder in which its imports were searched.
+        folder: The folder in which Python searched the modules that the config file imports.
     """
     path = _record(config)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(path.parent):
-            raise UserError(f"{path.parent} belongs to another user, or others can write it")
+            raise UserError(f"{path.parent} belongs to another user, or other users can write to it")
         folders = [each for each in _remembered(path) if each != str(folder.absolute())]
         files.write_json(path, {"folders": [*folders, str(folder.absolute())][-_MOST_FOLDERS:]}, mode=0o600)
     except (OSError, UserError) as error:
@@ -313,11 +323,12 @@ def remember(config: Path, folder: Path) -> None:
 
 
 def trusted_folder(config: Path, folder: Path | None) -> Path | None:
-    """Return the folder for the imports of a config file that this user began a run with; `None` for any other file.
+    """Return the folder of a config file's imports if this user began a run with this file, else `None`.
 
     Args:
         config: The copy of the config file in the work directory.
-        folder: The folder that the work directory records, or `None`.
+        folder: The folder of the imports that the work directory records, or `None` if there is no such record. A
+            folder that the user's own record does not have gives `None`.
     """
     folders = _remembered(_record(config))
     if folder is None:
@@ -331,14 +342,14 @@ def _record(config: Path) -> Path:
 
 
 def _state_folder() -> Path:
-    """Return the folder of the records: `metajax/begun` in the user's state folder, after the XDG specification."""
-    chosen = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~")) / ".local" / "state"
+    """Return the folder of the records: `metajax/begun` in the user's state folder (XDG base directories)."""
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state_home) if os.path.isabs(state_home) else Path(os.path.expanduser("~")) / ".local" / "state"
     return base / "metajax" / "begun"
 
 
 def _remembered(path: Path) -> list[str]:
-    """Return the folders of a record; none if another user may have written it."""
+    """Return the folders in a record file; an empty list if another user may have written the file."""
     if not (_is_private(path.parent) and _is_private(path)):
         return []
     try:
@@ -348,7 +359,7 @@ def _remembered(path: Path) -> list[str]:
 
 
 def _is_private(path: Path) -> bool:
-    """Return whether a file or folder belongs to this user, nobody else can write it, and it is no symbolic link."""
+    """Return whether only this user can write a file or folder. A symbolic link does not count as private."""
     try:
         status = path.lstat()
     except OSError:
@@ -359,7 +370,7 @@ def _is_private(path: Path) -> bool:
 
 
 def own_types(value: Any) -> dict[str, type]:
-    """Return the types of settings and nested settings that metajax does not define, by `module:name`."""
+    """Return the user-defined types of settings and nested settings, by their names `module:name`."""
     types: dict[str, type] = {}
     if isinstance(value, list | tuple):
         for each in value:
@@ -383,16 +394,18 @@ def type_name(kind: type) -> str:
 
 
 def find_type(name: str, module: ModuleType | None) -> type:
-    """Return the dataclass of a name in `config.json`. Only metajax's modules are imported.
+    """Find the dataclass that has a given type name in `config.json`.
+
+    The function imports only modules of metajax.
 
     Args:
-        name: From `type_name`.
-        module: The config file's module. Types that metajax does not define are looked up in this module and in the
-            modules that it has imported.
+        name: A name from `type_name`, `module:name`.
+        module: The config file's module. User-defined types are looked up in this module and in the modules that it
+            has imported.
 
     Raises:
-        ImportError: If there is no such module.
-        AttributeError: If the module has no such type.
+        ImportError: If the module of the type is not found.
+        AttributeError: If the module has no attribute with the name of the type.
         TypeError: If the type is not a dataclass that the module defines.
     """
     module_name, _, qualified = name.partition(":")

@@ -1,4 +1,4 @@
-"""Devices and processes of a run. On a CPU each core is a device."""
+"""Choose and prepare the devices and processes of a run. On a CPU each core is a device."""
 
 import atexit
 import collections
@@ -30,12 +30,12 @@ def join(others: str | None) -> None:
     """Join the other processes of a run. All processes start with the same command, on one or several machines.
 
     Args:
-        others: `auto` if a cluster manager (Slurm, Open MPI, Kubernetes, a TPU pod) knows the processes. Otherwise
-            `ADDRESS:PORT,INDEX,COUNT`: the address of process 0, the index of this process, and the number of
-            processes.
+        others: `None` if there are no other processes; `auto` if a cluster manager (Slurm, Open MPI, Kubernetes, a TPU
+            pod) starts the processes; or `ADDRESS:PORT,INDEX,COUNT`: the address of process 0, the index of this
+            process, and the number of processes.
 
     Raises:
-        UserError: If `others` has another form, or if the processes cannot be joined.
+        UserError: If `others` has none of these forms, or if the processes cannot be joined.
     """
     if others is None:
         return
@@ -70,7 +70,9 @@ def is_first() -> bool:
 
 
 def prepare_devices(devices: int | None) -> None:
-    """Make each CPU core a JAX device, and cache compiled programs. Do nothing if JAX already has its devices.
+    """Make each CPU core a JAX device, and let JAX cache compiled programs on disk.
+
+    If JAX has already initialised its devices, the devices do not change.
 
     Raises:
         UserError: If `devices` is below 1.
@@ -83,13 +85,13 @@ def prepare_devices(devices: int | None) -> None:
 
 
 def check_devices() -> None:
-    """Let JAX find its devices, and print each of JAX's warnings about them as one line.
+    """Let JAX initialise its devices, and log the first line of each warning that JAX prints meanwhile.
 
     Raises:
         UserError: If JAX finds no device, for example because of `JAX_PLATFORMS`.
     """
-    said: list[str] = []
-    logger, handler = logging.getLogger("jax._src.xla_bridge"), _Lines(said)
+    warnings: list[str] = []
+    logger, handler = logging.getLogger("jax._src.xla_bridge"), _FirstLines(warnings)
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
@@ -99,12 +101,12 @@ def check_devices() -> None:
     finally:
         logger.propagate = propagates
         logger.removeHandler(handler)
-    for line in said if is_first() else ():
+    for line in warnings if is_first() else ():
         _LOG.warning("JAX: %s", line)
 
 
-class _Lines(logging.Handler):
-    """Keep the first line of each warning."""
+class _FirstLines(logging.Handler):
+    """A log handler that appends the first line of each warning to a Python list."""
 
     def __init__(self, lines: list[str]):
         super().__init__(logging.WARNING)
@@ -118,11 +120,12 @@ _INSTALLED_BY = {"cuda": "jax[cuda13]", "gpu": "jax[cuda13]", "rocm": "JAX's plu
 
 
 def _platforms() -> str:
-    """Return the user's `JAX_PLATFORMS`."""
+    """Return the value of `JAX_PLATFORMS`, the platforms that the user allows; empty if the user has set none."""
     return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _no_device(reason: str) -> str:
+    """Return the error message for a JAX that finds no device; `reason` is JAX's own message."""
     reason = " ".join(reason.partition("(set JAX_PLATFORMS")[0].split())[:200]
     platforms = _platforms()
     if not platforms:
@@ -155,7 +158,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _machine() -> str:
-    """Return a name for the kind of CPU, because programs compiled for another kind would crash."""
+    """Return a name for the kind of this CPU. The cache is separate for each kind, because their programs differ."""
     lines = _cpu_description().splitlines()
     flags = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     return f"{platform.machine()}-{zlib.crc32(''.join(flags).encode()):08x}"
@@ -167,7 +170,10 @@ def _cpu_description() -> str:
 
 
 def device_name() -> str:
-    """Return the kind and number of devices: `cpu: x86_64-09b9ad54, 2 of them`. A CPU's kind names its instructions."""
+    """Return the kind and the number of this process's devices, such as `cpu: x86_64-09b9ad54, 2 of them`.
+
+    The kind of a CPU ends in a checksum of its model name and instruction set.
+    """
     first = jax.devices()[0]
     kind = first.device_kind if first.platform != "cpu" else _machine()
     return f"{first.platform}: {kind}, {jax.local_device_count()} of them"
@@ -176,8 +182,8 @@ def device_name() -> str:
 def use_precision(precision: str) -> None:
     """Set the precision of the operands of matrix products.
 
-    `default` keeps the precision that the user has set for JAX. If the user has set none, it is bfloat16 on CPUs, if
-    the CPUs of all processes support products in bfloat16.
+    `default` keeps the precision that the user has set for JAX. If the user has set none, `default` selects bfloat16
+    where all processes run on CPUs with bfloat16 instructions, and JAX's own default elsewhere.
     """
     if precision == "default":
         chosen = products_precision() != "default"
@@ -198,19 +204,20 @@ def has_matrix_units() -> bool:
 
 
 def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
-    """Return a mesh of `devices` devices.
+    """Return a mesh of devices to split the tasks of a meta-step over.
 
-    The default number is the smallest one for which the busiest device has as few tasks as with all devices. For a tiny
-    model on a CPU it is at most two, because devices wait for each other in every meta-step.
-
-    With several processes `devices` is the number of devices per process, and the mesh contains the devices of all
-    processes.
+    Args:
+        devices: Number of devices per process; the mesh contains devices of all processes. Default: the smallest number
+            for which the busiest device has as few tasks as with all devices. For a tiny model on a CPU the default is
+            at most two, because devices wait for each other in every meta-step.
+        params: The model's parameters.
+        tasks: Number of tasks in a meta-step.
 
     Raises:
-        UserError: If a process has fewer devices.
+        UserError: If `devices` is below 1, or if a process has fewer than `devices` devices.
     """
-    of_process = collections.Counter(device.process_index for device in jax.devices())
-    available = jax.local_devices()[: min(of_process.values())]  # each process contributes equally many
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    available = jax.local_devices()[: min(counts.values())]  # each process contributes the same number of devices
     tasks = -(-tasks // jax.process_count())
     if devices is not None and devices < 1:
         raise UserError(f"--devices must be at least 1, got {devices}")
@@ -223,12 +230,12 @@ def choose_mesh(devices: int | None, params: Params, tasks: int) -> Mesh:
         _LOG.warning("%d devices on %d cores: those that share a core are no faster", devices, _cores())
     if jax.process_count() == 1:
         return task_mesh(available[:devices])
-    each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(of_process)]
+    each = [[d for d in jax.devices() if d.process_index == process][:devices] for process in sorted(counts)]
     return task_mesh(list(itertools.chain.from_iterable(each)))
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """Describe the devices of a mesh: `2 cpu devices`."""
+    """Return the number and platform of the devices of a mesh as text, such as `2 cpu devices`."""
     return f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}"
 
 
@@ -254,7 +261,7 @@ def check_memory(params: Params) -> None:
 def share_evenly(tasks: int, devices: int) -> int:
     """Return the smallest number of devices for which the busiest device has as few tasks as with all devices.
 
-    >>> share_evenly(25, 8), share_evenly(4, 8)  # 4 each, as with eight; one each
+    >>> share_evenly(25, 8), share_evenly(4, 8)  # at most 4 tasks per device, as with 8 devices; 1 task per device
     (7, 4)
     """
     return -(-tasks // -(-tasks // devices))

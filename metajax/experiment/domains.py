@@ -13,19 +13,19 @@ from metajax.experiment.tasks import Shots, Tasks, TaskSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """One domain of `Domains`."""
+    """A data set that is one of the domains of `Domains`."""
 
     name: str
     """Name of the domain in reports."""
     task: TaskSpec
     """Data set of the domain. Its ways and shots are ignored; `Domains` sets the sizes of tasks."""
     train: bool = True
-    """Use the domain for training and validation; otherwise only for the test."""
+    """True: use the domain for training, validation and test. False: use the domain only for the test."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domains:
-    """Episodes with random ways and unequal random shots from several data sets: Meta-Dataset's protocol."""
+    """Few-shot tasks from several data sets, with random ways and random, unequal shots, as in Meta-Dataset."""
 
     sources: tuple[Source, ...]
     """The data sets. All images must have the same size and number of channels."""
@@ -36,7 +36,7 @@ class Domains:
     max_support: int = 500
     """Largest number of support examples in a task."""
     max_support_per_class: int = 100
-    """Largest contribution of a class to the size of the support set."""
+    """Largest number of examples that one class adds to the size of a support set, when this size is sampled."""
     max_queries: int = 10
     """Largest number of query examples of each class."""
 
@@ -49,16 +49,17 @@ class Domains:
             raise UserError(f"task.sources must have different names, got {', '.join(names) or 'no source'}")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split. A split contains the domains whose data set has this split."""
-        made = {source.name: _of_source(source, data_dir) for source in self.sources}
-        banks = {name: each.banks for name, each in made.items()}
-        holds = {f"{name}, {split}": held for name, each in made.items() for split, held in each.holds.items()}
+        """Make the task samplers of all splits. A split contains the domains whose data set has this split."""
+        by_source = {source.name: _source_tasks(source, data_dir) for source in self.sources}
+        banks = {name: each.banks for name, each in by_source.items()}
+        holds = {f"{name}, {split}": text for name, each in by_source.items() for split, text in each.holds.items()}
         samplers, domains, unusable = {}, {}, {}
         for split in ("train", "validation", "test"):
             taken = [each for each in self.sources if split in banks[each.name] and (each.train or split == "test")]
             if not taken:
                 continue
-            problems = [made[source.name].unusable[split] for source in taken if split in made[source.name].unusable]
+            unusable_by_source = [by_source[source.name].unusable for source in taken]
+            problems = [messages[split] for messages in unusable_by_source if split in messages]
             if problems:
                 unusable[split] = problems[0]
                 continue
@@ -77,14 +78,16 @@ class Domains:
                 continue
             domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
         if "train" not in {**samplers, **unusable}:
-            unusable["train"] = "task.sources: no source is for training: set train=True for one with a training split"
+            unusable["train"] = (
+                "task.sources: no source is for training: set train=True for a source with a training split"
+            )
         loss = partial(classification_loss, varied_ways=True)
         parts = {"domains": domains, "holds": holds, "unusable": unusable}
         return Tasks(samplers, self.max_ways, loss, varied_ways=True, **parts)
 
 
-def _of_source(source: Source, data_dir: Path | None) -> Tasks:
-    """Return the tasks of a source, of which only the class banks are used; its ways and shots are ignored."""
+def _source_tasks(source: Source, data_dir: Path | None) -> Tasks:
+    """Return the tasks of one source, with the smallest ways and shots, because only the class banks are used."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
     counted = {name: value for name, value in fewest.items() if name in fields}

@@ -26,24 +26,25 @@ from metajax.system.signals import Stopped, stop_requests
 _LOG = logging.getLogger("metajax")
 
 _SILENT_SECONDS = 10.0
-"""Seconds without a finished call after which a message says that compilation takes long."""
+"""Seconds until a message explains that the first call of the training step is still compiling."""
 
 Row = dict[str, Any]
-"""The metrics of one call of the training step: `step` and scalars by name."""
+"""The metrics of one call of the training step: a dict with `step` and one scalar for each metric."""
 
 Validate = Callable[[TrainState], Mapping[str, Any]]
-"""Return validation metrics of a state. The checkpoint with the lowest `validation_loss` is the best one."""
+"""A function `state -> validation metrics`. The best checkpoint is the one with the lowest `validation_loss`."""
 
 Stream = Callable[[TrainState, Iterator[int]], Iterator[Any]]
-"""Return an iterator over the data of the calls after a state, from the number of meta-steps in each call."""
+"""A function `(state, steps) -> iterator` that streams data from the host. `steps` yields the number of meta-steps of
+each call of the training step after `state`. The iterator yields the data for each of these calls."""
 
 
 class NotFiniteError(FloatingPointError):
-    """A meta-step failed. The state before the meta-step is saved.
+    """A meta-step failed: a metric is NaN or infinite. The state before this meta-step is saved.
 
     Attributes:
         step: The meta-step that failed.
-        metric: The name of a metric that is not finite.
+        metric: The name of a metric that is NaN or infinite.
         folder: The folder of the checkpoints.
     """
 
@@ -69,24 +70,25 @@ def train(
     stream: Stream | None = None,
     callbacks: Sequence[Callable[[Row], None]] = (),
 ) -> TrainState:
-    """Train in a folder, or resume the training in it.
+    """Meta-train, and write metrics and checkpoints to a folder. Resume if the folder has checkpoints.
 
-    The folder gets `metrics.jsonl` and TensorBoard events with a row for each call of the training step, and
-    checkpoints. If the folder has checkpoints, the training continues from the last one, exactly as without the
-    interruption. After SIGINT or SIGTERM the state is saved first. Messages go to the logger `metajax`.
+    The folder gets checkpoints, and one row of metrics for each call of the training step, in `metrics.jsonl` and in
+    TensorBoard events. A resumed training continues from the last checkpoint, with the same results as without the
+    interruption. SIGINT or SIGTERM stops the training after its state is saved. Messages go to the logger `metajax`.
 
     Args:
-        trainer: From `metajax.trainer`.
-        params: The model's parameters.
+        trainer: A trainer from `metajax.trainer`.
+        params: The model's initial parameters.
         directory: The folder, created if it is missing.
-        steps: Meta-steps in all. A larger number continues a finished training.
-        seed: An integer or a key.
+        steps: Total number of meta-steps, including those before a resume. A larger number than before continues a
+            finished training.
+        seed: The seed of the training, an integer or a JAX key.
         checkpoint_every: Meta-steps between checkpoints. Default: one checkpoint at the end.
-        keep: Number of most recent checkpoints to keep. The best one is always kept.
+        keep: Number of most recent checkpoints to keep. The best checkpoint is always kept.
         validate: `TrainState -> metrics`, called at every checkpoint. Its metric `validation_loss` determines the best
             checkpoint.
-        stream: For data on the host: `(state, numbers of meta-steps) -> iterator`, which yields the second argument of
-            `trainer.step` for each call.
+        stream: `(state, steps) -> iterator`, for data on the host; see `Stream`. The iterator yields the second
+            argument of `trainer.step` for each call.
         callbacks: Functions that are called with the row of each call: `step` and the means of the metrics.
 
     Returns:
@@ -94,8 +96,9 @@ def train(
 
     Raises:
         NotFiniteError: If a meta-step fails.
-        Stopped: If a signal stopped the training. The state is saved before.
-        UserError: If the folder cannot be written, if another process trains in it, or if a checkpoint does not fit.
+        Stopped: If a signal stopped the training. The state was saved before.
+        UserError: If the folder cannot be written, if another process trains in the folder, or if a checkpoint does not
+            fit the model or the optimiser.
 
     >>> import tempfile, jax.numpy as jnp, optax, metajax as mj
     >>> learner = mj.maml(lambda p, target, rng: ((p - target) ** 2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
@@ -127,15 +130,15 @@ def train(
 
 
 def resume(directory: Path, fresh: TrainState, *, keep: int) -> TrainState:
-    """Return the last state that a folder has, and remove what was written after it.
+    """Restore the latest readable checkpoint of a folder, and discard all metrics and checkpoints of later steps.
 
     Args:
         directory: The folder.
-        fresh: The state before the first meta-step, which is returned if there is no checkpoint.
+        fresh: The state before the first meta-step. It is returned if there is no checkpoint.
         keep: Number of most recent checkpoints to keep.
 
     Raises:
-        UserError: If there are checkpoints, but none can be read, or they do not fit `fresh`.
+        UserError: If there are checkpoints, but none of them can be read, or if they do not fit `fresh`.
     """
     folder = directory / workdir.CHECKPOINTS
     if not checkpoints.saved_steps(folder):
@@ -168,9 +171,9 @@ def advance(
     stream: Stream | None = None,
     callbacks: Sequence[Callable[[Row], None]] = (),
 ) -> TrainState:
-    """Advance a state to `steps` meta-steps. The arguments are those of `train`.
+    """Train from a state until `steps` meta-steps are complete. `train` describes the arguments.
 
-    The caller holds the lock of the folder.
+    The caller must hold the lock file of the folder.
     """
     step = int(state.step)
     if validate is not None and (step == steps or (step and step % checkpoint_every == 0)):
@@ -206,8 +209,8 @@ def advance(
             row["tasks_per_second"] = float(f"{rate:.4g}")
             checkpoint_due = step % checkpoint_every == 0 or step == steps
             if checkpoint_due and validate is not None and not any_process(bool(stop.received)):
-                keep_now = functools.partial(_stop, directory, record, dict(row), state)
-                with stop.saved_at_once(keep_now) if is_first() else contextlib.nullcontext():
+                save_now = functools.partial(_save_during_validation, directory, record, dict(row), state)
+                with stop.saved_at_once(save_now) if is_first() else contextlib.nullcontext():
                     row |= validate(state)
             record.add(row, flush=checkpoint_due)
             if checkpoint_due:
@@ -223,7 +226,7 @@ def advance(
 
 
 def _validate_late(directory: Path, state: TrainState, validate: Validate, keep: int) -> None:
-    """Validate a restored checkpoint if the run stopped before the end of the checkpoint's validation."""
+    """Validate a restored checkpoint that has no validation loss, because the run stopped during its validation."""
     folder, step = directory / workdir.CHECKPOINTS, int(state.step)
     if not any_process(checkpoints.loss(folder, step) is None):
         return
@@ -239,7 +242,7 @@ def _validate_late(directory: Path, state: TrainState, validate: Validate, keep:
 
 
 def _validation_loss(row: Row) -> float | None:
-    """Return the validation loss that determines the best checkpoint: infinity if the validation diverged."""
+    """Return the validation loss of a row; infinity if the validation diverged, `None` if there was no validation."""
     return math.inf if row.get("validation_loss", 0) is None else row.get("validation_loss")
 
 
@@ -248,14 +251,14 @@ def _row(step: int, stacked: Metrics) -> Row:
 
 
 def _mean(values: jax.Array) -> float:
-    """Return the mean over the meta-steps of a call. Failed meta-steps that were skipped do not count."""
+    """Return the mean of a metric over the meta-steps of a call, without failed meta-steps that were skipped."""
     array = np.asarray(values)
     finite = np.isfinite(array)
     return float(array.mean() if finite.all() or not finite.any() else array[finite].mean())
 
 
-def _stop(directory: Path, record: "_Record", row: Row, state: TrainState) -> None:
-    """Save what a run has while it validates: validation may outlast the time that the process is given to stop."""
+def _save_during_validation(directory: Path, record: "_Record", row: Row, state: TrainState) -> None:
+    """Save the metrics and the state at once after a signal, because validation may outlast the signal's time limit."""
     record.add(row, flush=True)
     record.save(state, wait=True)
     _LOG.info(_stopped(directory, row["step"]))
@@ -266,7 +269,7 @@ def _stopped(directory: Path, step: int) -> str:
 
 
 def _calls(step: int, steps: int, steps_per_call: int, checkpoint_every: int) -> Iterator[int]:
-    """Yield the number of meta-steps of each remaining call. A call never crosses a checkpoint."""
+    """Yield the number of meta-steps of each remaining call. A call ends at the latest at the next checkpoint."""
     while step < steps:
         next_checkpoint = step - step % checkpoint_every + checkpoint_every
         length = min(steps_per_call, next_checkpoint - step, steps - step)
@@ -275,7 +278,7 @@ def _calls(step: int, steps: int, steps_per_call: int, checkpoint_every: int) ->
 
 
 class _Record(NamedTuple):
-    """Functions that save metrics and states. In a run of several processes only process 0 saves anything."""
+    """Functions that save metrics and states. The defaults save nothing, because only process 0 of a run saves."""
 
     add: Callable[..., None] = lambda row, *, flush: None
     save: Callable[..., None] = lambda state, validation_loss=None, *, wait=False: None

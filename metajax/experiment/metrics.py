@@ -24,7 +24,7 @@ with needs("cli"):
 
 METRICS = "metrics.jsonl"
 _LOG = logging.getLogger("metajax")
-_LARGEST = 2**63  # bound of a step and of an integer metric
+_LARGEST = 2**63  # steps and integer metrics are smaller than this
 
 
 def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def append(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
 
 
 def amend(workdir: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
-    """Add metrics to the last line of the metrics file if that line has the same `step`; otherwise append a line.
+    """Add metrics to the last line of the metrics file if that line has the same `step`; if not, append a line.
 
     Args:
         workdir: The work directory.
@@ -97,7 +97,7 @@ class _Line(NamedTuple):
 
     @property
     def cut(self) -> bool:
-        """Return whether the line has no newline, because of a kill or a full disk."""
+        """Return whether the line has no newline because the process was killed, or the disk was full."""
         return self.row is None and self.text != b"" and not self.text.endswith(b"\n")
 
 
@@ -117,16 +117,16 @@ class _Damaged(NamedTuple):
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the metrics; see `rows`.
+    """Read all metrics of a run; see `rows`.
 
     Returns:
-        A dict per line; an empty list if there is no file.
+        A list with a dict for each line of the metrics file; an empty list if there is no file.
     """
     return list(rows(workdir))
 
 
 def rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Read the metrics line by line, so that a long run's file needs little memory.
+    """Read the metrics of a run line by line, so that a large metrics file needs little memory.
 
     Damaged lines are skipped with a warning. An incomplete last line is skipped without a warning.
 
@@ -134,7 +134,7 @@ def rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         workdir: The work directory.
 
     Yields:
-        A dict per line; nothing if there is no file.
+        A dict for each line of the metrics file; nothing if there is no file.
 
     Raises:
         UserError: If the file cannot be read.
@@ -149,10 +149,10 @@ def rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def truncate(workdir: str | os.PathLike[str], step: int) -> None:
-    """Remove the lines after `step`, because a resumed run will write them again.
+    """Remove the lines of steps after `step` from the metrics file, because a resumed run will write them again.
 
-    Damaged lines are also removed, with a warning; the original file is then kept beside the new one. If no line is
-    after `step`, the file does not change.
+    Damaged lines are also removed, with a warning; a copy of the original file then stays in the same folder. If there
+    is nothing to remove, the file does not change.
 
     Raises:
         UserError: If the file cannot be read, or is a symbolic link.
@@ -208,7 +208,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _keep(path: Path) -> None:
-    """Keep a copy of a file in its folder, under the first free name."""
+    """Copy a damaged file within its folder, to the first unused name that ends in `.damaged_1`, `.damaged_2`, ..."""
     number = 1
     while os.path.lexists(old := path.with_name(f"{path.name}.damaged_{number}")):
         number += 1
@@ -220,7 +220,7 @@ def _keep(path: Path) -> None:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with Python numbers instead of arrays, and `None` instead of non-finite values."""
     if "step" not in row:
-        raise TypeError(f"a row of metrics has a step, got only {', '.join(row) or 'an empty one'}")
+        raise TypeError(f"a row of metrics has a step, got only {', '.join(row) or 'an empty row'}")
     plain = {name: _scalar(name, value) for name, value in row.items()}
     plain["step"] = int(row["step"])
     return plain
@@ -243,7 +243,8 @@ class Events:
 
     Args:
         workdir: The work directory, created if it is missing. A resumed run has several event files.
-        step: Step from which the run continues. TensorBoard drops the events that an interrupted run wrote after it.
+        step: Step from which the run continues. TensorBoard drops the events of later steps, which an interrupted run
+            wrote.
 
     Raises:
         UserError: If the folder of the events is a symbolic link out of the work directory.
@@ -252,7 +253,7 @@ class Events:
     def __init__(self, workdir: str | os.PathLike[str], step: int = 0):
         folder = files.subfolder(workdir, EVENTS)
         path = folder / f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
-        path.touch(exist_ok=False)  # follows no symbolic link
+        path.touch(exist_ok=False)  # fails if the path is a symbolic link
         self._writer = RecordWriter(str(path))
         self._write(Event(file_version="brain.Event:2"))
         if len(list(folder.iterdir())) > 1:

@@ -1,4 +1,4 @@
-"""Settings of models."""
+"""Settings of models: multi-layer perceptron, Conv4, ResNets and vision Transformer."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ class ModelSpec(Protocol):
     """Settings of a model; a config file may define its own class."""
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module for examples of `shape` and for `outputs` outputs."""
+        """Make the model for examples of shape `shape`, with `outputs` outputs and initial parameters from `rngs`."""
         ...
 
 
@@ -25,16 +25,16 @@ class MLP:
     """A multi-layer perceptron."""
 
     hidden: tuple[int, ...] = (40, 40)
-    """Widths of the hidden layers."""
+    """Number of features of each hidden layer."""
     normalise: bool = False
-    """Use batch normalisation before each ReLU."""
+    """Whether to use batch normalisation before each ReLU."""
 
     def __post_init__(self):
         for width in self.hidden:
             whole("model", 1, MOST_FEATURES, hidden=width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module."""
+        """Make the perceptron for examples of shape `shape`; see `ModelSpec.build`."""
         return models.MLP(math.prod(shape), outputs, hidden=self.hidden, normalise=self.normalise, rngs=rngs)
 
 
@@ -43,19 +43,20 @@ class Conv4:
     """Four blocks of convolution, normalisation and ReLU."""
 
     channels: int = 64
-    """Channels of each block."""
+    """Number of channels of each block."""
     pool: bool = False
-    """Use 2×2 max-pooling and flatten (mini-ImageNet) instead of stride 2 and the mean over space (Omniglot)."""
+    """True: each block ends in 2×2 max-pooling, and the last features are flattened (mini-ImageNet). False: the
+    convolutions have stride 2, and the last features are averaged over all positions (Omniglot)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
     use_scale: bool = False
-    """Learn a scale in batch normalisation, in addition to the offset."""
+    """Whether batch normalisation learns a scale for each channel, in addition to an offset."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS, channels=self.channels)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module."""
+        """Make the Conv4 network for examples of shape `shape`; see `ModelSpec.build`."""
         height, width, depth = _image(shape)
         try:
             return models.Conv4(
@@ -73,10 +74,10 @@ class Conv4:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNet12:
-    """The few-shot ResNet-12."""
+    """The ResNet-12 of the few-shot learning literature."""
 
     widths: tuple[int, int, int, int] = (64, 160, 320, 640)
-    """Channels of the four blocks."""
+    """Number of channels of each of the four blocks."""
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
 
@@ -85,7 +86,7 @@ class ResNet12:
             whole("model", 1, MOST_CHANNELS, widths=width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module."""
+        """Make the ResNet-12 for examples of shape `shape`; see `ModelSpec.build`."""
         height, width, channels = _image(shape)
         return models.ResNet12(
             outputs,
@@ -99,12 +100,12 @@ class ResNet12:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNet18:
-    """ResNet-18."""
+    """The ResNet-18, for small or large images."""
 
     width: int = 64
     """Channels of the first stage; each later stage doubles the channels."""
     stem: Literal["small", "large"] = "small"
-    """Use the variant for images of about 32 pixels; otherwise the variant for about 224 pixels."""
+    """The first layers: small is for images of about 32×32 pixels, large for about 224×224 pixels."""
     norm: Literal["batch", "group"] = "batch"
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
 
@@ -112,7 +113,7 @@ class ResNet18:
         whole("model", 1, MOST_CHANNELS // 8, width=self.width)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module."""
+        """Make the ResNet-18 for examples of shape `shape`; see `ModelSpec.build`."""
         height, width, channels = _image(shape)
         return models.ResNet18(
             outputs,
@@ -132,9 +133,9 @@ class ViT:
     patch: int = 7
     """Side of a patch in pixels; it must divide the side of the image."""
     width: int = 128
-    """Size of a patch's features."""
+    """Number of features of each patch."""
     layers: int = 4
-    """Number of blocks."""
+    """Number of Transformer blocks."""
     heads: int = 4
     """Attention heads of a block; the number must divide the width."""
 
@@ -144,7 +145,7 @@ class ViT:
         whole("model", 1, 1000, layers=self.layers)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """Make the module."""
+        """Make the vision Transformer for examples of shape `shape`; see `ModelSpec.build`."""
         try:
             return models.ViT(
                 outputs,

@@ -9,14 +9,14 @@ from metajax.experiment.tasks import Shots
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """An evaluation protocol.
+    """The settings with which a paper evaluates its learner.
 
     Attributes:
-        source: The paper.
+        source: The reference of the paper.
         num_tasks: Number of test tasks.
-        steps: Inner steps; the report has all steps from 0 on.
-        queries: Queries of each class; `None` for the number of shots.
-        batch_size: Support examples in an inner step; `None` for the value in the config.
+        steps: Number of inner steps. The report has the metrics after every inner step, from step 0.
+        queries: Query examples of each class; `None` for the number of shots.
+        batch_size: Support examples in an inner step; `None` for the value in the experiment's settings.
         transductive: Whether the paper reports transductive results; if not, it reports non-transductive results.
     """
 

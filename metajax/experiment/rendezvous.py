@@ -2,7 +2,7 @@
 
 `jax.distributed` ends the process without a message if a port is in use or a process is missing. So the processes first
 connect over TCP: process 0 listens at ADDRESS:PORT. Each process (including process 0) connects, sends its index and
-the count, and waits until all processes have connected. Messages are lines of JSON.
+the number of processes, and waits until all processes have connected. Messages are lines of JSON.
 """
 
 import contextlib
@@ -17,32 +17,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import distributed  # its client is the only shared store before JAX has devices
+from jax._src import distributed  # its client stores values for all processes before JAX has devices
 
 from metajax.errors import UserError
 from metajax.system.streams import put_line
 
 WAIT_SECONDS = 300.0
-"""Time limit for the other processes to start."""
+"""Time limit in seconds for the other processes to start."""
 
 _FIRST_NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 8.0, 60.0
+"""Seconds until the first message about missing processes, and between later messages."""
+
 _ADDRESS_SECONDS = 5.0
-"""Time limit for resolving a host name, and for process 0 to connect to itself at ADDRESS:PORT."""
+"""Time limit in seconds for resolving a host name, and for process 0 to connect to itself at ADDRESS:PORT."""
 
 _AGREE_SECONDS = 300.0
-"""Time limit for the other processes to read their config and their data."""
+"""Time limit in seconds for the other processes to read their config files and their data."""
 
 _LEAVE_SECONDS = 20.0
-"""Time limit for the other processes to read why process 0 stops."""
+"""Time limit in seconds for the other processes to read the reason why process 0 stops."""
 
 _LONGEST = 1 << 16
+"""Largest size of a message in bytes."""
 
 _NAMED = 10
-"""Missing processes that a message names."""
+"""Largest number of missing processes that a message lists."""
 
 
 class Place(NamedTuple):
-    """The parsed argument of `--distributed ADDRESS:PORT,INDEX,COUNT`."""
+    """The address of process 0, the index of this process and the number of processes, from `--distributed`."""
 
     host: str
     port: int
@@ -126,7 +129,7 @@ def _resolve(place: Place) -> None:
 def _listen(place: Place) -> socket.socket | None:
     """Return process 0's listening socket; `None` if the port is in use.
 
-    Another process 0 may use the port; the answer to the connection shows this.
+    If another process 0 already uses the port, it answers this process's connection with an error message.
     """
     try:
         if socket.has_dualstack_ipv6():
@@ -135,7 +138,7 @@ def _listen(place: Place) -> socket.socket | None:
         return socket.create_server(("", place.port), backlog=1024)
     except PermissionError as error:
         raise UserError(
-            f"--distributed: port {place.port} needs special rights: choose one from 1024 to 65535"
+            f"--distributed: port {place.port} needs administrator rights: choose a port from 1024 to 65535"
         ) from error
     except OSError:
         return None
@@ -173,8 +176,8 @@ def _await_all(place: Place, connection: socket.socket, deadline: float) -> None
         taken = f"--distributed: port {place.port} of this machine is in use by another program: choose another port"
     else:
         taken = (
-            f"--distributed: what answers at {place.address} is not a process 0 that waits for others: is the port in "
-            "use by another program, or has the run begun?"
+            f"--distributed: what answers at {place.address} is not a process 0 that waits for other "
+            "processes: is the port in use by another program, or has the run begun already?"
         )
     connection.settimeout(_ADDRESS_SECONDS)
     messages, notices, heard = connection.makefile("rb"), _notices(), False
@@ -194,13 +197,13 @@ def _await_all(place: Place, connection: socket.socket, deadline: float) -> None
         which = f"waiting for {count} of {place.count} processes at {place.address}"
         which += f" (index {', '.join(map(str, missing[:_NAMED]))}{', …' if count > _NAMED else ''})"
         if time.monotonic() >= deadline:
-            raise UserError(f"--distributed: {which}: they did not come in time")
+            raise UserError(f"--distributed: {which}: they did not connect in time")
         if next(notices):
             put_line(f"metajax: {which}", sys.stderr)
 
 
 class _Host:
-    """Process 0's thread, which accepts connections and sends each one the missing processes once per second."""
+    """Process 0's thread. It accepts connections, and once per second sends to each one which processes are missing."""
 
     def __init__(self, listener: socket.socket, count: int):
         self._listener, self._count = listener, count
@@ -220,8 +223,8 @@ class _Host:
             self._listener.setblocking(False)
             selector.register(self._listener, selectors.EVENT_READ)
             received: dict[socket.socket, bytes] = {}
-            here: dict[socket.socket, int] = {}
-            told, error = 0.0, ""
+            indices: dict[socket.socket, int] = {}
+            sent_at, error = 0.0, ""
             while True:
                 for key, _ in selector.select(0.1):
                     if key.fileobj is self._listener:
@@ -237,22 +240,24 @@ class _Host:
                     except OSError:
                         part = b""
                     received[connection] += part
-                    if not part or len(received[connection]) > _LONGEST:  # stopped, or another program
+                    if (
+                        not part or len(received[connection]) > _LONGEST
+                    ):  # the process has stopped, or is another program
                         selector.unregister(connection)
                         connection.close()
                         received.pop(connection)
-                        here.pop(connection, None)
-                    elif connection not in here and b"\n" in received[connection]:
-                        index, wrong = self._welcome(received[connection], list(here.values()))
-                        error, told = error or wrong, 0.0
+                        indices.pop(connection, None)
+                    elif connection not in indices and b"\n" in received[connection]:
+                        index, problem = self._welcome(received[connection], list(indices.values()))
+                        error, sent_at = error or problem, 0.0
                         if index is not None:
-                            here[connection] = index
-                missing = sorted({*range(self._count)} - {*here.values()})
+                            indices[connection] = index
+                missing = sorted({*range(self._count)} - {*indices.values()})
                 complete = not missing and not error
-                if complete or time.monotonic() > told + 1:
-                    told = time.monotonic()
-                    some = missing[:_NAMED]  # the message must fit in a line that the others read
-                    message = _line({"missing": some, "count": len(missing), "error": error, "complete": complete})
+                if complete or time.monotonic() > sent_at + 1:
+                    sent_at = time.monotonic()
+                    listed = missing[:_NAMED]  # a message has at most `_LONGEST` bytes
+                    message = _line({"missing": listed, "count": len(missing), "error": error, "complete": complete})
                     for connection in received:
                         with contextlib.suppress(OSError):
                             connection.sendall(message)
@@ -264,14 +269,16 @@ class _Host:
                 connection.close()
 
     def _welcome(self, hello: bytes, taken: list[int]) -> tuple[int | None, str]:
-        """Return the index in a process's first message, or `None`; and an error message, empty if there is none.
+        """Check the first message of a process.
 
-        For a message of another program both are empty.
+        Returns:
+            The index of the process, or `None` if the message is not valid. And an error message; it is empty if there
+            is no error, and also for a message of another program.
         """
         try:
-            said = json.loads(hello.split(b"\n")[0])
-            index, count = int(said["index"]), int(said["count"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # 1e999, or nested brackets
+            message = json.loads(hello.split(b"\n")[0])
+            index, count = int(message["index"]), int(message["count"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # such as 1e999, or nested brackets
             return None, ""
         if count != self._count:
             return None, f"process {index} was started as one of {count}, and process 0 as one of {self._count}"
@@ -283,7 +290,7 @@ class _Host:
 
 
 def _notices() -> Iterator[bool]:
-    """Yield, at each call, whether it is time to print which processes are missing."""
+    """Yield, each time the caller asks, whether it is time to print which processes are missing."""
     due = time.monotonic() + _FIRST_NOTICE_SECONDS
     while True:
         is_due = time.monotonic() >= due
@@ -314,13 +321,13 @@ def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SEC
     """Check that all processes of a run have the same settings. Do nothing if there is only one process.
 
     Args:
-        subject: Name of this comparison; all processes use the same name.
+        subject: Name of the compared settings, such as `data`. All processes use the same name.
         settings: Names and values of the settings; the values must be JSON values.
         wait: Seconds to wait for the other processes.
 
     Raises:
-        UserError: If the settings differ; the message has the first differences with both values. Also if another
-            process stopped before the comparison. Every process raises the error.
+        UserError: If the settings of two processes differ, or if another process stopped before the comparison. The
+            message lists the first differences with both values. Every process raises the error.
     """
     if not joined():
         return
@@ -344,7 +351,7 @@ def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SEC
 
 
 def _leave(client: Any, index: int) -> None:
-    """Tell process 0 that this process no longer needs it."""
+    """Tell process 0 that this process has read the result, so that process 0 may end."""
     with contextlib.suppress(Exception):
         client.key_value_set(_key("left", index), "")
 
@@ -354,12 +361,12 @@ def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: 
     for index in range(1, count):
         left = max(deadline - time.monotonic(), 1)
         try:
-            said = json.loads(client.blocking_key_value_get(_key(subject, index), int(left * 1000)))
+            message = json.loads(client.blocking_key_value_get(_key(subject, index), int(left * 1000)))
         except jax.errors.JaxRuntimeError:
-            return f"process {index} of the run has not come to compare its {subject} in {wait:.0f} seconds"
-        if "stopped" in said:
-            return f"process {index} of the run has stopped: {said['stopped']}"
-        theirs = said["settings"]
+            return f"process {index} of the run did not send its {subject} within {wait:.0f} seconds"
+        if "stopped" in message:
+            return f"process {index} of the run has stopped: {message['stopped']}"
+        theirs = message["settings"]
         differing = [
             f"{name} is {mine.get(name, 'absent')} in process 0 and {theirs.get(name, 'absent')} in process {index}"
             for name in sorted({*mine, *theirs})
@@ -369,7 +376,7 @@ def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: 
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             return (
                 f"the processes of the run were given different {subject}: {'; '.join(differing[:3])}{more}. Start "
-                "each with the same command, except for its index"
+                "each process with the same command, except for the process index"
             )
     return ""
 
@@ -379,7 +386,10 @@ def _key(subject: str, name: int | str) -> str:
 
 
 _SUBJECTS = ("settings", "data")
+"""Names of the comparisons of a run, in order."""
+
 _agreed: list[str] = []
+"""Names of the comparisons that have succeeded in this process."""
 
 
 def tell_others(reason: str) -> None:
@@ -388,7 +398,7 @@ def tell_others(reason: str) -> None:
     Process 0 waits for the other processes, because JAX ends them without a message as soon as process 0 ends.
     """
     state, client = distributed.global_state, distributed.global_state.client
-    if client is None or _SUBJECTS[-1] in _agreed:  # after that, the next collective operation reports it
+    if client is None or _SUBJECTS[-1] in _agreed:  # now the next collective operation reports the stop
         return
     for subject in _SUBJECTS:
         with contextlib.suppress(Exception):  # the key may be set already

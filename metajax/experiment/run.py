@@ -42,7 +42,8 @@ from metajax.tasks.host import feed
 _LOG = logging.getLogger("metajax")
 
 _PREFETCHED_CALLS = 10_000
-"""Number of calls for each prefetch stream. The next stream starts without prefetched images."""
+"""Largest number of calls of the training step for one prefetch stream. Longer runs use several streams in sequence,
+and each stream starts without prefetched images."""
 
 
 def run(
@@ -62,12 +63,12 @@ def run(
 
     Args:
         experiment: The settings.
-        directory: The work directory. If it has a run of the same settings, the run is resumed exactly.
+        directory: The work directory. If the directory has a run with the same settings, this run is resumed.
         callbacks: Functions that are called after each call of the training step with a dict: `step` and the means of
             the metrics.
-        source: The config file that defines the experiment. Needed only for settings with types that are not
-            metajax's, so that `metajax evaluate` can find them.
-        devices: Devices to split the tasks over. Default: as many as increase the speed.
+        source: The config file that defines the experiment. It is needed only if the config file defines types of
+            settings, so that `metajax evaluate` can find these types.
+        devices: Number of devices to split the tasks over. Default: as many devices as speed up training.
         data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, or else `~/.cache/metajax`.
 
     Returns:
@@ -76,7 +77,7 @@ def run(
     Raises:
         UserError: If the settings or the data are wrong, if the directory has another experiment, or if a meta-step
             fails.
-        Stopped: If a signal stopped the training. The state is saved before.
+        Stopped: If a signal stopped the training. The state was saved before.
     """
     directory = Path(directory)
     source = None if source is None else Path(source)
@@ -86,7 +87,7 @@ def run(
     if is_first():
         workdir.check_writable(directory)
         workdir.check_alone(directory)
-    _check_run(directory, experiment, source)  # before the data is read, and again when no other process writes
+    _check_run(directory, experiment, source)  # before reading the data; again below, under the lock
     use_precision(experiment.execution.precision)
     parts = build(experiment, None if data_dir is None else Path(data_dir))
     check_memory(parts.params)
@@ -107,10 +108,11 @@ def run(
 
 
 def _check_run(directory: Path, experiment: Experiment, source: Path | None) -> bool:
-    """Return whether an experiment resumes a run.
+    """Return whether the work directory already has a run of the experiment, which training then resumes.
 
     Raises:
-        UserError: If the run had other settings or other code, or the folder holds something else.
+        UserError: If the run in the work directory had other settings or other code, or if the folder has files but no
+            run.
     """
     if not workdir.is_workdir(directory):
         if is_first():
@@ -134,7 +136,7 @@ def _check_run(directory: Path, experiment: Experiment, source: Path | None) -> 
 
 
 def _progress(directory: Path, resumes: bool) -> dict[str, Any]:
-    """Return the state of the work directory, which all processes of a run must find equal."""
+    """Return whether the run has begun, and its last checkpoint. Both must be equal in all processes of the run."""
     saved = checkpoints.saved_steps(directory / workdir.CHECKPOINTS)
     return {
         f"the run in {directory}": "begun" if resumes else "not begun",
@@ -143,9 +145,9 @@ def _progress(directory: Path, resumes: bool) -> dict[str, Any]:
 
 
 def _check_same(differing: Sequence[str], experiment: Experiment, directory: Path) -> None:
-    """Raise a `UserError` if a run is resumed with other settings.
+    """Raise a `UserError` if a run is resumed with other settings than before.
 
-    With a constant outer learning rate the number of meta-steps may be larger than before.
+    Only the number of meta-steps may be larger than before, if the outer learning rate is constant.
     """
     longer = experiment.training.steps > workdir.training_steps(directory) and all(
         field.startswith("training.steps is ") for field in differing
@@ -250,7 +252,7 @@ def _stream(experiment: Experiment, parts: Parts, mesh: Mesh) -> Stream | None:
 
     def images(state: TrainState, calls: Iterator[int]) -> Iterator[Any]:
         step = int(state.step)
-        while lengths := list(islice(calls, _PREFETCHED_CALLS)):  # the calls of a run may be too many for one list
+        while lengths := list(islice(calls, _PREFETCHED_CALLS)):  # a run may have too many calls for one Python list
             begin = state._replace(step=np.int32(step))
             sizes = {"tasks_per_step": experiment.training.tasks_per_step, "steps_per_call": lengths}
             yield from feed(tasks, begin, sum(lengths), **sizes, mesh=mesh)
@@ -260,7 +262,10 @@ def _stream(experiment: Experiment, parts: Parts, mesh: Mesh) -> Stream | None:
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Validate | None:
-    """Return the function that computes a checkpoint's validation metrics, after the last inner step."""
+    """Return the function that computes a checkpoint's validation metrics, or `None` if there is no validation.
+
+    The metrics are measured after the last inner step.
+    """
     sampler = parts.tasks.samplers.get("validation")
     if sampler is None or not experiment.validation.num_tasks:
         return None
@@ -300,7 +305,7 @@ def _advice(error: NotFiniteError) -> str:
 
 
 def _evaluate(directory: Path, experiment: Experiment, parts: Parts, mesh: Mesh) -> Report:
-    """Evaluate the run's checkpoint on test tasks, and write the report."""
+    """Evaluate the checkpoint that the settings select (last or best) on test tasks, and write the report."""
     state, step = load_state(directory, experiment, parts)
     best = ", which validated best," if experiment.evaluation.checkpoint == "best" else ""
     _LOG.info(f"evaluating checkpoint {step:,}{best} on {experiment.evaluation.num_tasks:,} test tasks")
@@ -313,15 +318,15 @@ def _evaluate(directory: Path, experiment: Experiment, parts: Parts, mesh: Mesh)
 def load_state(
     directory: Path, experiment: Experiment, parts: Parts, checkpoint: str | None = None
 ) -> tuple[TrainState, int]:
-    """Return the state of a run at a checkpoint, and its step.
+    """Return the training state of a run at a checkpoint, and the step of the checkpoint.
 
-    If the last checkpoint cannot be read, use the previous one, with a warning.
+    If `checkpoint` is `last` and the last checkpoint cannot be read, use the previous one, with a warning.
 
     Args:
         directory: The work directory.
         experiment: The settings.
-        parts: The result of `build`.
-        checkpoint: `last`, `best` or a step. Default: as in the settings.
+        parts: The parts of the run, from `build`.
+        checkpoint: `last`, `best` or a step. Default: `evaluation.checkpoint` of the settings.
 
     Raises:
         UserError: If there is no such checkpoint, or if it does not fit the experiment.
@@ -329,19 +334,19 @@ def load_state(
     folder = directory / workdir.CHECKPOINTS
     steps = checkpoints.saved_steps(folder)
     if not steps:
-        raise UserError(f"{directory} has no checkpoint yet: the same `metajax train` command goes on with it")
-    listed = ", ".join(map(str, steps))
+        raise UserError(f"{directory} has no checkpoint yet: run the same `metajax train` command again to resume")
+    available = ", ".join(map(str, steps))
     checkpoint = checkpoint or experiment.evaluation.checkpoint
     if checkpoint == "last":
         step = None
     elif checkpoint == "best":
         step = checkpoints.best_step(folder)
         if step is None:
-            raise UserError(f"no checkpoint of {directory} was validated: choose last, or one of {listed}")
+            raise UserError(f"no checkpoint of {directory} was validated: choose last, or one of {available}")
     elif checkpoint in map(str, steps):
         step = int(checkpoint)
     else:
-        raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {listed}")
+        raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {available}")
     sampler = next(iter(parts.tasks.samplers.values()))
     like = trainer(parts.learner, parts.optimizer, sampler, tasks_per_step=1).init(parts.params)
     state, problems = checkpoints.restore(folder, like, step)
@@ -359,10 +364,10 @@ def evaluate_run(
     split: str = "test",
     seed: int | None = None,
 ) -> Report:
-    """Evaluate a state with the settings of its experiment. The report also contains the split and the seed.
+    """Evaluate a training state with the evaluation settings of its experiment.
 
-    For tasks from several domains the report also has `domains`, with one report for each domain, each on `num_tasks`
-    tasks.
+    The report also contains the split and the seed of the tasks. For tasks from several domains, `report.domains` has
+    one report for each domain, each on `num_tasks` tasks.
 
     Raises:
         UserError: If the tasks do not have the split.
@@ -391,7 +396,7 @@ def sampler_of(tasks: Tasks, split: str) -> TaskSampler:
     """Return the sampler of a split.
 
     Raises:
-        UserError: If the tasks do not have the split, or if it has too few classes or images.
+        UserError: If the tasks do not have the split, or if the split has too few classes or images.
     """
     if split in tasks.unusable:
         raise UserError(tasks.unusable[split])
@@ -401,11 +406,11 @@ def sampler_of(tasks: Tasks, split: str) -> TaskSampler:
 
 
 def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None) -> Tasks:
-    """Make the tasks of a run.
+    """Make the task samplers of a run from its settings.
 
     Raises:
-        UserError: If the data is missing or damaged. If a folder of images is missing, the message says how to record
-            another place.
+        UserError: If the data is missing or damaged. If a folder of images is missing, the message explains how to
+            record the new path of the folder.
     """
     try:
         return experiment.task.tasks(data_dir)
@@ -424,7 +429,7 @@ def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None)
 
 
 def describe_task(tasks: Tasks) -> dict[str, Any]:
-    """Return the shape of one input, and `classes` or the shape of one target."""
+    """Return a dict with the shape of an input, and the shape of a target, or `classes` for integer labels."""
     support = jax.eval_shape(next(iter(tasks.samplers.values())), jax.random.key(0)).support
     classes = jnp.issubdtype(support.y.dtype, jnp.integer)
     return {"inputs": list(support.x.shape[1:]), "targets": "classes" if classes else list(support.y.shape[1:])}

@@ -29,7 +29,7 @@ class LearnerSpec(Protocol):
     """Settings of a meta-learner; the module of each learner defines its own class."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         ...
 
 
@@ -38,8 +38,8 @@ class Inner:
     """Settings of the inner loop, the adaptation to one task."""
 
     learning_rate: float
-    """Learning rate of the inner optimiser, for a loss that is a mean over examples. MAML's code sums over ways and
-    divides by shots, so multiply its rate by the number of ways."""
+    """Learning rate of the inner optimiser, for a loss that is a mean over examples. In the code of MAML's authors the
+    loss is a sum over ways and a mean over shots, so multiply a rate from that code by the number of ways."""
     steps: int = 1
     """Gradient steps in training. With 0 steps MAML is joint training, and evaluation fine-tunes the model."""
     optimizer: str = "sgd"
@@ -48,9 +48,9 @@ class Inner:
     """Other arguments of the optimiser, by their names in optax, such as momentum of sgd. On the command line
     --inner.options.NAME VALUE sets one of them."""
     batch_size: int | None = None
-    """Support examples in each step; None for the whole support set."""
+    """Number of support examples in each inner step; None for the whole support set."""
     first_order: bool = False
-    """Treat inner gradients as constants: first-order MAML."""
+    """Treat inner gradients as constants in the meta-gradient: first-order MAML."""
     frozen: tuple[str, ...] = ()
     """Names of parameters that do not adapt in the inner loop, such as "norms", "head" or "layers/0"."""
 
@@ -89,11 +89,11 @@ class Outer:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the learning rate, from its peak at the start of training to its final value."""
     final_fraction: float = 0.0
-    """Final learning rate of a schedule, as a fraction of the peak."""
+    """Learning rate at the end of a linear or cosine schedule, as a fraction of the peak learning rate."""
     clip_norm: float | None = None
-    """Clip the meta-gradient to this global norm."""
+    """Clip the meta-gradient to this global norm; None for no clipping."""
     clip_value: float | None = None
-    """Clip each element of the meta-gradient to ± this value."""
+    """Clip each element of the meta-gradient to this absolute value; None for no clipping."""
 
     def __post_init__(self):
         positive("outer", learning_rate=self.learning_rate, clip_norm=self.clip_norm, clip_value=self.clip_value)
@@ -101,7 +101,7 @@ class Outer:
         make_optimizer("outer", self.optimizer, self.learning_rate, self.options)
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """Make the optimiser with a schedule over `steps` meta-steps."""
+        """Make the outer optimiser, whose schedule takes `steps` meta-steps."""
         peak, last = self.learning_rate, self.learning_rate * self.final_fraction
         rate = {
             "constant": lambda: optax.constant_schedule(peak),
@@ -120,15 +120,16 @@ class TrainingSettings:
     """Settings of meta-training."""
 
     steps: int
-    """Number of meta-steps."""
+    """Total number of meta-steps."""
     tasks_per_step: int
-    """Tasks averaged in a meta-step (the meta-batch)."""
+    """Number of tasks in a meta-step (the meta-batch), over which the meta-gradient is averaged."""
     steps_per_call: int = 25
-    """Meta-steps compiled into one call. Metrics, progress and interrupts are handled once per call."""
+    """Number of meta-steps in one call of the compiled training step. Metrics, progress and interrupts are handled once
+    per call."""
     checkpoint_every: int = 1000
-    """Meta-steps between checkpoints."""
+    """Number of meta-steps between two checkpoints."""
     keep: int = 3
-    """Number of most recent checkpoints to keep, in addition to the best one."""
+    """Number of most recent checkpoints to keep, in addition to the best checkpoint."""
 
     def __post_init__(self):
         whole("training", 1, LARGEST, steps=self.steps, checkpoint_every=self.checkpoint_every, keep=self.keep)
@@ -151,12 +152,12 @@ class EvaluationSettings:
     """Settings of the evaluation of the trained learner."""
 
     steps: int
-    """Inner steps; the report has all steps from 0 on."""
+    """Number of inner steps. The report has the metrics after every inner step, from step 0."""
     num_tasks: int = 600
     """Number of test tasks."""
     batch_size: int | None = None
-    """Support examples in each inner step; None for the value of training, or the whole support set if it is
-    smaller."""
+    """Support examples in each inner step of evaluation; None for inner.batch_size, or for the whole support set if the
+    support set is smaller."""
     checkpoint: Literal["last", "best"] = "last"
     """Evaluate the last checkpoint, or the checkpoint with the lowest validation loss."""
     non_transductive: bool = True
@@ -178,20 +179,20 @@ class Execution:
     """Settings of execution, which change speed and memory. They change results only by rounding."""
 
     chunk_size: int | None = None
-    """Tasks that run together on a device; None chooses a number for the device and the model."""
+    """Number of tasks that run together on a device; None chooses the number from the device and the model's size."""
     unroll: bool | None = None
     """Unroll the inner steps in the compiled program, which takes longer to compile; None unrolls up to 5 steps."""
     mixed_mode: bool | None = None
     """Differentiate inner gradients by forward-over-reverse Hessian-vector products, which store far less than plain
     reverse mode; None uses them from 10,000 adapting parameters on."""
     remat: bool = False
-    """Store only the inner gradients, and a state every √steps steps, for the backward pass. This needs the least
-    memory and more time."""
+    """For the backward pass, store only the inner gradients and the inner loop's state after every √steps steps, and
+    recompute all other values. This needs the least memory, but more time."""
     precision: Literal["default", "bfloat16", "tensorfloat32", "float32"] = "default"
     """Precision of the operands of matrix products; sums are in float32. The default is JAX's default for the device,
     except on a CPU with bfloat16 instructions (AMX, AVX-512): there the operands of convolutions, and only these, are
     rounded to bfloat16. On Omniglot this is up to 2.2 times as fast, with the same accuracy. With few channels
-    (mini-ImageNet's model on AVX-512) the speed-up varies between 0.9 and 1.4, depending on the hour."""
+    (mini-ImageNet's model on AVX-512) the speed-up varies between 0.9 and 1.4 from measurement to measurement."""
 
     def __post_init__(self):
         whole("execution", 1, MOST_TASKS, chunk_size=self.chunk_size)
@@ -201,7 +202,7 @@ class Execution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The complete settings of a meta-learning experiment. Together with the seed they determine the run."""
+    """The complete settings of a meta-learning experiment, which determine the run, including its random numbers."""
 
     task: TaskSpec
     model: ModelSpec
@@ -213,7 +214,7 @@ class Experiment:
     evaluation: EvaluationSettings
     execution: Execution = Execution()
     seed: int = 0
-    """Seed of the initial values, the tasks, and all other random numbers."""
+    """Seed of the initial parameters, the tasks, and all other random numbers."""
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:

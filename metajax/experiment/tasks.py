@@ -1,4 +1,4 @@
-"""Settings of tasks."""
+"""Settings of tasks: which data the tasks come from, and the sizes of a task."""
 
 import dataclasses
 import itertools
@@ -25,17 +25,17 @@ class Tasks(NamedTuple):
 
     Attributes:
         samplers: The samplers by split (`train`, `validation`, `test`). A split may be missing.
-        outputs: Number of outputs of a model: the ways, or the size of a target.
-        loss: `apply -> loss_fn`: makes the loss on a batch from a model's `apply`.
+        outputs: Number of outputs that a model needs: the number of ways, or the size of a regression target.
+        loss: `apply -> loss_fn`, a function that makes the loss on a batch from a model's `apply`.
         class_names: Names of the classes of each split; empty for tasks without classes.
-        banks: The class bank of each split and the processing of its images, if the tasks are episodes of one bank.
+        banks: For each split the class bank and the processing of its images, if each split has one class bank.
         domains: For each split the samplers of its domains by name, if the tasks come from several domains.
-        on_host: For each split the tasks with images on the host, which training prefetches.
+        on_host: For each split the tasks whose images are on the host, from where training prefetches the images.
         holds: For each split the number of images and a fingerprint, to detect changes of a data set.
         varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then ignores the surplus
             outputs.
-        unusable: For each split with too few classes or images for its tasks, the error message. `samplers` has no such
-            split. `build` raises the error.
+        unusable: The error message for each split that has too few classes or images for its tasks. `samplers` does not
+            have such a split, and `build` raises the error.
     """
 
     samplers: dict[str, TaskSampler]
@@ -55,21 +55,22 @@ class TaskSpec(Protocol):
     """Settings of a family of tasks; a config file may define its own class."""
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split; `data_dir` is the folder of prepared data sets."""
+        """Make the task samplers of all splits; `data_dir` is the folder of prepared data sets."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shots:
-    """Sizes of a task's support and query sets."""
+    """Sizes of the support set and the query set of each task in a split."""
 
     shots: int = 1
-    """Support examples (of each class)."""
+    """Number of support examples; for classification, of each class."""
     queries: int = 15
-    """Query examples (of each class)."""
+    """Number of query examples; for classification, of each class."""
     ways: int | None = None
-    """Classes of a task in this split; None for task.ways. Prototypical networks learn better from more classes than
-    in the test. A learned head has one output for each class; the loss ignores outputs without a class in the task."""
+    """Number of classes in a task of this split; None for task.ways. Prototypical networks learn better if training
+    tasks have more classes than test tasks. The model has one output for each class of the larger tasks; the loss
+    ignores outputs without a class in the task."""
 
     def __post_init__(self):
         whole("task.train/test", 1, MOST_EXAMPLES, shots=self.shots, queries=self.queries)
@@ -78,19 +79,19 @@ class Shots:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sinusoid:
-    """Sinusoids of random amplitude and phase."""
+    """Regression tasks: sinusoids with random amplitude and phase."""
 
     train: Shots = Shots(shots=10, queries=10)
     test: Shots = Shots(shots=5, queries=100)
     oracle: bool = False
-    """Add amplitude and phase to the inputs. The error is then a lower bound for adaptation."""
+    """Give the model the amplitude and phase of the task as inputs. Its error is then a lower bound for adaptation."""
 
     def __post_init__(self):
         if self.train.ways or self.test.ways:
             raise UserError("task: sinusoids have no classes, so train and test can have no ways")
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         test = tasks.sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
         train = tasks.sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
         return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
@@ -98,14 +99,14 @@ class Sinusoid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glyphs:
-    """Randomly generated characters, without limit."""
+    """Randomly generated characters. There is no limit to the number of classes."""
 
     ways: int = 5
-    """Characters in a task."""
+    """Number of classes (characters) in a task."""
     train: Shots = Shots(shots=1, queries=1)
     test: Shots = Shots()
     size: int = 28
-    """Side of an image, in pixels."""
+    """Height and width of the images, in pixels."""
     drawer: float = 1.0
     """Strength of the differences between drawers: 0 for none, 1 for about those of Omniglot."""
 
@@ -115,7 +116,7 @@ class Glyphs:
         in_range("task", 0, 100, drawer=self.drawer)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
 
         def sampler(sizes: Shots) -> TaskSampler:
             return tasks.glyphs(
@@ -133,10 +134,10 @@ class Glyphs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Omniglot:
-    """Handwritten characters of 50 alphabets, 1,623 classes of 20 drawings."""
+    """Handwritten characters of 50 alphabets: 1,623 classes with 20 drawings each."""
 
     ways: int = 5
-    """Characters in a task."""
+    """Number of classes (characters) in a task."""
     train: Shots = Shots(shots=1, queries=1)
     test: Shots = Shots()
     split: Literal["random_character", "alphabet"] = "random_character"
@@ -145,25 +146,25 @@ class Omniglot:
     """Where characters rotated by 90°, 180° and 270° are additional classes: in all splits, only in training, or
     nowhere."""
     invert: bool = True
-    """Invert images to ink 1 on a background of 0 (MAML); otherwise ink is dark on light (Reptile)."""
+    """True: ink is 1 and the background is 0, as in MAML. False: ink is 0 and the background is 1, as in Reptile."""
     size: int = 28
-    """Side of an image, in pixels."""
+    """Height and width of the images, in pixels."""
 
     def __post_init__(self):
         whole("task", 2, MOST_EXAMPLES, ways=self.ways)
         whole("task", 1, LARGEST_IMAGE, size=self.size)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         dataset = data.load_omniglot(split=self.split, size=self.size, data_dir=data_dir)
         transform = tasks.invert if self.invert else None
-        turned = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
+        rotated = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
         return _episodes(
             dataset,
             self.ways,
             self.train,
             self.test,
-            {split: {"rotations": split in turned, "transform": transform} for split in dataset.splits},
+            {split: {"rotations": split in rotated, "transform": transform} for split in dataset.splits},
         )
 
 
@@ -172,7 +173,7 @@ class FashionMNIST:
     """Images of ten kinds of clothing, 7,000 of each."""
 
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     split: Literal["by_class", "by_example"] = "by_class"
@@ -187,7 +188,7 @@ class FashionMNIST:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
         return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
 
@@ -199,17 +200,18 @@ class Images:
     dataset: Literal[
         "cifar100", "emnist", "kmnist", "quickdraw_bitmap", "caltech_birds2011", "oxford_flowers102", "dtd"
     ] = "cifar100"
-    """A data set of `metajax data list`."""
+    """Name of a data set from `metajax data list`."""
     split: str | None = None
-    """Name of the data set's partition of classes into splits, e.g. cifar_fs or fc100; None for the first one."""
+    """Name of the data set's partition of classes into training, validation and test, such as cifar_fs or fc100; None
+    for the first partition of the data set."""
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int | None = None
     """Side in pixels to which square crops of the images are resized; None for the usual size of the data set."""
     flip: bool | None = None
-    """Mirror images at random in training; None to do so if a mirror image belongs to the same class."""
+    """Mirror images at random in training; None mirrors images only if a mirror image belongs to the same class."""
     shift: int = 4
     """Shift images at random by up to this number of pixels in training."""
     images: Literal["device", "host"] = "device"
@@ -222,7 +224,7 @@ class Images:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         images = data.IMAGE_SETS[self.dataset]
         dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
         flip = images.mirrors if self.flip is None else self.flip
@@ -234,9 +236,9 @@ class Folder:
     """A folder (or zip) of the user's own images, `split/class/image` or `class/image`."""
 
     source: Path | None = None
-    """The folder or zip file."""
+    """Path of the folder or zip file with the images."""
     ways: int = 5
-    """Classes in a task."""
+    """Number of classes in a task."""
     train: Shots = Shots()
     test: Shots = Shots()
     size: int = 84
@@ -253,7 +255,8 @@ class Folder:
     """Memory for the images: device, or host for images that do not fit on the device. Training prefetches images from
     the host."""
     split_lists: Path | None = None
-    """A folder of published lists, train/val/test.csv (filename,label) or .txt (class names): mini-ImageNet's."""
+    """A folder with published list files that define the splits, as for mini-ImageNet: train.csv, val.csv and test.csv
+    with the columns filename and label, or train.txt, val.txt and test.txt with class names."""
     strict: bool = False
     """Stop with an error at a corrupt image, instead of skipping the image with a warning."""
 
@@ -268,7 +271,7 @@ class Folder:
         whole("task", 0, LARGEST, split_seed=self.split_seed)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Return the task samplers by split."""
+        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
         if self.source is None:
             raise UserError("task.source is not set: name the folder of images with --task.source FOLDER")
         dataset = data.load_folder(
@@ -287,7 +290,7 @@ class Folder:
 def _augmented(
     dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int, *, on_host: bool = False
 ) -> Tasks:
-    """Make samplers for every split of a data set, with images mirrored and shifted in training."""
+    """Make the task samplers of a data set, with training images that are mirrored and shifted at random."""
     transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
     options = {"transform": tasks.chain(*transforms) if transforms else None}
     return _episodes(dataset, ways, train, test, {"train": options}, on_host=on_host)
@@ -302,12 +305,15 @@ def _episodes(
     *,
     on_host: bool = False,
 ) -> Tasks:
-    """Make samplers for each split with enough classes and images, with the options of the split."""
+    """Make a task sampler for each split that has enough classes and images.
+
+    `options` has the keyword arguments for each split's sampler.
+    """
     make = host_episodes if on_host else tasks.episodes
 
     def episodes(split: str, bank: ClassBank) -> Any:
         sizes = train if split == "train" else test
-        _check_classes(dataset, split, sizes.ways or ways, turned={s for s in options if options[s].get("rotations")})
+        _check_classes(dataset, split, sizes.ways or ways, rotated={s for s in options if options[s].get("rotations")})
         examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
         if bank.counts[smallest] < examples:
             raise UserError(
@@ -323,28 +329,28 @@ def _episodes(
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {_named(dataset)})") from error
 
-    made, unusable = {}, {}
+    by_split, unusable = {}, {}
     for split, bank in dataset.splits.items():
         try:
-            made[split] = episodes(split, bank)
+            by_split[split] = episodes(split, bank)
         except UserError as error:  # an evaluation needs only one split
             unusable[split] = str(error)
-    holds = {split: _held(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
+    holds = {split: _described(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
     if on_host:
-        samplers = {split: each.sampler for split, each in made.items()}
-        whole = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=made, holds=holds)
+        samplers = {split: each.sampler for split, each in by_split.items()}
+        result = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=by_split, holds=holds)
     else:
         banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-        whole = Tasks(made, ways, classification_loss, dataset.class_names, banks, holds=holds)
-    return _with_ways(whole._replace(unusable=unusable), train, test)
+        result = Tasks(by_split, ways, classification_loss, dataset.class_names, banks, holds=holds)
+    return _with_ways(result._replace(unusable=unusable), train, test)
 
 
-def _check_classes(dataset: data.Dataset, split: str, ways: int, turned: set[str]) -> None:
+def _check_classes(dataset: data.Dataset, split: str, ways: int, rotated: set[str]) -> None:
     """Raise a `UserError` unless a split has enough classes for a task.
 
-    In the splits of `turned`, the three rotations of a class count as additional classes.
+    In the splits `rotated`, the three rotations of each class count as additional classes.
     """
-    sizes = {name: len(bank.counts) * (4 if name in turned else 1) for name, bank in dataset.splits.items()}
+    sizes = {name: len(bank.counts) * (4 if name in rotated else 1) for name, bank in dataset.splits.items()}
     if ways <= sizes[split]:
         return
     classes = f"{sizes[split]} class{'es' if sizes[split] != 1 else ''}"
@@ -367,15 +373,15 @@ def _named(dataset: data.Dataset) -> str:
     return f"{dataset.name} ({dataset.place})" if dataset.place else dataset.name
 
 
-def _held(bank: ClassBank, names: list[str]) -> str:
-    """Describe a class bank: its size, and a fingerprint of the names and sizes of classes and one image of each."""
-    said = zlib.crc32(repr((names, bank.counts.tolist())).encode())
-    said = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), said)
-    return f"{bank.counts.sum()} images of {len(bank.counts)} classes ({said:08x})"
+def _described(bank: ClassBank, names: list[str]) -> str:
+    """Return the size of a class bank, and a fingerprint of its class names, class sizes and first images, as text."""
+    checksum = zlib.crc32(repr((names, bank.counts.tolist())).encode())
+    checksum = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), checksum)
+    return f"{bank.counts.sum()} images of {len(bank.counts)} classes ({checksum:08x})"
 
 
 def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
-    """Return the tasks with separate ways for training and test, if `train` or `test` sets them."""
+    """Return the tasks with the model outputs and the loss that fit the ways of training and test tasks."""
     ways = {train.ways or tasks.outputs, test.ways or tasks.outputs}
     varied = len(ways) > 1
     return tasks._replace(outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied)

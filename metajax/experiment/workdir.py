@@ -1,4 +1,7 @@
-"""The work directory of a run: its config, versions and results. `metrics` and `checkpoints` write the other files."""
+"""Create, check and read the work directory of a run, with its settings and the record of its start.
+
+The modules `metrics` and `checkpoints` write the metrics and checkpoints in the work directory.
+"""
 
 import contextlib
 import dataclasses
@@ -31,7 +34,7 @@ PLOTS = "plots"
 _TYPE = "class"  # a keyword of Python, so no field has this name
 _HEADER = """\
 # A copy of {source}.
-# It has the settings before any override on the command line: config.json has the settings of this run.
+# This copy has the settings before overrides on the command line. config.json has the settings of this run.
 """
 
 
@@ -50,13 +53,14 @@ def create(
 ) -> None:
     """Create the work directory of a new run.
 
-    Writes its config, a copy of the config file, and what it begins with: versions, devices, data, and fingerprints of
-    the modules that the config file imports. Records in the user's state folder that this user began it.
+    Write the settings, a copy of the config file, and a record of the run's start: versions, devices, data, and
+    fingerprints of the modules that the config file imports. If the config file defines types of settings, also record
+    in the user's state folder that this user began the run.
 
     Args:
         workdir: An empty folder, or a path that does not exist.
-        experiment: The resolved settings.
-        source: The config file of the settings, if there is one.
+        experiment: The settings, after overrides on the command line.
+        source: The config file that defines the settings, or `None`.
         devices: Number of devices.
         data: Fingerprints of the data set, by split.
         task: Shapes of the tasks, from `describe_task`.
@@ -70,33 +74,33 @@ def create(
     if source is not None:
         folder = config_folder(source)
         config = {"folder": str(folder.absolute()), "modules": config_code.fingerprints(source, folder)}
-    began = {**environment(devices), "data": data or {}, "config": config, "task": task or {}}
-    files.write_json(workdir / ENVIRONMENT, began)
+    record = {**environment(devices), "data": data or {}, "config": config, "task": task or {}}
+    files.write_json(workdir / ENVIRONMENT, record)
     if source is not None:
         header = _HEADER.format(source=json.dumps(str(source.absolute())))  # escaped: a name may contain a new line
         files.write_text(workdir / SOURCE, header + config_code.read_source(source))
         if config_code.own_types(experiment):
             config_code.remember(workdir / SOURCE, config_folder(source))
-    files.write_json(workdir / CONFIG, settings)  # last: it makes this a work directory
+    files.write_json(workdir / CONFIG, settings)  # last, because `is_workdir` looks for this file
 
 
 def check_empty(workdir: Path) -> None:
     """Check that a run can begin in a folder, which may not exist yet.
 
     Raises:
-        UserError: If the folder has files in it that are not those of a run that was killed while it began.
+        UserError: If the folder is not empty. Files that `create` wrote before it was killed do not count.
     """
     found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
-    stopped_here = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
-    if found and not (stopped_here and any(name.startswith(ENVIRONMENT) for name in found)):  # by a kill
+    only_own_files = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
+    if found and not (only_own_files and any(name.startswith(ENVIRONMENT) for name in found)):
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
 
 
 def check_writable(workdir: Path) -> None:
-    """Check before any work that a run can be written to a folder. The folder may not exist yet.
+    """Check that a run can write its files to a folder, before the run starts. The folder may not exist yet.
 
     Raises:
-        UserError: If the folder cannot be written, or if one of its subfolders is a symbolic link out of it.
+        UserError: If the folder cannot be written, or if one of its subfolders is a symbolic link to another place.
     """
     try:
         os.fspath(workdir).encode()
@@ -117,7 +121,7 @@ def alone(workdir: Path) -> Iterator[None]:
         UserError: If another process is training in the work directory.
     """
     path = _lock_file(workdir)
-    with contextlib.suppress(OSError):  # without a place for the lock file it trains without a lock
+    with contextlib.suppress(OSError):  # if this fails, training continues without a lock
         path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(path) as locked:
         if not locked:
@@ -138,19 +142,19 @@ def check_alone(workdir: Path) -> None:
 
 def _lock_file(workdir: Path) -> Path:
     path = workdir.resolve()
-    return path.with_name(f".{path.name}.lock")  # beside it: a new work directory must be empty
+    return path.with_name(f".{path.name}.lock")  # not in the folder, because a new work directory must be empty
 
 
 def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
-    """Read the resolved config of a run.
+    """Read the settings of a run from its work directory.
 
-    The copy of the config file in the work directory is executed only if two conditions hold: the settings have types
-    that are not metajax's, and this user began the run.
+    The copy of the config file in the work directory is executed only if two conditions hold: the config file defines
+    types of settings, and this user began the run.
 
     Args:
         workdir: A work directory.
-        trust: Whether to execute the copy of the config file even if another user began the run. Its imports are then
-            searched in the work directory, not in the folder that the work directory records.
+        trust: Whether to execute the copy of the config file even if another user began the run. Python then searches
+            the imported modules in the work directory, not in the folder that the work directory records.
 
     Raises:
         UserError: If `workdir` is not a work directory, if its config cannot be read, or if its code is needed but not
@@ -165,18 +169,18 @@ def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
 def _read_config(workdir: Path) -> dict[str, Any]:
     if not is_workdir(workdir):
         if workdir.is_dir():
-            known = "it has no config.json"
+            reason = "it has no config.json"
         else:
-            known = "it is a file" if workdir.exists() else "there is no such folder"
-        raise UserError(f"{workdir} is not a work directory of metajax: {known}")
+            reason = "it is a file" if workdir.exists() else "there is no such folder"
+        raise UserError(f"{workdir} is not a work directory of metajax: {reason}")
     value = files.read_json(workdir / CONFIG)
     if not (isinstance(value, dict) and value.get(_TYPE) == config_code.type_name(Experiment)):
-        raise UserError(f"{workdir / CONFIG} is damaged: it holds no experiment")
+        raise UserError(f"{workdir / CONFIG} is damaged: it does not contain an experiment")
     return value
 
 
 def _own_type_names(value: Any) -> set[str]:
-    """Return the names of the types in a config that metajax does not define."""
+    """Return the names of the user-defined types in the JSON values of a config."""
     if isinstance(value, list):
         return set().union(*map(_own_type_names, value))
     if not isinstance(value, dict):
@@ -196,13 +200,14 @@ def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
             f"the settings of {workdir} need the code in {path}, and there is no record that you began a run with it. "
             f"Read that file and the modules that it imports from {workdir}; pass --trust to execute it"
         )
-    return config_code.load_module(path, folder or workdir)  # another user may have recorded any folder
+    return config_code.load_module(path, folder or workdir)  # another user may have chosen the recorded folder
 
 
 def config_folder(source: Path) -> Path:
-    """Return the folder in which a config file's imports are searched.
+    """Return the folder in which Python searches the modules that a config file imports.
 
-    This is the folder of the file. For the copy in a work directory, it is the folder of the original file.
+    The result is the folder of the file. For the copy of a config file in a work directory, the result is the folder of
+    the original file.
     """
     recorded = _recorded_folder(source.parent) if source.name == SOURCE and is_workdir(source.parent) else None
     return recorded or source.parent
@@ -233,7 +238,9 @@ def differences(workdir: Path, wanted: Experiment) -> list[str]:
 
 
 def moved(workdir: Path, experiment: Experiment) -> list[str]:
-    """Return the fields with other paths of a folder of images than in the run, in the format of `differences`.
+    """Return the fields in which only the path of an image folder has changed, in the format of `differences`.
+
+    If the settings of the tasks differ in other fields, too, the result is empty.
 
     Raises:
         UserError: If the config of the run cannot be read.
@@ -255,7 +262,7 @@ def _without_places(value: Any) -> Any:
 
 
 def training_steps(workdir: Path) -> int:
-    """Return the number of meta-steps in the config of a run. A resumed run may have increased this number.
+    """Return `training.steps` in the settings of a run. A resumed run may have increased this number.
 
     Raises:
         UserError: If the config of the run cannot be read.
@@ -276,24 +283,25 @@ def _with_defaults(value: Any, types: dict[str, type]) -> Any:
     stored = {key: _with_defaults(each, types) for key, each in value.items()}
     try:
         kind = types.get(value[_TYPE]) or config_code.find_type(value[_TYPE], None)
-    except (ImportError, AttributeError, TypeError, ValueError):  # the type is from another config, so its name differs
+    except (ImportError, AttributeError, TypeError, ValueError):  # the type belongs to another config file
         return stored
     absent = [f for f in dataclasses.fields(kind) if f.name not in stored and f.default is not dataclasses.MISSING]
     return {**stored, **{f.name: to_json(f.default) for f in absent}}
 
 
 def code_differs(workdir: Path, experiment: Experiment, source: Path) -> bool:
-    """Return whether the code of an experiment's own types has changed since the run began.
+    """Return whether the code of a config file that defines types of settings has changed since the run began.
 
-    The function compares the config files. It ignores the value of `config`, which `differences` compares.
+    The function compares the file with its copy in the work directory. It ignores the value of `config`, which
+    `differences` compares. If metajax defines all types, the result is `False`.
     """
     return bool(config_code.own_types(experiment)) and not config_code.same_code(workdir / SOURCE, source)
 
 
 def changed_modules(workdir: Path, experiment: Experiment, source: Path) -> list[str]:
-    """Return the modules that a config file imports and whose code has changed since the run began.
+    """Return the names of the modules that a config file imports and whose code has changed since the run began.
 
-    Modules of installed packages are ignored. If all settings have metajax's types, the result is empty.
+    Modules of installed packages are ignored. If metajax defines the types of all settings, the result is empty.
     """
     config = _began(workdir).get("config")
     if not isinstance(config, dict) or not config_code.own_types(experiment):
@@ -321,7 +329,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(devices: int) -> dict[str, Any]:
-    """Return the versions, the device and the command, for the record of a run."""
+    """Return the versions, the device, the precision and the command, for the record of a run's start."""
     return {
         "versions": versions(),
         "python": platform.python_version(),
@@ -335,7 +343,7 @@ def environment(devices: int) -> dict[str, Any]:
 
 
 def _began(workdir: Path) -> dict[str, Any]:
-    """Return the record of a run's initial versions, devices and data; empty if there is no valid record."""
+    """Return the record of a run's start (versions, devices, data); an empty dict if there is no valid record."""
     try:
         began = files.read_json(workdir / ENVIRONMENT)
     except UserError:
@@ -344,7 +352,7 @@ def _began(workdir: Path) -> dict[str, Any]:
 
 
 def unknown_beginning(workdir: Path) -> str:
-    """Return why the record of a run's initial versions, devices and data cannot be read; empty if it can."""
+    """Return a message if the record of a run's start cannot be read, else an empty string."""
     path = workdir / ENVIRONMENT
     unknown = "the versions, devices and data that the run began with are unknown"
     try:
@@ -358,7 +366,10 @@ def unknown_beginning(workdir: Path) -> str:
 
 
 def changes_since(workdir: Path, experiment: Experiment, devices: int) -> list[str]:
-    """Return the changes since a run began that may change rounding: versions, devices and execution settings."""
+    """Return messages about changes since a run began that may change rounding.
+
+    The changes are those of versions, devices, precision and execution settings.
+    """
     unknown = unknown_beginning(workdir)
     stored = _with_defaults(_read_config(workdir), {}).get("execution")
     changes = [] if unknown else _changes(_began(workdir), environment(devices))
@@ -383,7 +394,7 @@ def _changes(began: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def data_differs(workdir: Path, data: dict[str, str]) -> str:
-    """Return how the data has changed since a run began; empty if the data is unchanged or was not recorded."""
+    """Return a message if the data has changed since a run began; empty if not, or if the data was not recorded."""
     began = _began(workdir).get("data")
     stored = began if isinstance(began, dict) and began else data
     absent = "nothing"
@@ -432,10 +443,10 @@ def from_json(value: Any, workdir: Path, module: ModuleType | None = None) -> An
     Args:
         value: JSON values.
         workdir: The work directory, for error messages.
-        module: The run's config file as a module, for settings with types that are not metajax's.
+        module: The run's config file as a module, if it defines types of settings.
 
     Raises:
-        UserError: If a type is unknown, or if it does not have these fields.
+        UserError: If a type is unknown, or if the fields of a type differ from the JSON values.
     """
     return _from_json(value, workdir / CONFIG, module, "")
 

@@ -9,7 +9,7 @@ from metajax.core.types import LossFn
 from metajax.learners.maml import maml
 
 
-def only(adapts: Mask, setting: str = "what adapts") -> Modifier:
+def only(adapts: Mask, setting: str = "the mask of adapting parameters") -> Modifier:
     """Adapt only the leaves that a mask selects; the inner loop does not change the other leaves.
 
     The other leaves are still meta-learned. The inner gradient with respect to them is not computed.
@@ -34,7 +34,7 @@ def only(adapts: Mask, setting: str = "what adapts") -> Modifier:
     return Modifier("only", change)
 
 
-def _called(head: str) -> str:
+def _head_setting(head: str) -> str:
     return f"the name of the head (head={head!r})"
 
 
@@ -43,13 +43,13 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "h
 
     With :math:`\theta = (\theta_{body}, \theta_{head})` the inner step is
     :math:`\theta_{head} \leftarrow \theta_{head} - \alpha \nabla_{\theta_{head}} L(\theta_{body}, \theta_{head})`; the
-    meta-gradient is taken with respect to both.
+    meta-gradient is taken with respect to all of :math:`\theta`.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifiers to combine it with; see `maml`.
-        head: Name of the head among the parameters.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
+        head: Name of the head, the last layer, in the paths of the parameters.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation.
@@ -64,7 +64,7 @@ def anil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "h
     >>> float(adapted["body"]), float(adapted["head"])
     (1.0, 0.0)
     """
-    return maml(loss_fn, inner, only(named(head), _called(head)), *modifiers)
+    return maml(loss_fn, inner, only(named(head), _head_setting(head)), *modifiers)
 
 
 def boil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "head") -> MetaLearner:
@@ -74,10 +74,10 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "h
     must change for each task, whereas ANIL reuses the same features.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifiers to combine it with; see `maml`.
-        head: Name of the head among the parameters.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
+        head: Name of the head, the last layer, in the paths of the parameters.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation.
@@ -93,28 +93,28 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "h
     >>> float(adapted["body"]), float(adapted["head"])
     (0.0, 1.0)
     """
-    return maml(loss_fn, inner, only(invert(named(head)), _called(head)), *modifiers)
+    return maml(loss_fn, inner, only(invert(named(head)), _head_setting(head)), *modifiers)
 
 
 @dataclasses.dataclass(frozen=True)
 class ANIL:
-    """ANIL as settings."""
+    """Settings of ANIL."""
 
     head: str = "head"
-    """Name of the head among the parameters."""
+    """Name of the head, the last layer, in the paths of the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return anil(context.loss_fn, context.inner, head=self.head)
 
 
 @dataclasses.dataclass(frozen=True)
 class BOIL:
-    """BOIL as settings."""
+    """Settings of BOIL."""
 
     head: str = "head"
-    """Name of the head among the parameters."""
+    """Name of the head, the last layer, in the paths of the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return boil(context.loss_fn, context.inner, head=self.head)

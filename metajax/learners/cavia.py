@@ -1,4 +1,4 @@
-"""CAVIA: a context vector adapts, and the network that it modulates is meta-learned."""
+"""CAVIA: the inner loop adapts only a context vector, which modulates a meta-learned network."""
 
 import dataclasses
 
@@ -17,13 +17,14 @@ from metajax.learners.maml import maml
 def context(size: int, shifts: Mask, rng: jax.Array) -> Modifier:
     r"""Adapt only a context vector. A meta-learned linear map of the vector is added to some leaves of the model.
 
-    Adding such a map to a layer's bias is equivalent to appending the context to the layer's inputs. Adding it to the
-    scales and offsets of normalisation modulates feature maps (FiLM).
+    Adding such a map to a layer's bias is equivalent to appending the context to the layer's inputs. Adding such maps
+    to the scales and offsets of normalisation modulates feature maps (FiLM).
 
     Args:
         size: Size of the context vector. The vector starts from 0 in every task.
         shifts: Mask of the leaves that the context shifts: a predicate `(path, leaf) -> bool` or a pytree of bools.
-        rng: A key for the maps' initial values, normal with standard deviation :math:`1/\sqrt{size}`.
+        rng: A random key for the initial values of the linear maps, which are normally distributed with standard
+            deviation :math:`1/\sqrt{size}`.
 
     Returns:
         A modifier for `maml` with the name `context_maps`. It meta-learns an array `[size, ...]` for each shifted leaf,
@@ -72,11 +73,11 @@ def cavia(
     meta-gradient is :math:`\nabla_\theta L_{query}(\phi_S, \theta)`.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`. Inner learning rates may be much larger than for MAML.
-        *modifiers: Modifiers to combine it with; see `maml`.
-        shifts: The leaves that the context shifts; see `context`.
-        rng: A key for initial values.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
+        shifts: Mask of the leaves that the context shifts; see `context`.
+        rng: A random key for the initial values of the linear maps.
         size: Size of the context vector.
 
     Returns:
@@ -103,7 +104,7 @@ def cavia(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CAVIA:
-    """CAVIA as settings."""
+    """Settings of CAVIA."""
 
     size: int = 5
     """Size of the context vector."""
@@ -116,5 +117,5 @@ class CAVIA:
             raise UserError(f"learner.size must be from 1 to 100000, got {self.size}")
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return cavia(context.loss_fn, context.inner, shifts=named(*self.shifts), rng=context.rng, size=self.size)

@@ -17,10 +17,10 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
     The meta-gradient is :math:`\nabla L_{support}(\phi_{S-1})`. It is computed on the whole support set, even if the
     inner loop uses minibatches; the authors' code uses the last minibatch, or separate examples. First-order MAML
-    instead uses the gradient on the query set after the last step; use `maml` with a first-order inner loop for it.
+    instead uses the gradient on the query set after the last step; for first-order MAML use `fomaml`.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`, of at least one step.
 
     Returns:
@@ -62,8 +62,8 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
 @dataclasses.dataclass(frozen=True)
 class FOML:
-    """FOML as settings."""
+    """Settings of FOML."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return foml(context.loss_fn, context.inner)

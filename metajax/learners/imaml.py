@@ -35,13 +35,13 @@ def imaml(
     inner steps.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`, with as many steps as the inner problem needs.
         strength: :math:`\lambda`, the strength of the proximal term, which pulls the parameters towards the
             initialisation.
-        cg_steps: Steps of conjugate gradients.
-        damping: Added to :math:`\lambda` in the factor :math:`1/\lambda` of the Hessian. It keeps the system positive
-            definite where the Hessian is not.
+        cg_steps: Number of steps of conjugate gradients.
+        damping: With damping :math:`d`, the factor of the Hessian is :math:`1/(\lambda + d)`. Damping keeps the linear
+            system positive definite where the Hessian is not.
         pull_once: Adapt to the support loss only. Then take one step on the proximal term, from a fresh state of the
             inner optimiser, both in training and in evaluation. The authors' code does so with SGD; it solves the
             system with a damping of λ + 20 and scales the gradient by one half. The result is not a minimum of the
@@ -105,8 +105,8 @@ def imaml(
         by_fast, by_slow = inner.split(grads)
 
         def hessian_times(fast):  # rows of all parameters; `fast` is a direction of the adapting parameters
-            nothing = jax.tree.map(jnp.zeros_like, inner.split(adapted)[1])
-            product = jax.jvp(support_gradient, (adapted,), (merge(fast, nothing),))[1]
+            zeros = jax.tree.map(jnp.zeros_like, inner.split(adapted)[1])
+            product = jax.jvp(support_gradient, (adapted,), (merge(fast, zeros),))[1]
             return jax.tree.map(lambda leaf: leaf / (strength + damping), product)
 
         solution = _conjugate_gradients(lambda fast: inner.split(hessian_times(fast))[0], by_fast, cg_steps)
@@ -130,14 +130,14 @@ def _conjugate_gradients(product: Callable[[PyTree], PyTree], target: PyTree, st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IMAML:
-    """iMAML as settings."""
+    """Settings of iMAML."""
 
     strength: float = 2.0
     """λ, the strength of the proximal term, which pulls the parameters towards the initialisation."""
     cg_steps: int = 5
-    """Steps of conjugate gradients."""
+    """Number of steps of conjugate gradients."""
     damping: float = 0.0
-    """Added to λ in the factor 1/λ of the Hessian."""
+    """The factor of the Hessian in the linear system is 1/(λ + damping)."""
     pull_once: bool = False
     """Adapt without the proximal term, then take one step on that term, in training and in evaluation, as the authors'
     code does."""
@@ -151,5 +151,5 @@ class IMAML:
             raise UserError(f"learner.damping must be a number from 0 to 1e37, got {self.damping}")
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return imaml(context.loss_fn, context.inner, **dataclasses.asdict(self))

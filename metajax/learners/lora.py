@@ -20,19 +20,19 @@ def low_rank(rank: int, adapts: Mask, rng: jax.Array) -> Modifier:
     A kernel with more than two axes is reshaped to a matrix: the last axis gives the columns, all others the rows.
 
     Args:
-        rank: Columns of :math:`A` and rows of :math:`B`.
+        rank: Number of columns of :math:`A` and of rows of :math:`B`.
         adapts: Mask of the weights: a predicate `(path, leaf) -> bool` or a pytree of bools. Each selected weight must
             have at least two axes.
-        rng: A key for :math:`A`'s initial values, normal with standard deviation :math:`1/\sqrt{inputs}`. :math:`B`
-            starts from 0, so the initial update :math:`A B` is 0.
+        rng: A random key for the initial values of :math:`A`, which are normally distributed with standard deviation
+            :math:`1/\sqrt{inputs}`. :math:`B` starts from 0, so the initial update :math:`A B` is 0.
 
     Returns:
         A modifier for `maml` with the name `low_rank`. It meta-learns the initial :math:`A` and :math:`B` of each
         weight, in the weight's dtype.
 
     Raises:
-        ValueError: If `rank` is below 1. The modifier's `init` raises a `ValueError` if the mask selects no weight, or
-            a vector.
+        ValueError: If `rank` is below 1. The modifier's `init` raises a `ValueError` if the mask selects no leaf, or a
+            leaf with fewer than two axes.
 
     >>> modifier = low_rank(2, named("kernel"), jax.random.key(0))
     >>> jax.tree.map(jnp.shape, modifier.init({"bias": jnp.zeros(3), "kernel": jnp.zeros((5, 3))}))
@@ -43,7 +43,7 @@ def low_rank(rank: int, adapts: Mask, rng: jax.Array) -> Modifier:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, adapts, "adapts")[0])
         if not leaves or any(jnp.ndim(leaf) < 2 for leaf in leaves):
-            raise ValueError("low-rank adaptation needs at least one weight, and only weights of two axes or more")
+            raise ValueError("low-rank adaptation needs at least one weight, and weights of two axes or more")
         pairs = []
         for leaf, key in zip(leaves, jax.random.split(rng, len(leaves)), strict=True):
             inputs, outputs = leaf.size // leaf.shape[-1], leaf.shape[-1]
@@ -72,20 +72,20 @@ def lora(
     parameters and the initial :math:`A, B`; their meta-gradient is differentiated through the inner loop.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifiers to combine it with; see `maml`.
-        adapts: The weights that adapt; see `low_rank`.
-        rng: A key for initial values.
-        rank: Rank of the updates.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
+        adapts: Mask of the weights that adapt; see `low_rank`.
+        rng: A random key for the initial values of :math:`A`.
+        rank: Rank of the updates :math:`A B`.
 
     Returns:
         A `MetaLearner` whose meta-parameters are `"init"`, the model's parameters, and `"low_rank"`, the initial
         factors. `adapt` returns the model's parameters with the updates added.
 
     Raises:
-        ValueError: If `rank` is below 1. The learner's `init` raises a `ValueError` if the mask selects no weight, or a
-            vector.
+        ValueError: If `rank` is below 1. The learner's `init` raises a `ValueError` if the mask selects no leaf, or a
+            leaf with fewer than two axes.
 
     References:
         Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, 2021.
@@ -103,17 +103,17 @@ def lora(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """MAML with low-rank inner updates, as settings."""
+    """Settings of MAML with low-rank inner updates."""
 
     rank: int = 4
-    """Rank of the updates."""
+    """Rank of the low-rank updates."""
     adapts: tuple[str, ...] = ("kernel",)
-    """Names of the weights that adapt."""
+    """Names of the weight matrices that adapt."""
 
     def __post_init__(self):
         if not 1 <= self.rank <= 4096:
             raise UserError(f"learner.rank must be from 1 to 4096, got {self.rank}")
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return lora(context.loss_fn, context.inner, adapts=named(*self.adapts), rng=context.rng, rank=self.rank)

@@ -28,10 +28,10 @@ def maml(
     replaced by the identity. With 0 inner steps MAML is joint training on all tasks.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifications of the inner loop: which parameters adapt, learned rates, and so on. ANIL, Meta-SGD
-            and other variants of MAML are one or two modifiers. Modifiers can be combined.
+        *modifiers: Modifications of the inner loop, such as a mask of adapting parameters, or learned rates. ANIL,
+            Meta-SGD and other variants of MAML are MAML with one or two modifiers. Modifiers can be combined.
         step_weights: MAML++'s multi-step loss: `completed meta-steps -> weights float[steps]`. The meta-loss is the
             weighted sum of the query losses after each inner step.
         second_order_from: First-order until meta-step `second_order_from`, then second-order.
@@ -63,16 +63,16 @@ def maml(
     _check_modifiers(modifiers)
     _check_steps(inner.steps, modifiers, step_weights)
     counts = step_weights is not None or second_order_from > 0
-    more = {modifier.name: modifier.init for modifier in modifiers if modifier.init is not None}
+    inits = {modifier.name: modifier.init for modifier in modifiers if modifier.init is not None}
 
     def init(params):
-        meta_params = {"init": params, **{name: make(params) for name, make in more.items()}} if more else params
+        meta_params = {"init": params, **{name: make(params) for name, make in inits.items()}} if inits else params
         return meta_params, jnp.zeros((), jnp.int32) if counts else ()
 
     def begin(meta_params, support) -> Adaptation:
-        adaptation = Adaptation(meta_params["init"] if more else meta_params)
+        adaptation = Adaptation(meta_params["init"] if inits else meta_params)
         for modifier in modifiers:
-            learned = meta_params[modifier.name] if modifier.name in more else ()
+            learned = meta_params[modifier.name] if modifier.name in inits else ()
             adaptation = modifier.change(learned, adaptation, support)
         return adaptation
 
@@ -109,19 +109,19 @@ def maml(
             grads, metrics = estimate()
         return MetaGradient(grads, metrics, state + 1 if counts else ())
 
-    return checked_learner(init, adapt, gradient, ("init", *more) if more else ())
+    return checked_learner(init, adapt, gradient, ("init", *inits) if inits else ())
 
 
 def fomaml(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLearner:
-    r"""Make the learner of first-order MAML: `maml` with inner gradients that are constants in the differentiation.
+    r"""Make the learner of first-order MAML: `maml` whose meta-gradient treats the inner gradients as constants.
 
     The meta-gradient of a task is :math:`\nabla L_{query}(\phi)` at the adapted parameters :math:`\phi`. It is cheaper
     than second-order MAML and needs less memory.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`, on the support set and on the query set.
         inner: The inner loop, from `inner_loop`. Its argument `first_order` has no effect.
-        *modifiers: Modifications of the inner loop; see `maml`.
+        *modifiers: Modifiers of the inner loop; see `maml`.
 
     Returns:
         A `MetaLearner`; see `maml`.
@@ -157,8 +157,8 @@ def _check_count(state: Any) -> None:
     """Raise a `TypeError` unless a learner's state is the number of completed meta-steps."""
     if isinstance(state, tuple | list | dict) or jnp.shape(state) != ():
         raise TypeError(
-            "this learner counts meta-steps: pass the state from learner.init(params)[1], or the last estimate's; "
-            f"got {describe(state)}"
+            "this learner counts meta-steps: pass the state from learner.init(params)[1], or the state of the last "
+            f"estimate; got {describe(state)}"
         )
 
 
@@ -183,8 +183,8 @@ def _check_steps(
 
 @dataclasses.dataclass(frozen=True)
 class MAML:
-    """MAML as settings. `inner.first_order` gives first-order MAML; `inner.steps = 0` gives joint training."""
+    """Settings of MAML. `inner.first_order` gives first-order MAML; `inner.steps = 0` gives joint training."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return maml(context.loss_fn, context.inner)

@@ -1,4 +1,4 @@
-"""MAML++: per-layer per-step rates, a multi-step loss, per-step normalisation offsets, first order at the start."""
+"""MAML++: per-layer per-step rates, a multi-step loss, per-step normalisation offsets, first-order steps at first."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,8 +24,8 @@ def rates_per_layer_and_step(steps: int) -> Modifier:
     """Multiply the inner update by a meta-learned factor for each leaf and inner step. The factors start at 1.
 
     Args:
-        steps: Inner steps in training; must equal the `steps` of the inner loop. In evaluation all later steps use the
-            factors of the last training step.
+        steps: Number of inner steps in training; it must equal `steps` of the inner loop. If evaluation has more steps,
+            the additional steps use the factors of the last training step.
 
     Returns:
         A modifier for `maml` with the name `step_rates`. It meta-learns factors `[steps]` for each leaf, in the leaf's
@@ -58,19 +58,19 @@ def _check_steps(name: str, steps: int) -> None:
 
 
 def values_per_step(mask: Mask, steps: int) -> Modifier:
-    """Give some leaves a meta-learned value for each inner step instead of adapting them.
+    """Use a separate meta-learned value of some leaves in each inner step, instead of adapting these leaves.
 
-    MAML++ uses it for the offsets of normalisation. MAML++'s per-step normalisation statistics need no extra code,
-    because metajax always normalises by the statistics of the current batch.
+    MAML++ uses this modifier for the offsets of normalisation. MAML++'s per-step normalisation statistics need no extra
+    code, because metajax always normalises by the statistics of the current batch.
 
-    The query loss after `s` steps uses value `s`. The authors' code has `steps` values, not `steps + 1`, and evaluates
-    the query set with the value that the support set used before the last update. metajax differs on purpose: its value
-    `s` is trained with the features after `s` steps.
+    The query loss after `s` steps uses value `s`. The authors' code has `steps` values, not `steps + 1`. It evaluates
+    the query set with the value that the support set used before the last update. metajax differs on purpose: value `s`
+    is trained with the features after `s` steps.
 
     Args:
         mask: Mask of the leaves: a predicate `(path, leaf) -> bool` or a pytree of bools.
-        steps: Inner steps in training; must equal the `steps` of the inner loop. In evaluation all later steps use the
-            last value.
+        steps: Number of inner steps in training; it must equal `steps` of the inner loop. If evaluation has more steps,
+            the additional steps use the last value.
 
     Returns:
         A modifier for `maml` with the name `per_step`. It meta-learns `[steps + 1, ...]` for each selected leaf.
@@ -104,7 +104,7 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
     """Return a schedule for the weights of a multi-step loss: equal at first, then shifted to the last inner step.
 
     Args:
-        steps: Inner steps.
+        steps: Number of inner steps.
         over: Meta-steps over which the weights of all inner steps but the last fall linearly to 3 % of their initial
             value. From meta-step `over` on these weights are 0 and the last weight is 1, as in the authors' code.
 
@@ -122,9 +122,9 @@ def annealed_weights(steps: int, over: int) -> Callable[[jax.Array], jax.Array]:
     if steps < 1 or over < 1:
         raise ValueError(f"a multi-step loss needs an inner step and a meta-step at least, got {steps} and {over}")
 
-    def weights(done):
-        others = jnp.where(done < over, jnp.maximum(1 - done / over, 0.03) / steps, 0)
-        return jnp.full(steps, others).at[-1].set(1 - (steps - 1) * others)
+    def weights(step):
+        earlier = jnp.where(step < over, jnp.maximum(1 - step / over, 0.03) / steps, 0)
+        return jnp.full(steps, earlier).at[-1].set(1 - (steps - 1) * earlier)
 
     return weights
 
@@ -145,13 +145,13 @@ def maml_plus_plus(
     initialisation are meta-learned. MAML++'s cosine schedule is a setting of the outer optimiser.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifiers to combine it with; see `maml`.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
         per_step: Mask of the leaves that have per-step values and do not adapt.
-        anneal_loss: Meta-steps over which the weights of the multi-step loss are annealed. One compiled program serves
-            all meta-steps, so later meta-steps still compute the query losses of all inner steps, with weight 0 for all
-            but the last.
+        anneal_loss: Number of meta-steps over which the weights of the multi-step loss are annealed. One compiled
+            program serves all meta-steps. So later meta-steps still compute the query losses of all inner steps, and
+            all but the last have weight 0.
         second_order_from: First-order until meta-step `second_order_from`, then second-order.
 
     Returns:
@@ -183,12 +183,12 @@ def maml_plus_plus(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MAMLPlusPlus:
-    """MAML++ as settings."""
+    """Settings of MAML++."""
 
     per_step: tuple[str, ...] | None = None
-    """Names of parameters that have per-step values and do not adapt. Default: "norms", if the model has them."""
+    """Names of parameters that have per-step values and do not adapt. Default: "norms", if the model has any."""
     anneal_loss: int = 5_000
-    """Meta-steps over which the weights of the multi-step loss are annealed towards the last step."""
+    """Number of meta-steps over which the weights of the multi-step loss are annealed towards the last step."""
     second_order_from: int = 0
     """First-order until this meta-step, then second-order."""
 
@@ -199,7 +199,7 @@ class MAMLPlusPlus:
             raise UserError(f"learner.second_order_from must be from 0 to 2³¹ − 1, got {self.second_order_from}")
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return maml_plus_plus(
             context.loss_fn,
             context.inner,

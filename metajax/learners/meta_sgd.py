@@ -1,4 +1,4 @@
-"""Meta-SGD: a learned rate for every parameter; and a learned diagonal preconditioner."""
+"""Meta-SGD, which meta-learns a rate for every parameter, and MAML with a meta-learned diagonal preconditioner."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ def learned_rates() -> Modifier:
     """Multiply each parameter's inner update by a meta-learned factor. The factors start at 1 and may become negative.
 
     Returns:
-        A modifier for `maml` with the name `rates`. It has one factor for each of the model's parameters. So it cannot
-        be combined with modifiers that adapt other arrays, such as a context or low-rank factors.
+        A modifier for `maml` with the name `rates`. The modifier has one factor for each of the model's parameters. So
+        it cannot be combined with modifiers that adapt other arrays, such as a context or low-rank factors.
 
     >>> learned_rates().init({"w": 3.0})
     {'w': Array(1., dtype=float32, weak_type=True)}
@@ -59,9 +59,9 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLea
     optimiser may be any optax optimiser.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
         inner: The inner loop, from `inner_loop`. The paper uses one step of SGD.
-        *modifiers: Modifiers to combine it with; see `maml`.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
 
     Returns:
         A `MetaLearner` whose meta-parameters are `"init"`, the initialisation, and `"rates"`, the factors.
@@ -75,7 +75,7 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLea
     >>> learner = mj.meta_sgd(loss, mj.inner_loop(optax.sgd(0.5), steps=1))
     >>> meta_params, _ = learner.init(jax.numpy.float32(1.0))
     >>> gradient = learner.gradient(meta_params, mj.Task(0.0, 0.0), jax.random.key(0), ()).gradient
-    >>> float(gradient["init"]), float(gradient["rates"])  # by the factor: 0.5 · (−0.5 · 1)
+    >>> float(gradient["init"]), float(gradient["rates"])  # derivative by the factor: 0.5 · (−0.5 · 1)
     (0.25, -0.25)
     """
     return maml(loss_fn, inner, learned_rates(), *modifiers)
@@ -83,17 +83,17 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLea
 
 @dataclasses.dataclass(frozen=True)
 class MetaSGD:
-    """Meta-SGD as settings. Its learned rates start at `inner.learning_rate`."""
+    """Settings of Meta-SGD. Its learned rates start at `inner.learning_rate`."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return meta_sgd(context.loss_fn, context.inner)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioned:
-    """MAML with a meta-learned positive diagonal preconditioner of the inner updates, as settings."""
+    """Settings of MAML with a meta-learned positive diagonal preconditioner of the inner updates."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return maml(context.loss_fn, context.inner, diagonal_preconditioner())

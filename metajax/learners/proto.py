@@ -1,4 +1,4 @@
-"""Prototypical networks, and Proto-MAML, whose head starts from class prototypes."""
+"""Prototypical networks, and Proto-MAML, whose head starts from the prototypes (mean features) of the classes."""
 
 import dataclasses
 
@@ -15,17 +15,17 @@ from metajax.learners.maml import maml
 
 
 def prototypes(embed: ApplyFn, head: str = "head") -> Modifier:
-    r"""Start the head, a linear layer, from the prototypes of the support set, the classes' mean features.
+    r"""Initialise the head, a linear layer, from the prototypes: the mean features of each class of the support set.
 
     The kernel starts as :math:`2 c_k` and the bias as :math:`-\lVert c_k \rVert^2`, so that the logits are the negative
     squared distances to the prototypes, up to a constant. The meta-gradient also flows through the prototypes. The
     values of the model's head are not used, only their shapes.
 
-    The support set is embedded as one batch, without the query set. With batch normalisation it is normalised by its
-    own statistics, in training and in evaluation, as in the other learners.
+    The features of the support set are computed in one batch, without the query set. So batch normalisation uses the
+    statistics of the support set, in training and in evaluation, as in the other learners.
 
     Args:
-        embed: `(params, x, rng) -> features [examples, size]`, the inputs of the head; see `models.features`.
+        embed: `(params, x, rng) -> features [examples, size]`, the inputs of the head, from `metajax.features`.
         head: Path of the head among the parameters, with leaves `kernel [size, ways]` and `bias [ways]`.
 
     Returns:
@@ -73,11 +73,11 @@ def proto_maml(
     The inner loop starts from :math:`(\theta_{body}, 2 c_k, -\lVert c_k \rVert^2)` and adapts all parameters.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
         inner: The inner loop, from `inner_loop`.
-        *modifiers: Modifiers to combine it with; see `maml`.
+        *modifiers: Further modifiers of the inner loop; see `maml`.
         embed: The function that computes the inputs of the head; see `prototypes`.
-        head: Path of the head among the parameters.
+        head: Path of the head, a linear layer, among the parameters.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation.
@@ -103,19 +103,19 @@ def prototypical_network(
     :math:`p(y = k \mid x) \propto \exp(-\lVert f_\theta(x) - c_k \rVert^2)`. Inner steps in evaluation fine-tune the
     network on the support set.
 
-    With batch normalisation the authors' code differs from metajax. In training it normalises the support and query
-    sets in one batch, in evaluation by running statistics. metajax normalises each set by its own statistics, as in the
-    other learners.
+    With batch normalisation the authors' code differs from metajax. In training that code normalises the support and
+    query sets in one batch, and in evaluation it uses running statistics. metajax normalises the support set and the
+    query set separately, each by its own statistics, as in the other learners.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`, a cross-entropy of logits.
         embed: The function that computes the inputs of the head; see `prototypes`.
-        head: Path of the head among the parameters.
-        inner: An inner loop of 0 steps that defines how evaluation fine-tunes. Default: SGD with a learning rate of
-            0.01.
+        head: Path of the head, a linear layer, among the parameters.
+        inner: An inner loop of 0 steps. Its optimiser fine-tunes the network in evaluation. Default: SGD with a
+            learning rate of 0.01.
 
     Returns:
-        A `MetaLearner` whose meta-parameters are the model's.
+        A `MetaLearner` whose meta-parameters are the model's parameters.
 
     Raises:
         ValueError: If `inner` has steps.
@@ -137,25 +137,25 @@ def prototypical_network(
 
 @dataclasses.dataclass(frozen=True)
 class ProtoMAML:
-    """Proto-MAML as settings."""
+    """Settings of Proto-MAML."""
 
     head: str = "head"
     """Path of the head, a linear layer, among the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         embed = features(context.apply, self.head)
         return proto_maml(context.loss_fn, context.inner, embed=embed, head=self.head)
 
 
 @dataclasses.dataclass(frozen=True)
 class PrototypicalNetwork:
-    """Prototypical networks as settings. `inner.steps` must be 0; inner steps in evaluation fine-tune the network."""
+    """Settings of prototypical networks. `inner.steps` must be 0; inner steps in evaluation fine-tune the network."""
 
     head: str = "head"
     """Path of the head, a linear layer, among the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         embed = features(context.apply, self.head)
         return prototypical_network(context.loss_fn, embed=embed, head=self.head, inner=context.inner)

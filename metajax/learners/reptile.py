@@ -13,14 +13,14 @@ from metajax.core.types import LossFn
 def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False) -> MetaLearner:
     r"""Make the learner of Reptile. Its meta-gradient is the negative parameter change, :math:`\theta - U_S(\theta)`.
 
-    Averaged over tasks and applied by SGD with rate :math:`\epsilon`, it gives the paper's update
+    Averaged over tasks and applied by SGD with rate :math:`\epsilon`, the meta-gradient gives the paper's update
     :math:`\theta \leftarrow \theta + \epsilon \frac{1}{n} \sum_i (U_i(\theta) - \theta)`. The paper anneals
     :math:`\epsilon` linearly from 1 to 0. Any other optax optimiser may replace SGD. The query set is used only for the
     metrics.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
-        inner: The inner loop, from `inner_loop`. The paper uses minibatches of the support set and Adam with β₁ = 0.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`. The paper uses minibatches of the support set and Adam with `b1=0`.
         carry_optimizer: Keep the inner optimiser's state from meta-step to meta-step and into evaluation. The authors'
             code passes the state from task to task. In metajax all tasks of a meta-step start from the same state, and
             the next meta-step starts from the average of their final states. `adapt` without a state starts from a
@@ -68,11 +68,11 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
 
 @dataclasses.dataclass(frozen=True)
 class Reptile:
-    """Reptile as settings."""
+    """Settings of Reptile."""
 
     carry_optimizer: bool = False
     """Keep the inner optimiser's state from meta-step to meta-step and into evaluation, like the authors' code."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return reptile(context.loss_fn, context.inner, carry_optimizer=self.carry_optimizer)

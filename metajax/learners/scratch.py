@@ -15,11 +15,11 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
     r"""Make a baseline learner that trains on each task separately, from the model's initial parameters.
 
     The meta-gradient is 0, so the initialisation never changes. If a meta-learner reaches a lower query loss than
-    :math:`L_{query}(U_S(\theta_0))`, the difference comes from the other tasks.
+    :math:`L_{query}(U_S(\theta_0))`, the difference comes from meta-learning on other tasks.
 
     Args:
-        loss_fn: `(params, data, rng) -> (scalar, metrics)`.
-        inner: The inner loop, from `inner_loop`; give it the steps that training from scratch needs.
+        loss_fn: The loss function, `(params, data, rng) -> (scalar, metrics)`.
+        inner: The inner loop, from `inner_loop`, with as many steps as training from scratch needs.
 
     Returns:
         A `MetaLearner` whose meta-parameters are the initialisation.
@@ -52,8 +52,8 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
-    """Training from scratch as settings. One meta-step is enough, because meta-steps do not change the parameters."""
+    """Settings of training from scratch. One meta-step is enough, because meta-steps do not change the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:
-        """Make the learner."""
+        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
         return scratch(context.loss_fn, context.inner)

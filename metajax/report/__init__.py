@@ -1,1 +1,1 @@
-"""Plots from a work directory."""
+"""Figures of a run, from its metrics, its evaluation report and example tasks."""

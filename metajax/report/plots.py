@@ -1,4 +1,4 @@
-"""Figures of a run: learning curve, adaptation, sinusoid fits, episodes."""
+"""Plot figures of a run: the learning curve, the metrics against inner steps, and example tasks."""
 
 import io
 import os
@@ -20,11 +20,11 @@ with needs("cli"):
 _KINDS = {"transductive": ("C0", "transductive"), "non_transductive": ("C1", "non-transductive")}
 
 _BEYOND = 100
-"""A loss above this multiple of the largest training loss counts as diverged."""
+"""If all training losses are positive, a loss above this multiple of the largest training loss counts as diverged."""
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file. The file name's suffix chooses the format: png, svg or pdf.
+    """Write a figure to a file. The suffix of the file name determines the format: png, svg or pdf.
 
     An existing file is replaced when the new file is complete. Missing folders are created.
 
@@ -42,18 +42,19 @@ def learning_curve(rows: Iterable[dict[str, Any]]) -> Figure:
     """Plot training and validation metrics against meta-steps.
 
     Args:
-        rows: Lines of `metrics.jsonl`: `step`, metrics, and `validation_…` at checkpoints.
+        rows: The lines of `metrics.jsonl`: dicts with `step`, metrics of training tasks and, at checkpoints, metrics of
+            validation tasks, whose names begin with `validation_`.
 
     Returns:
-        A figure with a panel for the loss and, if the rows have it, a panel for the accuracy. Diverged values are marks
-        at the upper edge. A value counts as diverged if it is not finite, or if all losses are positive and it is over
-        100 times the largest training loss.
+        A figure with a panel for the loss and, if the rows have an accuracy, a panel for the accuracy. Diverged values
+        are marks at the upper edge. A value counts as diverged if it is not finite. If all training losses are
+        positive, a loss above 100 times the largest training loss also counts as diverged.
 
     Raises:
         ValueError: If a row has no step, no row has a loss or an accuracy, or a value is not a number.
 
     >>> (axes,) = learning_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1e12}]).axes
-    >>> axes.get_legend_handles_labels()[1], round(float(axes.get_ylim()[1]))  # not 1e12
+    >>> axes.get_legend_handles_labels()[1], round(float(axes.get_ylim()[1]))  # the axis does not reach 1e12
     (['training tasks', 'diverged'], 2)
     >>> (axes,) = learning_curve([{"step": 1, "loss": -2.0, "validation_loss": -1.0}]).axes  # a log-likelihood
     >>> axes.get_legend_handles_labels()[1]
@@ -107,8 +108,7 @@ def adaptation(report: Report) -> Figure:
     """Plot metrics against inner steps, with 95 % intervals as bands.
 
     Args:
-        report: From the function that `evaluator` makes, or from `Report.from_json`. A mean is not plotted if it is
-            `None` because tasks diverged.
+        report: The report of an evaluation. A mean that is `None`, because tasks diverged, is not plotted.
 
     Returns:
         A figure with a panel for each metric.
@@ -158,13 +158,13 @@ def regression_fits(tasks: list[dict[str, ArrayLike]]) -> Figure:
 def episode(
     support_x: ArrayLike, support_y: ArrayLike, query_x: ArrayLike, query_y: ArrayLike, predicted: ArrayLike
 ) -> Figure:
-    """Plot an episode: one row per class, the support set on the left, the queries with predictions on the right.
+    """Plot a few-shot task with one row per class: support images on the left, queries with predictions on the right.
 
     Args:
         support_x: Support images in `[0, 1]`, `[examples, height, width, channels]`.
-        support_y: Their labels.
-        query_x: Query images.
-        query_y: Their true labels.
+        support_y: The labels of the support images.
+        query_x: Query images, in the format of the support images.
+        query_y: The true labels of the query images.
         predicted: The labels that the adapted model predicts for the queries.
 
     Returns:

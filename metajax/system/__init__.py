@@ -1,1 +1,1 @@
-"""Files, output streams and signals of the operating system. Nothing here imports JAX."""
+"""Files, output streams and signals of the operating system. The modules of this package do not import JAX."""

@@ -19,13 +19,14 @@ from typing import Any, BinaryIO
 from metajax.errors import UserError
 
 MAX_BYTES = 2**28
-"""Largest file, or member of an archive, that is read whole: 256 MB."""
+"""Largest size in bytes of a file, or of a member of an archive, that is read at once: 256 MB."""
 
 _MOST_JSON_BYTES = 2**22
+"""Largest size in bytes of a JSON file that is read: 4 MB."""
 _MOST_LINE_BYTES = 2**20
-"""Largest size of a line that `read_lines` reads: far above a line of metrics."""
+"""Largest size in bytes of a line that `read_lines` yields. A line of metrics is far shorter."""
 _DEEPEST = 50
-"""Nesting of a JSON file: far above that of any settings, and far below Python's limit of recursion."""
+"""Largest nesting depth of a JSON file. Settings nest far less deeply, and Python's recursion limit is far higher."""
 
 PARTIALS = ".metajax-*.partial"
 """Glob pattern of the temporary files of `replacing`."""
@@ -33,16 +34,17 @@ _PARTIAL = re.compile(r"\.metajax-[0-9a-f]{16}\.partial")
 _STALE_SECONDS = 3600.0
 """Age from which a temporary file is assumed to come from a killed process."""
 
+# Flags for `os.open`: fail on a symbolic link, close the file in child processes, and do not wait for a FIFO.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Return a path with the home folder in place of `~`; the path of an unknown user, `~name`, stays as it is."""
+    """Return a path with the home folder in place of `~`. A path `~name` of an unknown user is returned unchanged."""
     return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
-    """Read a regular file; see `read_file`.
+    """Read a regular file as `read_file` does, but raise a `UserError` with a message of one line.
 
     Raises:
         UserError: If the file is missing, cannot be read, is not a regular file, or has more than `limit` bytes.
@@ -52,7 +54,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
-    """Read a regular file of limited size, with the errors of the system.
+    """Read a regular file of limited size.
 
     Args:
         path: The file, or a symbolic link to it.
@@ -110,7 +112,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     Raises:
         OSError: If the file is not a regular file, or cannot be opened.
     """
-    # Without O_NONBLOCK a FIFO blocks in `open`; a check before it would miss one that replaces the file afterwards.
+    # Without O_NONBLOCK `open` blocks on a FIFO. A check before `open` would miss a FIFO that replaces the file later.
     flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     file = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -121,7 +123,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Convert an error while a file is opened or read into a `UserError` of one line."""
+    """Convert an error of opening or reading a file into a `UserError` with a message of one line."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -132,7 +134,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: If the file cannot be read, is not JSON, has more than 4 MB, or nests too deeply.
+        UserError: If the file cannot be read, is not JSON, has more than 4 MB, or has more than 50 levels of nesting.
     """
     content = read_bytes(path, _MOST_JSON_BYTES)
     try:
@@ -148,7 +150,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _containers(value: Any) -> list[Any]:
-    """Return the lists and dicts directly in a value."""
+    """Return the lists and dicts among the direct elements of a list or dict."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [each for each in inside if isinstance(each, list | dict)]
 
@@ -161,8 +163,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes, *, mode: int = 0o6
 
     Args:
         path: The file.
-        content: Its new content.
-        mode: Its permissions, of which the umask takes some away.
+        content: The new content of the file.
+        mode: The permissions of the new file, before the umask removes some of them.
 
     Raises:
         UserError: If `path` is a folder, a device or another special file.
@@ -194,7 +196,7 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[Bi
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    except OSError as error:  # NumPy's has no number
+    except OSError as error:  # an `OSError` of NumPy has no error number
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
@@ -206,7 +208,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any, *, mode: int = 0o666) -> None:
     """Replace a JSON file atomically; see `write_bytes`."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # A file name that is not UTF-8 has surrogates, whose backslash escape is also JSON's.
+    # A file name that is not UTF-8 contains surrogates. Python's backslash escape of a surrogate is valid JSON, too.
     write_bytes(path, text.encode("utf-8", "backslashreplace"), mode=mode)
 
 
@@ -253,7 +255,7 @@ def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
     """Return the folder `folder / name`; create it and its parents if they are missing.
 
     Raises:
-        UserError: If `folder / name` is a symbolic link out of `folder`, or not a folder.
+        UserError: If `folder / name` is a symbolic link to a place outside `folder`, or if it is not a folder.
         OSError: If `folder / name` cannot be created.
     """
     path = check_inside(folder, name)
@@ -262,14 +264,16 @@ def subfolder(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def check_inside(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return `folder / name`, which may be missing.
+    """Check that `folder / name` is missing or is a folder inside `folder`, and return its path.
 
     Raises:
-        UserError: If `folder / name` is a symbolic link out of `folder`, or not a folder.
+        UserError: If `folder / name` is a symbolic link to a place outside `folder`, or if it is not a folder.
     """
     path = Path(folder) / name
     if path.is_symlink() and not path.resolve().is_relative_to(Path(folder).resolve()):
-        raise UserError(f"{path} is a symbolic link out of {folder}: remove the link, nothing is written through it")
+        raise UserError(
+            f"{path} is a symbolic link out of {folder}: remove the link, because metajax does not write through it"
+        )
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"{path} is not a folder: remove it")
     return path
@@ -335,16 +339,21 @@ def _open_no_link(path: Path, flags: int) -> int:
         return os.open(path, flags | _NO_LINK, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP or path.is_symlink():
-            raise UserError(f"{path} is a symbolic link: remove it, nothing is written through it") from error
+            raise UserError(
+                f"{path} is a symbolic link: remove it, because metajax does not write through it"
+            ) from error
         if error.errno == errno.ENXIO:  # a FIFO without a reader
             raise UserError(f"{path} is not a regular file") from error
         raise
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise a `UserError` if a path is not a regular file: a rename by root would replace even `/dev/null`."""
+    """Raise a `UserError` if a path exists and is not a regular file.
+
+    A rename by the user root would replace even `/dev/null`.
+    """
     with contextlib.suppress(FileNotFoundError):
-        path.lstat()  # raises an OSError for a name that is too long, or below a file
+        path.lstat()  # raises an `OSError` if the name is too long, or if a parent is a file
         _check_regular(path, path.stat())
 
 

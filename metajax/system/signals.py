@@ -2,8 +2,8 @@
 
 Python runs a signal handler only between two bytecodes of the main thread. While XLA compiles or runs a program, the
 main thread runs no bytecode, sometimes for minutes. So a process that runs a command also has a watch thread, which
-Python's C handler wakes at once. The thread prints that the signal was received, and ends the process after a time
-limit. This module has no slow imports, so the thread starts before JAX is imported.
+Python's C handler wakes at once. The watch thread prints that the signal was received, and ends the process after a
+time limit. This module has no slow imports, so the watch thread starts before JAX is imported.
 """
 
 import contextlib
@@ -21,18 +21,19 @@ from metajax.errors import UserError
 from metajax.system.streams import put_line
 
 INTERRUPT_SECONDS = 1.5
-"""Time limit from Ctrl-C to the end of the process."""
+"""Time limit in seconds from Ctrl-C, or from any signal while there is no state to save, to the end of the process."""
 
 CALL_SECONDS = {signal.SIGINT: INTERRUPT_SECONDS, signal.SIGTERM: 20.0}
 if hasattr(signal, "SIGHUP"):  # Windows has none
     CALL_SECONDS[signal.SIGHUP] = 20.0
-"""Time limit from a signal to the end of a training process. Until then its call may return and its state be saved.
+"""Time limit in seconds from each signal to the end of a training process.
 
-A person at a terminal waits at most two seconds. Schedulers kill a job about 30 seconds after SIGTERM.
+If the running call of the training step returns before the limit, the state is saved. The limit is short for Ctrl-C,
+because a person waits at the terminal. Schedulers kill a job about 30 seconds after SIGTERM.
 """
 
 _AGAIN_SECONDS = 0.5
-"""Time limit from a second signal to the end of the process."""
+"""Time limit in seconds from a second signal to the end of the process."""
 
 
 class Stopped(Exception):
@@ -50,9 +51,10 @@ class StopRequests:
     """Signals received during training.
 
     Attributes:
-        received: Their numbers, in order.
-        saves: Whether there is something to save when the running call returns.
-        saving: Whether no call is running: the process then goes on until its state is saved, or a second signal.
+        received: The numbers of the received signals, in order.
+        saves: Whether there is a state to save when the running call of the training step returns.
+        saving: Whether no call of the training step is running. The process then ends only after the state is saved, or
+            after a second signal.
     """
 
     def __init__(self):
@@ -64,10 +66,12 @@ class StopRequests:
 
     @contextlib.contextmanager
     def saved_at_once(self, save: Callable[[], None]) -> Iterator[None]:
-        """Save and end the process as soon as a signal is received in the block, which may be in a long call.
+        """Save the state and end the process as soon as a signal arrives in the body of the `with` statement.
+
+        The body may be in a long call of a compiled program.
 
         Args:
-            save: Saves the state; another thread calls it. Without `ends_in_time` it is not called.
+            save: A function that saves the state. Another thread calls `save`, and only within `ends_in_time`.
         """
         self._save, self.saving = save, False
         try:
@@ -77,7 +81,7 @@ class StopRequests:
                 self._save, self.saving = None, True
 
     def save_now(self) -> bool:
-        """Save the state if the training is in a block of `saved_at_once`; return whether it is.
+        """Save the state if the training is in the body of `saved_at_once`. Return whether the state was saved.
 
         Raises:
             UserError: If the state cannot be saved.
@@ -90,7 +94,7 @@ class StopRequests:
             return True
 
     def seconds(self, signum: int) -> float:
-        """Return the time limit from the first signal to the end of the process."""
+        """Return the time limit in seconds from the first signal to the end of the process."""
         return CALL_SECONDS[signal.Signals(signum)] if self.saves else INTERRUPT_SECONDS
 
     def notice(self, signum: int) -> str:
@@ -110,7 +114,7 @@ class StopRequests:
 
 
 class _Watch:
-    """The watch thread, which ends the process after a signal, and the training that the thread waits for."""
+    """The watch thread, which ends the process after a signal. `training` is the training that it lets save first."""
 
     def __init__(self):
         self.training: StopRequests | None = None
@@ -130,11 +134,11 @@ class _Watch:
         self._write.close()
 
     def _run(self) -> None:
-        training, deadline, farewell, status, insists = StopRequests(), None, "", 0, False
+        training, deadline, farewell, status, repeated = StopRequests(), None, "", 0, False
         while True:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             if not select.select([self._read], [], [], left)[0]:
-                if training.saving and not insists:
+                if training.saving and not repeated:
                     deadline = None
                     continue
                 put_line(farewell, sys.stderr)
@@ -152,12 +156,12 @@ class _Watch:
                         put_line(training.notice(signum), sys.stderr)
                     threading.Thread(target=_save_and_end, args=(training, status), daemon=True).start()
                 else:
-                    seconds, insists = _AGAIN_SECONDS, True
+                    seconds, repeated = _AGAIN_SECONDS, True
                 deadline = min(time.monotonic() + seconds, deadline or float("inf"))
 
 
 def _save_and_end(training: StopRequests, status: int) -> None:
-    """Save the state of a training that is in a long call, and end the process; nothing if it is not in one."""
+    """Save the state and end the process if the training is in the body of `saved_at_once`, else do nothing."""
     try:
         if not training.save_now():
             return
@@ -176,7 +180,7 @@ def end_process(status: int) -> None:
             stream.flush()
     if sys.stderr.isatty():
         with contextlib.suppress(OSError):
-            os.write(2, b"\x1b[?25h")  # show the cursor, which a progress bar hides
+            os.write(2, b"\x1b[?25h")  # show the cursor again, which a progress bar hides
     os._exit(status)
 
 
@@ -204,9 +208,9 @@ def ends_in_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ends_at_once() -> Iterator[None]:
-    """Let Ctrl-C in the block end the process.
+    """Let Ctrl-C end the process at once while the body of the `with` statement runs.
 
-    An exception in a C extension that is being imported would become an `ImportError`.
+    A `KeyboardInterrupt` would become an `ImportError` if the body is importing a C extension.
     """
     if _watch is None:
         yield
@@ -225,13 +229,14 @@ def ends_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Collect the first SIGINT, SIGTERM or SIGHUP if there is a state to save; a second signal interrupts the block.
+    """Collect the first SIGINT, SIGTERM or SIGHUP while the body of the `with` statement runs.
 
-    Outside the main thread no signal is collected, because Python runs handlers only in the main thread.
+    A signal is collected only if it is the first one and there is a state to save. Any other signal interrupts the body
+    by an exception. Outside the main thread no signal is handled, because Python runs handlers only in the main thread.
 
     Raises:
-        KeyboardInterrupt: In the block, for a SIGINT that is not collected.
-        Stopped: In the block, for another signal that is not collected.
+        KeyboardInterrupt: In the body, for a SIGINT that is not collected.
+        Stopped: In the body, for a SIGTERM or SIGHUP that is not collected.
     """
     requests = StopRequests()
     if not _in_main_thread():
@@ -239,7 +244,7 @@ def stop_requests() -> Iterator[StopRequests]:
         return
 
     raised: list[int] = []
-    callbacks = logging.getLogger("jax._src.callback")  # would print what is raised in a callback of a program
+    callbacks = logging.getLogger("jax._src.callback")  # this logger would print exceptions of callbacks
 
     def receive(signum, frame):
         if requests.received or not requests.saves:
@@ -259,7 +264,7 @@ def stop_requests() -> Iterator[StopRequests]:
         _watch.training = requests
     try:
         yield requests
-    except Exception as error:  # JAX makes an error of its own of what is raised in a callback
+    except Exception as error:  # JAX converts an exception in a callback into its own error
         if not raised or isinstance(error, Stopped):
             raise
         raise (KeyboardInterrupt if raised[0] == signal.SIGINT else Stopped(raised[0])) from error

@@ -11,9 +11,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def put_line(text: str, stream: TextIO, *, styled: bool = False) -> None:
-    """Print a line, unless nobody reads the stream.
+    """Print a line to a stream. Do nothing if the reader of the stream has closed it.
 
-    Escapes what its encoding cannot express, as in a file's name, and control characters unless `text` is `styled`.
+    Characters that the encoding of the stream does not have, for example in file names, are escaped. Control characters
+    are escaped, too, unless `styled` is set.
     """
     if not styled:
         text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -24,7 +25,7 @@ def put_line(text: str, stream: TextIO, *, styled: bool = False) -> None:
 
 @contextlib.contextmanager
 def unread_is_fine(stream: TextIO) -> Iterator[None]:
-    """Continue without `stream` if its reader has closed it, for example `| head -1`, or a closed terminal."""
+    """Discard the output to `stream` if its reader has closed it, as in `| head -1`, or after a terminal was closed."""
     try:
         yield
     except OSError as error:

@@ -28,7 +28,7 @@ class HostTasks(NamedTuple):
         rows: `rng -> int32[examples]`, the indices in `images` of a task's examples.
         sampler: `(rng, images=None) -> Task`. For `trainer`, pass the images of `rows(rng)`, `[examples,
             height, width, channels]` in the dtype of `images`. Without images the device fetches them through a
-            callback and waits for them; use this form for `make_evaluation`, or instead of `feed`.
+            callback and waits for them; use this form for `evaluator`, or instead of `feed`.
     """
 
     images: Any

@@ -475,7 +475,6 @@ def test_progress_on_a_terminal(config, tmp_path):
     os.close(leader)
     assert process.wait(timeout=60) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert "compiling" in text
     final = rows(tmp_path / "run")[-1]["loss"]
     assert re.search(rf"40/40 .*[\d,]+ tasks/s  loss {final:.4f}", text)
     assert "Traceback" not in text

@@ -341,7 +341,7 @@ def test_a_state_in_the_place_of_parameters_is_named(key, kind):
         "pair": lambda: mj.functional((lambda: {"w": jnp.ones((1, 1))}, lambda params, x, rng: x @ params["w"])),
     }[kind]()
     learner = mj.maml(mj.regression_loss(apply), INNER)
-    state = mj.init_train_state(learner, optax.sgd(0.1), params)
+    state = init_state(learner, optax.sgd(0.1), params)
     adapted = learner.adapt(params, mj.Batch(x, x), key)
     assert apply(adapted.params, x).shape == (4, 1)
     for value, field in [

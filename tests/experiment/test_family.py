@@ -301,7 +301,7 @@ def test_low_rank_updates_find_their_weights_among_those_that_adapt():
 )
 def test_a_part_that_changes_what_another_keeps_from_adapting_is_refused(part):
     learner = mj.anil(two_layers, sgd(3), part)
-    with pytest.raises(ValueError, match="an earlier part does not let adapt"):
+    with pytest.raises(ValueError, match="an earlier modifier does not let adapt"):
         learner.adapt(learner.init(network())[0], regression().support, KEY)
 
 

@@ -94,7 +94,7 @@ def test_create_writes_config_source_and_environment(tmp_path):
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "config.py", "environment.json"]
     first, second, copied = (run / "config.py").read_text().split("\n", 2)
     assert first == f'# A copy of "{tmp_path / "small.py"}".'
-    assert second.startswith("# It has the settings before any override")
+    assert second.startswith("# This copy has the settings before overrides")
     assert "config.json" in second
     assert copied == SMALL
     assert workdir.load_experiment(run) == experiment
