@@ -24,6 +24,13 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _own_programs():
+    """Drop the compiled programs of a module's tests: those of all modules would need gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _own_precision():
     """The command line sets the precision of products for its process; each test starts without."""

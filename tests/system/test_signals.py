@@ -156,7 +156,8 @@ def test_a_hangup_saves(tmp_path):
 
 def test_a_slow_save_outlasts_the_time_of_a_call_and_ends_by_a_second_signal(tmp_path):
     text = (
-        "import time; from metajax.experiment import checkpoints; from metajax.system import signals; save = checkpoints.save\n"
+        "import time; from metajax.experiment import checkpoints; from metajax.system import signals\n"
+        "save = checkpoints.save\n"
         "signals.CALL_SECONDS[15] = 1.0\n"
         "def slow(*a, wait=False, **k): time.sleep(WAIT if wait else 0); save(*a, wait=wait, **k)\n"
         "checkpoints.save = slow\n"
