@@ -231,6 +231,7 @@ def test_plot_says_when_there_is_no_learning_curve(trained, tmp_path):
     assert "metrics.jsonl has no line that can be read: no learning curve" in plotted.err
 
 
+@pytest.mark.slow
 def test_a_split_that_the_tasks_do_not_have(tmp_path):
     source = draw_folder(tmp_path / "images", {"train": 3, "test": 3})
     text = SMALL.replace("task=Sinusoid(", "task=Folder(").replace("MLP(hidden=(8,))", "Conv4(channels=4)")
@@ -284,6 +285,7 @@ def trained_on_images(tmp_path_factory) -> Path:
 FITS = ["--task.size", 16, "--task.channels", 1, "--task.ways", 3, "--task.test.queries", 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -300,6 +302,7 @@ def test_tasks_that_do_not_fit_a_network_name_the_options(trained_on_images, tmp
     fails(run("evaluate", trained_on_images, *words), said)
 
 
+@pytest.mark.slow
 def test_other_sizes_that_a_network_takes_name_the_option(tmp_path):
     config = small(tmp_path, text=IMAGES.replace(", pool=True", ""))
     assert run("train", config, "--workdir", tmp_path / "run").code == 0
@@ -319,6 +322,7 @@ def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
     fails(run("train", *words[3:], "--workdir", tmp_path / "run"), "has only 1 class in its split 'train'")
 
 
+@pytest.mark.slow
 def test_images_that_were_moved(tmp_path):
     source, moved = draw_folder(tmp_path / "images", {"train": 3, "test": 3}), tmp_path / "moved"
     directory = tmp_path / "run"

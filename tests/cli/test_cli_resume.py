@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import assert_same_run, damage, fails, finish, read_events, rows, run, small, spawn, state, steps
+from marks import slow_except
 
 from metajax.experiment import checkpoints, loop, metrics, workdir
 from metajax.experiment import run as experiment_run
@@ -74,6 +75,7 @@ def signal_at(monkeypatch, step: int, signum: int = signal.SIGINT, times: int = 
     monkeypatch.setattr(metrics, "append", append_and_send)
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_as_if_it_never_was(folder, config, tmp_path):
     seed = int.from_bytes(os.urandom(4))
     print(f"{seed = }")
@@ -179,7 +181,7 @@ def stop_in_validation(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("stop", [stop_before_validation, stop_in_validation])
-@pytest.mark.parametrize("step", [10, 20, 30, 40])
+@pytest.mark.parametrize("step", slow_except([10, 20, 30, 40], [1, 3]))
 def test_a_checkpoint_that_was_not_validated_is_validated_on_resume(best, config, tmp_path, monkeypatch, step, stop):
     again = ("train", config, *BEST, "--workdir", tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -194,6 +194,7 @@ def test_train_evaluates_at_every_inner_step(trained):
     assert [row[1:] for row in printed] == [[f"{mean:.3f}", "±", f"{half:.3f}"] for mean, half in expected]
 
 
+@pytest.mark.slow
 def test_images_are_evaluated_in_both_ways_and_drawn(tmp_path):
     directory = tmp_path / "run"
     result = run("train", small(tmp_path, text=IMAGES), "--workdir", directory)
@@ -540,6 +541,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
     variables = {**os.environ, **fast_environment(), "METAJAX_DATA_DIR": str(tmp_path / "data")}
     del variables["JAX_COMPILATION_CACHE_DIR"]

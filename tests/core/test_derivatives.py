@@ -8,11 +8,14 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from marks import slow_except
 
 import metajax as mj
 from metajax.core.trees import named
 from metajax.learners import diagonal_preconditioner, rates_per_layer_and_step
 from metajax.learners.scratch import scratch
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = jax.random.key(0)
 LEARNERS = {
@@ -85,7 +88,7 @@ def functions(name: str, mixed_mode: bool):
 
 
 @pytest.mark.parametrize("of", ["adapt", "gradient"])
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", slow_except([*LEARNERS], [0, 4, 8]))
 def test_every_derivative_is_that_of_plain_reverse_mode(name, of):
     """Reverse and forward mode, and a Hessian-vector product; plain reverse mode is right by central differences."""
     start, plain = functions(name, mixed_mode=False)

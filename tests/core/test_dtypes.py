@@ -22,6 +22,8 @@ from metajax.learners import (
 )
 from metajax.learners.scratch import scratch
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
 KEY = jax.random.key(0)
 STEPS = 2

@@ -6,10 +6,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from marks import slow_except
 
 import metajax as mj
 from metajax.core import evaluator as evaluation
 from metajax.core.losses import weighted_mean
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_mean_and_interval_are_those_of_the_tasks(make_key):
         np.testing.assert_allclose(report["loss"].median[step], np.median(losses), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("devices", "chunk"), [(1, 4), (2, 1), (8, None)])
+@pytest.mark.parametrize(("devices", "chunk"), slow_except([(1, 4), (2, 1), (8, None)], [1]))
 def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chunk):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
@@ -56,7 +59,9 @@ def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chun
         )
 
 
-@pytest.mark.parametrize(("num_tasks", "chunks", "each"), [(7, 1, 2), (7, 3, 4), (7, 100, 7), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("num_tasks", "chunks", "each"), slow_except([(7, 1, 2), (7, 3, 4), (7, 100, 7), (1, 2, 1)], [1])
+)
 def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(images, monkeypatch, num_tasks, chunks, each):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
@@ -82,7 +87,7 @@ def test_chunks_of_no_task_are_refused(images):
         mj.evaluator(learner, loss_fn, mj.glyphs(ways=5, shots=1, queries=1), steps=1, chunk_size=0)
 
 
-@pytest.mark.parametrize("most", [1, 5 * 16 * 16 * 2, 400_000])
+@pytest.mark.parametrize("most", slow_except([1, 5 * 16 * 16 * 2, 400_000], [1]))
 def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(images, monkeypatch, most):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
@@ -118,6 +123,7 @@ def test_each_query_alone_is_blind_to_the_other_queries(images):
     assert not np.allclose(*transductive)
 
 
+@pytest.mark.slow
 def test_before_adaptation_accuracy_is_chance(images):
     """Or labels leak: five ways, so 20 % within the interval."""
     _, params, loss_fn, learner = images
@@ -148,6 +154,7 @@ def test_diverged_tasks_are_counted_and_not_dropped():
     assert report["loss"].mean == [None, None]
 
 
+@pytest.mark.slow
 def test_more_steps_than_in_training_are_reported(images):
     _, params, loss_fn, learner = images
     sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)

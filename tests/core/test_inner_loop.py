@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow_except
 
 import metajax as mj
 
@@ -194,7 +195,7 @@ INNER = {
 }
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", slow_except([*INNER], [0]))
 @pytest.mark.parametrize("options", RULES, ids=str)
 def test_every_differentiation_rule_is_plain_reverse_mode(key, name, options):
     """By the initialisation, by the data, by the rate, and by a quantity that the loss closes over."""
@@ -392,7 +393,7 @@ def total(tree):
 
 
 @pytest.mark.parametrize("options", [{}, {"remat": True}, {"unroll": 1}], ids=str)
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", slow_except([*FORWARD], [0, 1]))
 def test_forward_mode_through_a_mixed_mode_loop_is_that_through_plain_reverse_mode(key, name, options):
     with jax.enable_x64(True):
         b, k, x, y = (jax.random.normal(each, (4, 4), jnp.float64) / 2 for each in jax.random.split(key, 4))

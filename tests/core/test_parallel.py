@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_except
 
 import metajax as mj
 
@@ -45,7 +46,9 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize(("devices", "chunk"), [*itertools.product([None, 1, 2, 8], [1, 4, None])])
+@pytest.mark.parametrize(
+    ("devices", "chunk"), slow_except([*itertools.product([None, 1, 2, 8], [1, 4, None])], [0, 10])
+)
 def test_strategies_and_devices_agree(problem, devices, chunk):
     estimate, params, keys, expected = problem
     mesh = None if devices is None else mj.task_mesh(jax.devices()[:devices])
@@ -81,6 +84,7 @@ def test_shuffling_tasks_changes_nothing(problem):
     assert_close(jax.jit(lambda p, k: mj.average_tasks(estimate, p, k, chunk_size=4))(params, shuffled), expected)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(num_tasks=st.integers(1, 20), devices=st.sampled_from([1, 2, 3, 8]), chunk=st.integers(1, 7))
 def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
@@ -101,6 +105,7 @@ def test_any_number_of_tasks_on_any_devices(num_tasks, devices, chunk):
     np.testing.assert_array_equal(stacked["value"], 2 * x)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_tasks(problem):
     estimate, params, _, _ = problem
 

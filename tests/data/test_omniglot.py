@@ -500,6 +500,7 @@ def test_lanczos_on_grey_levels():
     assert len(np.unique(resized)) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real Omniglot is not at {SHARED}")
 def test_real_omniglot(tmp_path):
     prepare("omniglot", SHARED, tmp_path)

@@ -53,6 +53,7 @@ def test_checksums_that_are_damaged_cost_nothing(cache, text):
     assert len(programs(cache)) == 3
 
 
+@pytest.mark.slow
 def test_a_command_compiles_again_what_was_swapped(tmp_path):
     env = {"METAJAX_DATA_DIR": str(tmp_path / "data"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     words = ["train", small(tmp_path), "--workdir", tmp_path / "run", "--training.steps", 5]

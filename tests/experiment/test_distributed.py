@@ -78,6 +78,7 @@ def test_four_processes_do_what_one_does(tmp_path, start):
     np.testing.assert_allclose(*[each["transductive"]["loss"]["mean"] for each in reports], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_a_line_and_it_resumes(tmp_path, start):
     processes = start(2, 100_000)
     trained = wait_for_metrics(tmp_path / "run", 20)

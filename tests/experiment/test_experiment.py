@@ -154,6 +154,7 @@ def test_the_seed_determines_the_initial_values():
     assert not np.allclose(a, c)
 
 
+@pytest.mark.slow
 def test_more_ways_in_training_than_in_test():
     """The model has outputs for the most, and a task of fewer neither chooses nor moves the others."""
     task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)

@@ -25,6 +25,8 @@ from metajax.learners import (
 )
 from metajax.learners.scratch import scratch
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 SUPPORT, QUERY, START = np.array([0.3, 0.7]), np.array([-1.0, 0.4]), np.array([1.0, -2.0])
 RATE = 0.1
@@ -125,6 +127,7 @@ def test_a_preconditioner_is_meta_sgd_with_positive_rates():
     np.testing.assert_allclose(gradient["log_diagonal"], same["rates"] * rates, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_learned_rates_keep_working_inside_any_inner_optimizer():
     inner = mj.inner_loop(optax.adam(0.05, eps_root=1e-8), 3)
     learner = mj.meta_sgd(two_layers, inner)

@@ -12,6 +12,8 @@ import metajax as mj
 from metajax import experiment as ex
 from metajax.core.trainer import init_state
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 LEARNERS = [
     ex.MAML(),
     ex.Reptile(),
@@ -54,6 +56,7 @@ def small(learner) -> ex.Experiment:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
 def test_a_learner_trains_and_evaluates_alike_in_every_strategy(learner):
     parts = ex.build(small(learner))

@@ -17,6 +17,8 @@ from metajax.experiment import Folder, build
 from metajax.experiment.build import evaluation_batch_size
 from metajax.experiment.run import _trainer
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 PRESETS = sorted(configs.names())
 FEW = ["omniglot_maml_5w1s", "sinusoid_maml"]
 

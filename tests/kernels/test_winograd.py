@@ -20,6 +20,7 @@ def of_lax(images, kernel, padding=1):
     return lax.conv_general_dilated(images, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), padding=st.integers(0, 2), block=st.sampled_from([1, 2, 4]))
 def test_tiles_are_a_convolution_and_its_transpose(height, width, padding, block):

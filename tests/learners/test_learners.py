@@ -81,7 +81,11 @@ def test_reptile_with_the_papers_optimizer_interpolates():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adam(0.05, eps_root=1e-12)],
+    [
+        optax.sgd(0.1),
+        pytest.param(optax.sgd(0.1, momentum=0.9), marks=pytest.mark.slow),
+        pytest.param(optax.adam(0.05, eps_root=1e-12), marks=pytest.mark.slow),
+    ],
     ids=["sgd", "momentum", "adam"],
 )
 def test_maml_agrees_with_finite_differences_in_float64(optimizer):
@@ -143,6 +147,7 @@ def test_a_meta_gradient_through_adam_is_finite_where_a_gradient_is_zero():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 10])
 def test_the_sinusoid_trains_with_any_number_of_inner_steps_at_the_published_rate(steps):
     """From the default initialisation of the perceptron, for three seeds."""

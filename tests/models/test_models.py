@@ -52,6 +52,7 @@ def test_a_convolution_under_vmap_is_no_grouped_convolution():
     assert "dot_general" in text
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     side=st.integers(4, 7),
@@ -80,6 +81,7 @@ def test_derivatives_of_a_convolution_are_those_of_lax(side, kernel, stride, pad
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(
     examples=st.integers(1, 4),
@@ -148,6 +150,7 @@ def test_a_product_keeps_the_precision_that_held_where_it_was_written():
     assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("dot_general") == 2
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(
     height=st.integers(4, 9),

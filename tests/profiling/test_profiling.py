@@ -43,7 +43,7 @@ def test_plain_jax_has_every_model_but_the_residual_network():
         ("Omniglot 5w1s, 1 query, 1 step", {}),
         ("Omniglot 5w1s, 15 queries, 5 steps, first order", {"steps": 1}),
         ("Omniglot 5w1s, 15 queries, 5 steps, Reptile", {"steps": 1}),
-        ("mini-ImageNet 5w1s", {"steps": 1, "ways": 2, "side": 16}),
+        pytest.param("mini-ImageNet 5w1s", {"steps": 1, "ways": 2, "side": 16}, marks=pytest.mark.slow),
     ],
 )
 def test_the_obvious_way_gives_the_same_meta_gradient(name, changes):
@@ -150,6 +150,7 @@ def test_tuning_tries_all_devices_those_of_the_default_and_one(small, hidden, ta
     assert {way.devices for way in tune._ways(dataclasses.replace(experiment, training=training), params)} == devices
 
 
+@pytest.mark.slow
 def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, capsys, monkeypatch):
     monkeypatch.chdir(small.parent)
     assert main(["tune", str(small), "--seconds", "0.01"]) == 0

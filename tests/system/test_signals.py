@@ -154,6 +154,7 @@ def test_a_hangup_saves(tmp_path):
     assert steps(tmp_path / "run")[-1] == rows(tmp_path / "run")[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_slow_save_outlasts_the_time_of_a_call_and_ends_by_a_second_signal(tmp_path):
     text = (
         "import time; from metajax.experiment import checkpoints; from metajax.system import signals\n"

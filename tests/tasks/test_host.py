@@ -159,7 +159,7 @@ def test_sizes_that_the_bank_has_not_are_named(bank):
         mj.host_episodes(bank, ways=2, shots=5, queries=5)
 
 
-@pytest.mark.parametrize("devices", [None, 2])
+@pytest.mark.parametrize("devices", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_without_their_images_tasks_fetch_them(bank, devices):
     """In evaluation and in training, a task at a time, some at once, and on several devices."""
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
@@ -216,6 +216,7 @@ config = Experiment(
 '''
 
 
+@pytest.mark.slow
 def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
     """With calls of one length, or of two, and resumed halfway; each fetched ahead."""
     fed = []

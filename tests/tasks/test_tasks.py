@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import metajax as mj
 from metajax.tasks import draw_without_replacement
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 def numbered_bank(counts: list[int]) -> mj.ClassBank:
     """Every image is 2×2 and says which example it is, in base 250, and which class: all in one corner each."""
@@ -30,6 +32,7 @@ def read(batch: mj.Batch) -> tuple[np.ndarray, np.ndarray]:
     return pixels[:, 0, 0] + 250 * pixels[:, 0, 1], pixels[:, 1, 0]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_episodes_keep_support_and_query_apart(data):

@@ -13,6 +13,8 @@ import metajax as mj
 from metajax.tasks import Domain, one_domain, varied_episodes
 from metajax.tasks.varied import _sizes, _table
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 def numbered(counts: list[int], domain: int = 0, rows: int | None = None) -> mj.ClassBank:
     """Images that say which example they are, in base 250, of which class and of which domain; `rows` of them."""
