@@ -115,9 +115,9 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
     centre = (size - 1) / 2
     points = centre + points * (0.4 * size)
     a, b = points[:, :-1].reshape(-1, 2), points[:, 1:].reshape(-1, 2)
-    drawn = jnp.repeat(present, _POINTS_PER_STROKE - 1)
-    a = jnp.where(drawn[:, None], a, -1e3)  # place absent strokes far outside the image
-    b = jnp.where(drawn[:, None], b, -1e3)
+    visible = jnp.repeat(present, _POINTS_PER_STROKE - 1)
+    a = jnp.where(visible[:, None], a, -1e3)  # place absent strokes far outside the image
+    b = jnp.where(visible[:, None], b, -1e3)
     radius = size / 28 * (0.7 + drawer * 0.15 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
     return jnp.clip(radius + 0.5 - jnp.sqrt(_squared_distance(a, b, size)), 0, 1)
 

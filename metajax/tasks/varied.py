@@ -51,7 +51,7 @@ def varied_episodes(
     The arrays are padded with repeated examples of the episode. `mask` is `False` for these repetitions, so metajax's
     losses ignore them. The model must process each example independently of the others, or the padding would change its
     outputs: use `GroupNorm`, not `BatchNorm`. Inner-loop minibatches would include the padding, so use the whole
-    support set in each step. An episode with `n` ways has no labels from `n` on. A loss made by
+    support set in each step. An episode with `n` ways has the labels `[0, n)`. A loss made by
     `classification_loss(apply, varied_ways=True)` ignores the model's outputs from `n` on, so chance is `1/n`.
 
     Args:
@@ -112,7 +112,7 @@ def one_domain(sampler: TaskSampler, index: int) -> TaskSampler:
         index: Index of the domain in `domains`.
 
     Returns:
-        A sampler with other arguments for the same function, so JAX need not compile the function again.
+        A sampler that differs from `sampler` only in the values of one array, so JAX does not compile a new program.
 
     Raises:
         TypeError: If the sampler was not made by `varied_episodes`.
