@@ -23,8 +23,8 @@ def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, b
     Args:
         images: `[examples, height, width, in]`.
         output: The cotangent of the output, `[examples, height', width', out]`.
-        geometry: Sizes of the convolution, with stride 1.
-        block: Examples in a block, a divisor of the number of examples.
+        geometry: Sizes of the convolution; its stride must be 1.
+        block: Number of examples that are processed at once, a divisor of the number of examples.
 
     Returns:
         `[size, size, in, out]`.

@@ -19,7 +19,7 @@ from metajax.kernels.windows import turned
 def convolve_tiles(
     images: jax.Array, kernel: jax.Array, *, padding: int, product_dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """Compute a convolution at stride 1.
+    """Compute a convolution with a 3 × 3 kernel at stride 1 by Winograd tiles.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -56,8 +56,8 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
         images: `[examples, height, width, in]`.
         output: The cotangent of the output, `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, with
             the dtype of the images.
-        padding: Zeros on each side.
-        block: Examples in a block, a divisor of the number of examples.
+        padding: Number of zeros on each side of the images.
+        block: Number of examples that are processed at once, a divisor of the number of examples.
 
     Returns:
         `[3, 3, in, out]`.
@@ -73,7 +73,7 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
     def products(images: jax.Array, output: jax.Array) -> jax.Array:
         x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
         x = x.reshape(-1, 2, columns, 2, features)
-        # transpose before the transform, which makes sixteen arrays of these four
+        # transpose four arrays before the transform, not the sixteen arrays that result from it
         (a, b), (c, d) = ([turned(x[:, i, :, j].reshape(-1, features)) for j in range(2)] for i in range(2))
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
