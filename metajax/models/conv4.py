@@ -1,4 +1,4 @@
-"""The four-layer convolutional network of the few-shot literature."""
+"""Conv4, the four-layer convolutional network that few-shot learning papers use."""
 
 import itertools
 
