@@ -1,8 +1,8 @@
-"""Make JAX primitives for operations that are linear in an input and in a kernel.
+"""Make JAX primitives for bilinear operations, which are linear in an input and linear in a kernel.
 
-Such an operation has two transposes: from the cotangent of the output, one computes the cotangent of the input, the
-other the cotangent of the kernel. The primitive has a role for the operation and for each transpose. The derivatives of
-each role are the two other roles. Derivatives of any order are therefore computed by the code for these three roles.
+A bilinear operation has two transposes. Both take the cotangent of the output: one computes the cotangent of the input,
+the other the cotangent of the kernel. The primitive therefore has three roles: the operation and its two transposes.
+Differentiating one role gives the two other roles, so the code for three roles computes derivatives of any order.
 """
 
 import functools

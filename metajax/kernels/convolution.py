@@ -155,13 +155,13 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 
 def _reversed(kernel: jax.Array) -> jax.Array:
-    """Return the kernel that maps the cotangent of the output to the cotangent of the images, at stride 1."""
+    """Return the kernel that, convolved with the output's cotangent, gives the cotangent of the images, at stride 1."""
     # The barrier keeps XLA from folding the transpose into a layout of the kernel that its fast path does not support.
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def _reversed_padding(geometry: Geometry) -> int:
-    """Return the padding of the output's cotangent for the convolution with `_reversed(kernel)`."""
+    """Return the padding for the convolution of the output's cotangent with `_reversed(kernel)`."""
     return geometry.size - 1 - geometry.padding
 
 
@@ -186,7 +186,7 @@ def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) 
 def _by_shifts(geometry: Geometry, channels: int, features: int) -> bool:
     """Return whether shifted copies are faster than im2col patches for the cotangent of a kernel."""
     least, most = _SHIFTED_CHANNELS
-    # with more output than input channels, the transpose of the output takes longer than the extraction of patches
+    # With more output than input channels, transposing the output's cotangent takes longer than extracting patches.
     fits = least <= channels <= most and features <= channels and output_sides(geometry)[0] >= _SHIFTED_ROWS
     return geometry.stride == 1 and geometry.size > 1 and fits
 
@@ -246,15 +246,15 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
-    """Compute the cotangent of the kernel in at least float32; sums over blocks lose digits in half precision."""
+    """Compute the cotangent of the kernel in at least float32, because half precision is inaccurate in long sums."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
-    if (
-        images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu"
-    ):  # no operand is rounded with so few channels
+    # With fewer channels than `_LEAST_ROUNDED` no operand is rounded.
+    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":
         rows = windows_channels_first(images, geometry)
         return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
-    # XLA copies the transpose of the first operand, which should be the smaller one. The barrier keeps their order.
+    # XLA copies the transpose of the first operand, so the smaller operand is the first. The barrier keeps XLA from
+    # exchanging the operands.
     patches, cotangent = windows(operand(images, geometry), geometry), operand(output, geometry)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)

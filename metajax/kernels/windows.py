@@ -50,20 +50,20 @@ def operand(x: jax.Array, geometry: Geometry) -> jax.Array:
     return x.astype(jnp.bfloat16) if geometry.rounded else x
 
 
-def turned(rows: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+def transposed(rows: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Transpose `[n, channels]` to `[channels, n]`, with dtype `dtype` if it is set.
 
     The transpose is a matrix product with the identity. On a CPU a matrix product is faster than XLA's transpose, which
     XLA would also repeat for each copy of the result.
 
-    >>> turned(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    >>> transposed(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [[1.0, 3.0], [2.0, 4.0]]
     """
     return jnp.matmul(jnp.eye(rows.shape[-1], dtype=rows.dtype), rows.T, preferred_element_type=dtype or rows.dtype)
 
 
 def padded(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the images with the padding of zeros around them."""
+    """Return the images with `geometry.padding` zeros on each side."""
     padding = (geometry.padding, geometry.padding)
     return jnp.pad(images, ((0, 0), padding, padding, (0, 0)))
 
