@@ -137,7 +137,7 @@ def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> No
     ):
         if shared:
             _LOG.warning(
-                "%s: %d of the %d %s classes %s too (%s): this measures other pictures, not new classes",
+                "%s: %d of the %d %s classes %s too (%s): scores are for known classes, not for new ones",
                 name,
                 len(shared),
                 len(classes),

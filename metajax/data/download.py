@@ -78,7 +78,7 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
 def _compare(path: Path, file: RemoteFile) -> None:
     """Log a warning if a user's file differs from the official file in size or checksum.
 
-    A file with one of the names `file.also` is not checked, because only the checksum of the official file is known.
+    A file with an alternative name from `file.also` is not checked, because its checksum is not known.
     """
     other_forms = {name.rsplit("/", 1)[-1] for name in file.also} - {file.filename}
     if not path.is_file() or path.name in other_forms:
@@ -92,7 +92,9 @@ def _compare(path: Path, file: RemoteFile) -> None:
     if found != file.sha256:
         what = f"has sha256 {found}" if found else f"has {size:,} bytes"
         right = f"sha256 {file.sha256}" if found else f"{file.size:,}"
-        _LOG.warning("%s: %s, the official %s has %s: it may hold something else", path, what, file.filename, right)
+        _LOG.warning(
+            "%s: %s, the official %s has %s: it may be damaged or another file", path, what, file.filename, right
+        )
 
 
 def find(source: Path, file: RemoteFile) -> Path | None:

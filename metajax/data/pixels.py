@@ -15,7 +15,7 @@ with needs("data"):
 from metajax.data.disk import one_line
 
 # EPS is left out because Pillow passes EPS files to Ghostscript, an external program. Formats without 8-bit levels are
-# left out, too. TGA is tried last: TGA files have no signature, so its decoder accepts damaged files of other formats.
+# left out, too. TGA is tried last: TGA files have no signature, so the TGA decoder accepts damaged PNG files.
 _FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "ICNS"),
     *("PCX", "QOI", "SGI", "SUN", "PSD", "DDS", "TGA"),
@@ -84,7 +84,7 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
 
 
 def looks_like_image(head: bytes) -> bool:
-    r"""Return whether the first 16 bytes of a file are those of an image file.
+    r"""Return whether the first 16 bytes of a file are the signature of an image format.
 
     Args:
         head: The first bytes of the file.
