@@ -3,9 +3,10 @@
     metajax data prepare cifar100
     metajax train cifar_fs_maml_5w1s
 
-MAML's mini-ImageNet setting on 32×32 pixels: 5 inner steps at rate 0.05 on the mean loss (0.01 on MAML's sum over 5
-ways), 4 tasks of 15 queries a class, 10 steps at test; CIFAR-FS's 64/16/20 classes; mirrored and moved by up to 4
-pixels in training; a cosine outer rate over 10,000 meta-steps (the paper: constant, 60,000).
+MAML's mini-ImageNet setting on images of 32×32 pixels. 5 inner steps at rate 0.05 on the mean loss, which equals MAML's
+rate of 0.01 on its sum over 5 classes. 4 tasks per meta-step with 15 queries per class, and 10 inner steps at test. The
+classes are split 64/16/20, as CIFAR-FS publishes. Training images are mirrored at random and shifted by up to 4 pixels.
+The outer learning rate follows a cosine over 10,000 meta-steps; the paper uses a constant rate and 60,000 meta-steps.
 
 Not measured here: the data cannot be downloaded on the authors' machine.
 """

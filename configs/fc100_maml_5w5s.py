@@ -3,9 +3,11 @@
     metajax data prepare cifar100
     metajax train fc100_maml_5w5s
 
-MAML's mini-ImageNet setting on 32×32 pixels: 5 inner steps at rate 0.05 on the mean loss (0.01 on MAML's sum over 5
-ways), 4 tasks of 15 queries a class, 10 steps at test; FC100's 60/20/20 classes, which share no superclass; mirrored
-and moved by up to 4 pixels in training; a cosine outer rate over 10,000 meta-steps (the paper: constant, 60,000).
+MAML's mini-ImageNet setting on images of 32×32 pixels. 5 inner steps at rate 0.05 on the mean loss, which equals MAML's
+rate of 0.01 on its sum over 5 classes. 4 tasks per meta-step with 15 queries per class, and 10 inner steps at test. The
+classes are split 60/20/20, as FC100 publishes; no two splits share a superclass. Training images are mirrored at random
+and shifted by up to 4 pixels. The outer learning rate follows a cosine over 10,000 meta-steps; the paper uses a
+constant rate and 60,000 meta-steps.
 
 Not measured here: the data cannot be downloaded on the authors' machine.
 """

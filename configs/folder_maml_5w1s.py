@@ -2,13 +2,14 @@
 
     metajax train folder_maml_5w1s --task.source FOLDER
 
-The folder, or a zip of it, holds `split/class/image` or `class/image`. MAML's mini-ImageNet setting: 5 inner steps at
-rate 0.05 on the mean loss (0.01 on MAML's sum over 5 ways), 4 tasks of 15 queries a class, 10 steps at test; 1,000
-meta-steps (the paper: 60,000).
+The folder, or a zip archive of it, has the structure `split/class/image` or `class/image`. The setting is MAML's for
+mini-ImageNet. 5 inner steps at rate 0.05 on the mean loss, which equals MAML's rate of 0.01 on its sum over 5 classes.
+4 tasks per meta-step with 15 queries per class, and 10 inner steps at test. Training has 1,000 meta-steps; the paper's
+has 60,000.
 
 Measured with `--task.size 64` on 128/32/40 classes of 60 natural images of 64×64 pixels (Tiny ImageNet's), on two cores
-(2 CPU devices), seed 0, 200 test tasks of 15 queries a class, after 10 inner steps: 33.12 ± 1.20 % transductive, 32.37
-± 1.13 % each query alone; 7.6 minutes of training beside other work.
+(2 CPU devices), seed 0, 200 test tasks of 15 queries per class, after 10 inner steps: 33.12 ± 1.20 % transductive,
+32.37 ± 1.13 % non-transductive; 7.6 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -2,11 +2,12 @@
 
     metajax train folder_proto_maml_5w5s --task.source FOLDER
 
-As `folder_maml_5w5s`, with the head started from prototypes, at a rate of 0.01.
+As `folder_maml_5w5s`, but the head is initialised from the class prototypes, and the inner rate is 0.01.
 
 Measured on the images of `folder_maml_5w1s`, at 64 pixels, on two cores (2 CPU devices, bfloat16), seed 0, 200 test
-tasks, after 10 inner steps: 40.71 ± 1.07 % transductive, 40.54 ± 1.11 % each query alone; 10.1 minutes of training
-beside other work. Steps at this rate change next to nothing: the prototypes alone have 40.78 %.
+tasks, after 10 inner steps: 40.71 ± 1.07 % transductive, 40.54 ± 1.11 % non-transductive; 10.1 minutes of training
+while the machine also ran other work. Inner steps at this rate change almost nothing: the prototypes without inner
+steps have 40.78 %.
 """
 
 from metajax.experiment import *

@@ -3,10 +3,10 @@
     metajax data prepare omniglot
     metajax train omniglot_family_anil_5w1s
 
-As `omniglot_family_maml_5w1s`, adapting the head alone.
+As `omniglot_family_maml_5w1s`, but only the head adapts in the inner loop.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.91 ± 0.45
-% transductive, 93.68 ± 0.52 % each query alone; 1.4 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 94.91 ± 0.45
+% transductive, 93.68 ± 0.52 % non-transductive; 1.4 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -3,10 +3,10 @@
     metajax data prepare omniglot
     metajax train omniglot_family_fomaml_5w1s
 
-As `omniglot_family_maml_5w1s`, with inner gradients as constants of the outer differentiation.
+As `omniglot_family_maml_5w1s`, but the outer derivative treats the inner gradients as constants.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 91.64 ± 0.48
-% transductive, 89.05 ± 0.60 % each query alone; 1.1 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 91.64 ± 0.48
+% transductive, 89.05 ± 0.60 % non-transductive; 1.1 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -3,12 +3,13 @@
     metajax data prepare omniglot
     metajax train omniglot_family_maml_5w1s
 
-All members of the family are compared with the same 1,500 meta-steps of 16 tasks of 5 queries a class, 3 inner steps at
-an effective rate of 1, offsets of the normalisation not adapted, ink inverted, rotated characters as classes, Adam at
-2e-3 falling as a cosine.
+All configs `omniglot_family_*` share one setting, so that their learners can be compared. 1,500 meta-steps of 16 tasks
+with 5 queries per class. 3 inner steps at an effective rate of 1; the offsets of the normalisation layers do not adapt.
+Ink is inverted, and rotated characters are classes of their own. The outer optimiser is Adam; its rate falls from 2e-3
+as a cosine.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 94.40 ± 0.41
-% transductive, 92.63 ± 0.50 % each query alone; 2.6 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 94.40 ± 0.41
+% transductive, 92.63 ± 0.50 % non-transductive; 2.6 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

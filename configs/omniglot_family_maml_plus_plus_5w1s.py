@@ -3,11 +3,11 @@
     metajax data prepare omniglot
     metajax train omniglot_family_maml_plus_plus_5w1s
 
-As `omniglot_family_maml_5w1s`, with learned rates per layer and step, offsets per step, and a multi-step loss
-that is annealed over 1,000 meta-steps.
+As `omniglot_family_maml_5w1s`, but with meta-learned inner rates for each layer and step, normalisation offsets for
+each step, and a multi-step loss that is annealed over 1,000 meta-steps.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 95.61 ± 0.35 %
-transductive, 93.68 ± 0.45 % each query alone; 25.1 minutes of training on a machine that was busy with other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 95.61 ± 0.35
+% transductive, 93.68 ± 0.45 % non-transductive; 25.1 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

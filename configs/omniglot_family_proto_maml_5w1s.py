@@ -3,11 +3,11 @@
     metajax data prepare omniglot
     metajax train omniglot_family_proto_maml_5w1s
 
-As `omniglot_family_maml_5w1s`, with the head started from prototypes. At 1 shot these fit the support
-set already, so that its inner steps change nothing.
+As `omniglot_family_maml_5w1s`, but the head is initialised from the class prototypes. With 1 shot the prototypes
+already fit the support set, so the inner steps change nothing.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 96.93 ± 0.29
-% transductive, 95.70 ± 0.37 % each query alone; 3.0 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 96.93 ± 0.29
+% transductive, 95.70 ± 0.37 % non-transductive; 3.0 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -3,10 +3,10 @@
     metajax data prepare omniglot
     metajax train omniglot_family_protonet_5w1s
 
-As `omniglot_family_maml_5w1s`, with no inner steps: the baseline.
+As `omniglot_family_maml_5w1s`, but without inner steps: the baseline.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 0 inner steps: 97.04 ± 0.29
-% transductive, 95.84 ± 0.37 % each query alone; 1.2 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 0 inner steps: 97.04 ± 0.29
+% transductive, 95.84 ± 0.37 % non-transductive; 1.2 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -3,10 +3,10 @@
     metajax data prepare omniglot
     metajax train omniglot_fomaml_5w1s
 
-As `omniglot_maml_5w1s`, with inner gradients as constants of the outer differentiation.
+As `omniglot_maml_5w1s`, but the outer derivative treats the inner gradients as constants.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 steps: 93.14 ± 0.45 %
-transductive, 89.71 ± 0.59 % each query alone; 3.1 minutes of training, 4.8 with validation and evaluation.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 3 steps: 93.14 ± 0.45 %
+transductive, 89.71 ± 0.59 % non-transductive; 3.1 minutes of training, 4.8 minutes with validation and evaluation.
 """
 
 from metajax.experiment import *

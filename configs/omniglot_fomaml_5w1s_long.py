@@ -3,11 +3,12 @@
     metajax data prepare omniglot
     metajax train omniglot_fomaml_5w1s_long
 
-A recipe of our own: 5 queries a class and 3 inner steps in training, where `omniglot_fomaml_5w1s` has the paper's 1 and
-1; 18,000 meta-steps of 16 tasks see a seventh of the tasks of the paper's 60,000 of 32.
+A setting that is not from a paper. Training uses 5 queries per class and 3 inner steps; `omniglot_fomaml_5w1s` uses the
+paper's 1 query and 1 step. 18,000 meta-steps of 16 tasks are about a seventh of the tasks in the paper's 60,000
+meta-steps of 32 tasks.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 5 inner steps: 98.25 ± 0.20
-% transductive, 96.91 ± 0.32 % each query alone; 13.2 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 5 inner steps: 98.25 ± 0.20
+% transductive, 96.91 ± 0.32 % non-transductive; 13.2 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

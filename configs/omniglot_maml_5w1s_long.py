@@ -3,11 +3,12 @@
     metajax data prepare omniglot
     metajax train omniglot_maml_5w1s_long
 
-As `omniglot_maml_5w1s`, over 40,000 meta-steps: two thirds of the paper's 60,000.
+As `omniglot_maml_5w1s`, but with 40,000 meta-steps, two thirds of the paper's 60,000.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries a class, after 3 inner steps: 98.78 ± 0.16
-% transductive, 97.87 ± 0.24 % each query alone; 45.2 minutes of training beside other work. On an NVIDIA H100:
-98.75 ± 0.17 % and 97.95 ± 0.24 %, 61 seconds of training, 115 from the command to the report.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per class, after 3 inner steps: 98.78 ± 0.16
+% transductive, 97.87 ± 0.24 % non-transductive; 45.2 minutes of training while the machine also ran other work. On an
+NVIDIA H100: 98.75 ± 0.17 % and 97.95 ± 0.24 %, 61 seconds of training, 115 seconds from the start of the command to its
+report.
 """
 
 from metajax.experiment import *

@@ -3,11 +3,12 @@
     metajax data prepare omniglot
     metajax train omniglot_maml_5w5s_long
 
-As `omniglot_maml_5w1s_long`, with 5 shots and 5 queries a class, as in the paper, over 25,000 meta-steps of 16 tasks:
-a fifth of the paper's tasks.
+As `omniglot_maml_5w1s_long`, but with the paper's 5 shots and 5 queries per class, and 25,000 meta-steps of 16 tasks.
+These are a fifth of the paper's tasks.
 
-Measured on two cores (2 CPU devices, bfloat16), seed 0, 600 test tasks of 15 queries a class, after 3 inner steps:
-99.60 ± 0.09 % transductive, 99.55 ± 0.09 % each query alone; 47.5 minutes of training beside other work.
+Measured on two cores (2 CPU devices, bfloat16), seed 0, 600 test tasks of 15 queries per class, after 3 inner steps:
+99.60 ± 0.09 % transductive, 99.55 ± 0.09 % non-transductive; 47.5 minutes of training while the machine also ran other
+work.
 """
 
 from metajax.experiment import *

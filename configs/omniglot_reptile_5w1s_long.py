@@ -3,10 +3,10 @@
     metajax data prepare omniglot
     metajax train omniglot_reptile_5w1s_long
 
-As `omniglot_reptile_5w1s`, over the paper's 100,000 meta-steps.
+As `omniglot_reptile_5w1s`, but with the paper's 100,000 meta-steps.
 
-Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 1 query a class, after 50 inner steps: 98.17 ± 0.48
-% transductive, 96.03 ± 0.68 % each query alone; 53.3 minutes of training beside other work.
+Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 1 query per class, after 50 inner steps: 98.17 ± 0.48 %
+transductive, 96.03 ± 0.68 % non-transductive; 53.3 minutes of training while the machine also ran other work.
 """
 
 from metajax.experiment import *

@@ -1,4 +1,4 @@
-"""Data sets as class banks, from which few-shot tasks are sampled.
+"""Load image data sets for few-shot learning. Each split is a `ClassBank`: decoded images, sorted by class.
 
 Prepare a data set once, by download or from local files; then load it:
 
@@ -39,7 +39,7 @@ DATASETS: dict[str, DatasetInfo] = {
     **{name: images.info(each) for name, each in IMAGE_SETS.items()},
     "folder": folder.INFO,
 }
-"""All data sets by their names on the command line."""
+"""The description of every data set, by the name of the data set on the command line."""
 
 
 def load(name: str, *, data_dir: Path | None = None, **options: Any) -> Dataset:
@@ -48,46 +48,48 @@ def load(name: str, *, data_dir: Path | None = None, **options: Any) -> Dataset:
     Args:
         name: A key of `DATASETS`.
         data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
-        **options: `split` and `size`; for a folder of images the options of `load_folder`.
+        **options: Options of the loader: `split` and `size`. For the data set `"folder"`, the options of `load_folder`.
 
     Returns:
-        The data set: class banks of NumPy arrays, with images `uint8[examples, size, size, channels]`.
+        The data set. Each split is a class bank of NumPy arrays with images `uint8[examples, size, size, channels]`.
 
     Raises:
-        UserError: If the data set is unknown, not prepared, or damaged.
+        UserError: If no data set has this name, or if its prepared files are missing or damaged.
     """
     return _info(name).load(data_dir=data_dir, **options)
 
 
 def prepare(name: str, source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Prepare a data set, unless it is already prepared.
+    """Download or read the original files of a data set and store the images for `load`.
+
+    A data set that is already prepared is not prepared again.
 
     Args:
         name: A key of `DATASETS`.
-        source: Local files to use instead of a download.
+        source: A folder with the original files. Default: download the files.
         data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
 
     Returns:
         The folder of the prepared data set.
 
     Raises:
-        UserError: If the data set is unknown, if a file is missing or wrong, or if the disk is full.
+        UserError: If no data set has this name, if an original file is missing or wrong, or if the disk is full.
     """
     return _info(name).prepare(source, data_dir)
 
 
 def is_prepared(name: str, data_dir: Path | None = None) -> bool:
-    """Return whether a data set can be loaded.
+    """Return whether a data set is ready for `load`.
 
     Args:
         name: A key of `DATASETS`.
-        data_dir: As in `prepare`.
+        data_dir: Folder of prepared data sets. Default: `$METAJAX_DATA_DIR`, else `~/.cache/metajax`.
 
     Returns:
-        Whether the data set is prepared, or needs no preparation.
+        Whether the data set is prepared. Always `True` for `"folder"`, which needs no preparation.
 
     Raises:
-        UserError: If the data set is unknown.
+        UserError: If no data set has this name.
 
     >>> is_prepared("folder")
     True

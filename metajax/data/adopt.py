@@ -1,4 +1,4 @@
-"""Copy records that TFDS has prepared elsewhere, without TensorFlow."""
+"""Copy a data set that TensorFlow Datasets (TFDS) prepared in another folder. TensorFlow is not needed."""
 
 import contextlib
 import json
@@ -17,26 +17,27 @@ _INFO = "dataset_info.json"
 
 
 def is_tfds(source: Path) -> bool:
-    """Return whether a folder, or one of its subfolders, is a data set that TFDS has prepared.
+    """Return whether TFDS has prepared a data set in a folder or in one of its subfolders.
 
     Args:
         source: The folder.
 
     Returns:
-        Whether such a data set was found.
+        Whether the folder or a subfolder contains a data set prepared by TFDS.
     """
     return bool(_prepared_below(source))
 
 
 def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
-    """Copy the records that `tfds build --file_format=array_record` wrote; use hard links if possible.
+    """Copy the files that `tfds build --file_format=array_record` wrote into metajax's data directory.
 
-    TFDS imports the modules that a folder names for its features. So only modules of TFDS itself are accepted.
+    Hard links replace copies where the file system allows them. The description of a data set names Python modules,
+    which TFDS imports. For safety, a data set that names a module outside TFDS is refused.
 
     Args:
-        store: The data set.
-        data_dir: As in `resolve_data_dir`.
-        source: TFDS' data directory, or the folder of the data set, its config or its version in that directory.
+        store: Name, config and version of the data set.
+        data_dir: Folder of prepared data sets; see `resolve_data_dir`.
+        source: TFDS' data directory, or one of its subfolders `NAME`, `NAME/CONFIG` or `NAME/CONFIG/VERSION`.
 
     Returns:
         The folder of the copied records.
@@ -55,13 +56,14 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
     with writing_to(target.parent), records.preparing(store, data_dir):
         try:
             temporary.mkdir()
-            # TFDS writes only regular files, all in one folder.
+            # A data set prepared by TFDS is one folder of regular files, so subfolders need no copy.
             for path in folder.iterdir():
                 if path.is_file():
                     _link_or_copy(path.resolve(), temporary / path.name)
             temporary.rename(target)
         except OSError:
-            # Two processes may copy at once; the slower process cannot rename its copy over the other one.
+            # If two processes copy at the same time, the slower one cannot rename its copy, because the final name is
+            # already in use. This error is harmless.
             if not records.is_prepared(store, data_dir):
                 raise
         finally:
@@ -70,7 +72,7 @@ def adopt(store: records.Store, data_dir: Path | None, source: Path) -> Path:
 
 
 def _find(store: records.Store, source: Path) -> Path:
-    """Find the newest version of a data set below a folder."""
+    """Return the folder with the newest version of the data set `store` below the folder `source`."""
     wanted = "/".join(filter(None, (store.name, store.config)))
     infos = {folder: _read(folder) for folder in _prepared_below(source)}
     names = {
@@ -91,7 +93,10 @@ def _find(store: records.Store, source: Path) -> Path:
 
 
 def _prepared_below(source: Path) -> list[Path]:
-    """Return the folders `NAME/CONFIG/VERSION` that TFDS has completed; `source` may be a folder of any level."""
+    """Return all folders at or below `source` with a data set that TFDS has completely prepared.
+
+    `source` may be TFDS' data directory or a subfolder `NAME`, `NAME/CONFIG` or `NAME/CONFIG/VERSION`.
+    """
     found = [source / _INFO, *(path for depth in ("*", "*/*", "*/*/*") for path in source.glob(f"{depth}/{_INFO}"))]
     return [path.parent for path in found if path.is_file() and not path.parent.name.startswith("incomplete")]
 
@@ -107,9 +112,10 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Link a file of records, which takes no space, and copy any other file.
+    """Create `target` as a hard link to `source` if possible, which needs no disk space, else as a copy.
 
-    The JSON files are copied because a link would carry later changes of the source into the checked copy.
+    JSON files are always copied. They have been checked, and with a link a later change of the source would also change
+    the checked file.
     """
     if source.suffix != ".json":
         with contextlib.suppress(OSError):
@@ -119,5 +125,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _version(text: object) -> list[int]:
-    """Return the numbers of a version, for comparisons: `[1, 10]` for `1.10.beta`."""
+    """Return the numeric parts of a version string, for comparing versions: `[1, 10]` for `1.10.beta`."""
     return [int(part) for part in str(text).split(".") if part.isdecimal()]

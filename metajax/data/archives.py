@@ -1,4 +1,4 @@
-"""Read images from tar archives, or from the folders of unpacked archives."""
+"""Read images from tar archives, packed or unpacked into a folder."""
 
 import io
 import re
@@ -18,18 +18,18 @@ _PHOTOGRAPH = re.compile(r"(?:.*/)?([^/.][^/]*)/([^/.][^/]*\.jpg)", re.IGNORECAS
 
 
 def class_folders(files: dict[str, Path], classes: int, images: int) -> Contents:
-    """Read photographs from an archive with one folder per class.
+    """Read photographs from an archive that has one folder of `.jpg` files for each class.
 
     Args:
-        files: Path of the packed or unpacked archive, by the archive's name.
+        files: A dict with one item: the archive's name, and its path as a tar file or as an unpacked folder.
         classes: Expected number of classes.
         images: Expected number of images.
 
     Returns:
-        The photographs in one part. Their labels are the ranks of the sorted class names.
+        The photographs in a single part, `train`. A label is the index of the class in the sorted class names.
 
     Raises:
-        UserError: If the archive is damaged, or has another number of classes or images.
+        UserError: If the archive is damaged, or if its number of classes or images is not the expected one.
     """
     (place,) = files.values()
     found = {name: match for name in _names(place) if (match := _PHOTOGRAPH.fullmatch(name))}
@@ -42,12 +42,12 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
     """Read Oxford Flowers: photographs `image_00001.jpg` and so on, with their labels in a MATLAB file.
 
     Args:
-        files: Paths of the archive and of `imagelabels.mat`, by their names.
+        files: `{name: path}` of the archive and of `imagelabels.mat`, in this order.
         classes: Expected number of classes.
         images: Expected number of images.
 
     Returns:
-        The photographs in one part. The class names are the numbers from 0.
+        The photographs in a single part, `train`. The class names are the labels as text: `"0"`, `"1"` and so on.
 
     Raises:
         UserError: If the archive or the file of labels is damaged, or if a photograph is missing.
@@ -57,7 +57,7 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
 
     place, listed = files.values()
     try:
-        # The packed file is small, so its unpacked content is small, too.
+        # A MATLAB file is compressed. With at most 1 MiB compressed, the content cannot fill the memory.
         content = io.BytesIO(read_file(listed, 2**20))
         labels = scipy.io.loadmat(content)["labels"].ravel().astype(int) - 1
     # scipy raises many types of exceptions for damaged files.
@@ -71,17 +71,17 @@ def flowers(files: dict[str, Path], classes: int, images: int) -> Contents:
 
 
 def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Read some files from a tar archive or a folder.
+    """Read the files whose names satisfy a predicate from a tar archive or a folder.
 
     Args:
-        place: The archive, with any compression, or the folder.
-        wanted: A predicate on the name of a file: whether to read the file.
+        place: The path of the tar archive, with any compression, or of the folder.
+        wanted: `name -> bool`, whether to read the file with this name.
 
     Yields:
-        The name, with slashes, and the content of each file.
+        The path inside the archive or folder, with slashes, and the content of each file.
 
     Raises:
-        UserError: If the archive is damaged, or if a file is larger than the largest file of these data sets.
+        UserError: If the archive is damaged, or if a file is larger than `MAX_BYTES`.
     """
     if place.is_dir():
         for path in sorted(place.rglob("*")):
@@ -99,7 +99,7 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
                 _check_size(member)
                 if member.isfile() and wanted(member.name) and (content := archive.extractfile(member)):
                     yield member.name, content.read()
-    # tarfile reports damage through many types: TarError, OSError, EOFError, zlib.error, RecursionError, ...
+    # For a damaged archive tarfile raises many exception types: TarError, OSError, EOFError, zlib.error, ...
     except Exception as error:
         if isinstance(error, UserError):
             raise
@@ -107,7 +107,10 @@ def read_files(place: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str
 
 
 class _Member(tarfile.TarInfo):
-    """A tar member of limited size. The limit also applies to headers, which tarfile reads into memory."""
+    """A member of a tar archive that raises an error if it is larger than `MAX_BYTES`.
+
+    The check also covers extended headers, which tarfile reads into memory before it returns a member.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -122,9 +125,9 @@ def _check_size(member: tarfile.TarInfo) -> None:
 
 
 def _names(place: Path) -> list[str]:
-    """List all files; only the archive's headers are read."""
+    """Return the names of all files in an archive or folder, without reading the contents of the files."""
     names: list[str] = []
-    # A predicate that records every name and returns False uses the same code for archives, folders and damage.
+    # `append` returns None, so the predicate records every name, returns False, and no file is read.
     for _ in read_files(place, lambda name: names.append(name) or False):
         pass
     return names

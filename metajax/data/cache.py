@@ -1,4 +1,4 @@
-"""Cache decoded images on disk, so that they are decoded only once."""
+"""Cache the decoded images of a data set on disk, so that each image is decoded only once."""
 
 import json
 import logging
@@ -16,24 +16,27 @@ from metajax.system.files import PARTIALS, open_regular, read_file, replacing, w
 
 _LOG = logging.getLogger("metajax.data")
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError, RecursionError)
-"""Exceptions that reading a damaged cache raises."""
+"""Exceptions that can occur while a damaged cache file is read."""
 _FORMAT = 1
-"""Version of the decoder, a part of every key. Increase it when a change of the decoder changes its results."""
+"""Version of the image decoder, a part of every cache key. Increase it when the decoder returns other pixels."""
 
 
 def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], Bank]) -> Bank:
-    """Read a bank from `STEM.npy` and `STEM.json`, or build and store it.
+    """Return the decoded images of a data set, from the cache files if possible.
+
+    The images are in `STEM.npy`; the key, class names and checksum are in `STEM.json`. If the files are missing or have
+    another key, `build` decodes the images, and the result is stored in the files.
 
     Args:
-        data_dir: The data directory. Writes do not follow symbolic links below it.
-        stem: Path without suffix, below the data directory.
-        key: JSON values that determine the result. A stored bank with another key is rebuilt.
-        build: A function that decodes the images.
+        data_dir: The data directory. If a folder below it is a symbolic link, nothing is written.
+        stem: Path of the two cache files without their suffix, below the data directory.
+        key: A JSON object with everything that determines the decoded images: source files, size, channels.
+        build: A function without arguments that decodes the images.
 
     Returns:
-        The bank. Images from the cache are a read-only memory map. If the cache is damaged, there is a warning and the
-        bank is rebuilt. If the directory is not writable, there is a warning and the next call decodes the images
-        again.
+        The decoded images by class. Images from the cache are a read-only memory map. If the cache is damaged, a
+        warning is logged and the images are decoded again. If the cache cannot be written, a warning is logged and
+        nothing is stored.
     """
     key = {"format": _FORMAT, **key}
     try:
@@ -50,19 +53,19 @@ def cached(data_dir: Path, stem: Path, key: dict[str, Any], build: Callable[[], 
     except (*_DAMAGE, UserError) as error:
         _LOG.warning("%s.npy: cannot cache the decoded images (%s)", stem, one_line(error))
         return bank
-    # Another process may have stored a bank with another key in the meantime.
+    # `stored` is None if another process has stored images with another key in the meantime.
     return bank if stored is None else stored
 
 
 def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
-    """Read a stored bank; return `None` if there is no bank with this key."""
+    """Read decoded images from the cache files. Return `None` if the files are missing or have another key."""
     try:
         meta = json.loads(read_file(stem.with_suffix(".json")))
     except FileNotFoundError:
         return None
     if meta["key"] != key:
         return None
-    with open_regular(stem.with_suffix(".npy")) as file:  # `np.load` maps only what it opens itself, also a FIFO
+    with open_regular(stem.with_suffix(".npy")) as file:  # `np.load` would also open a FIFO and wait for ever
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("wrong version")
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
@@ -78,9 +81,9 @@ def _read(stem: Path, key: dict[str, Any]) -> Bank | None:
 
 
 def _write(data_dir: Path, stem: Path, key: dict[str, Any], bank: Bank) -> None:
-    """Store the decoded images of a data set.
+    """Write decoded images to the cache files.
 
-    The description, with the checksum, is written last, so a partial bank is never read.
+    `STEM.json`, which has the checksum of the images, is written last. A reader therefore detects incomplete images.
     """
     refuse_links(data_dir, stem.parent)
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Declarations of TFDS data sets that few-shot learning papers use."""
+"""Declare the data sets that few-shot learning papers use and TFDS provides: names, files, splits, image sizes."""
 
 from functools import partial
 
@@ -70,8 +70,8 @@ EMNIST = ImageSet(
     ),
 )
 
-# The splits by class name below are Meta-Dataset's (Triantafillou et al., arXiv 1903.03096), from its folder
-# meta_dataset/dataset_conversion/splits.
+# The splits called `meta_dataset` below are from Meta-Dataset (Triantafillou et al., arXiv 1903.03096), from the folder
+# meta_dataset/dataset_conversion/splits of its repository.
 QUICKDRAW = ImageSet(
     store=records.Store(
         name="quickdraw_bitmap",
@@ -117,8 +117,8 @@ CUB = ImageSet(
     licence="non-commercial research",
     description="11,788 photographs of 200 kinds of birds, about 60 each",
     splits={
-        # Chen et al.: A closer look at few-shot classification, arXiv 1904.04232, filelists/CUB: every second
-        # class to train, of the others every second one to validate.
+        # From Chen et al., A closer look at few-shot classification (arXiv 1904.04232), folder filelists/CUB.
+        # Classes 0, 2, 4, ... are for training, 1, 5, 9, ... for validation and 3, 7, 11, ... for the test.
         "closer_look": Split(
             "100 kinds to train, 50 to validate, 50 to test",
             numbered(validation=range(1, 200, 4), test=range(3, 200, 4)),
@@ -213,4 +213,4 @@ DTD = ImageSet(
 )
 
 IMAGE_SETS = {images.store.name: images for images in (CIFAR100, EMNIST, KMNIST, QUICKDRAW, CUB, FLOWERS, DTD)}
-"""The declarations by their names in TFDS."""
+"""The declaration of each data set in this module, by the name of the data set in TFDS."""

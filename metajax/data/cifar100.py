@@ -18,21 +18,21 @@ from metajax.data.images import Contents, ImageSet, Originals, Split, named
 from metajax.errors import UserError
 
 IMAGES = {"train": 50_000, "test": 10_000}
-"""Images in each official part."""
+"""Number of images in the official training set and in the official test set."""
 CLASSES = 100
 SIDE = 32
 """Height and width of an image in pixels."""
 
 # Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with differentiable closed-form solvers, arXiv 1805.08136;
-# the lists as in torchmeta (assets/cifar100/cifar-fs). The other 64 classes are for training.
+# class names from torchmeta (assets/cifar100/cifar-fs). The 64 classes that are not listed are for training.
 _CIFAR_FS = named(
     validation="beaver otter flatfish shark lamp television beetle butterfly sea camel cattle crab crocodile "
     "maple_tree motorcycle tractor",
     test="whale poppy rose sweet_pepper telephone bed table wardrobe leopard plain chimpanzee fox snail worm baby man "
     "woman bicycle pickup_truck rocket",
 )
-# Oreshkin, Rodríguez López, Lacoste: TADAM, arXiv 1805.10123, supplement; the superclasses as in torchmeta
-# (assets/cifar100/fc100). The 60 classes of the other 12 superclasses are for training.
+# Oreshkin, Rodríguez López, Lacoste: TADAM, arXiv 1805.10123, supplement; superclasses from torchmeta
+# (assets/cifar100/fc100). The 60 classes that are not listed, from 12 superclasses, are for training.
 _FC100 = named(
     validation="bear leopard lion tiger wolf "  # large carnivores
     "camel cattle chimpanzee elephant kangaroo "  # large omnivores and herbivores
@@ -46,13 +46,14 @@ _FC100 = named(
 
 
 def read(files: dict[str, Path]) -> Contents:
-    """Read one of the official archives, `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`.
+    """Read CIFAR-100 from either official archive, `cifar-100-binary.tar.gz` or `cifar-100-python.tar.gz`.
 
     Args:
-        files: Path of either archive, packed or unpacked, by the name of the first archive.
+        files: A dict with one item: the name `cifar-100-binary.tar.gz`, and the path of either archive, packed or
+            unpacked.
 
     Returns:
-        The images and their fine labels, with one part for each official part.
+        The images with their fine labels, in the parts `train` and `test`.
 
     Raises:
         UserError: If the archive is damaged, or is not CIFAR-100.
@@ -81,7 +82,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read records of a coarse label, a fine label and the three colour planes."""
+    """Read the binary format. Each image is a coarse label, a fine label and the red, green and blue planes."""
     size = 2 + 3 * SIDE * SIDE
     if len(data) != images * size:
         raise UserError(f"{place}: {name} has {len(data):,} bytes, it should have {images * size:,}")
@@ -90,7 +91,7 @@ def _binary(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarra
 
 
 def _python(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read a pickled dict with an array of pixels and a list of labels."""
+    """Read the Python format, a pickled dict with an array of pixels and a Python list of labels."""
     content = _unpickle(place, name, data)
     pixels: Any = content.get("data")
     labels: Any = content.get("fine_labels")
@@ -99,13 +100,13 @@ def _python(place: Path, name: str, data: bytes, images: int) -> tuple[np.ndarra
     numbers = isinstance(labels, list) and all(isinstance(label, int) and label >= 0 for label in labels)
     if not (fits and numbers and len(labels) == images):
         raise UserError(
-            f"{place}: {name} does not hold data, uint8 of {shape[0]} × {shape[1]}, and as many fine_labels"
+            f"{place}: {name} does not hold data, uint8 of {shape[0]} × {shape[1]}, and {shape[0]} fine_labels"
         )
     return _upright(pixels), np.asarray(labels)
 
 
 def _upright(rows: np.ndarray) -> np.ndarray:
-    """Convert planes of red, green and blue to `uint8[images, height, width, 3]`."""
+    """Convert rows of red, green and blue planes to images `uint8[images, height, width, 3]`."""
     return rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
 
 
@@ -116,7 +117,7 @@ def _texts(place: Path, names: Any) -> list[str]:
 
 
 class _PlainData(pickle.Unpickler):
-    """An unpickler for arrays and plain data. Any other name in the file raises an error and is not called."""
+    """An unpickler that accepts only NumPy arrays and built-in types, because unpickling can run arbitrary code."""
 
     _ALLOWED = frozenset(
         [("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")]
@@ -125,8 +126,8 @@ class _PlainData(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}, which data has no need of")
-        # Use the current module name in NumPy, because another version of NumPy may have written the file.
+            raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}, which is not allowed in data")
+        # NumPy 1 called this module `numpy.core`, NumPy 2 calls it `numpy._core`. The file may come from NumPy 1.
         return super().find_class(module_name.replace("numpy.core", "numpy._core"), global_name)
 
 

@@ -1,4 +1,4 @@
-"""The result of a loader, class banks by split; and the description of a data set for the command line."""
+"""Define data sets as class banks, one for each split, and functions that split decoded images by class."""
 
 import contextlib
 import logging
@@ -14,19 +14,19 @@ from metajax.errors import UserError
 
 _LOG = logging.getLogger("metajax.data")
 LARGEST_IMAGE = 4096
-"""Largest side of an image in pixels: a mistyped size would ask for terabytes."""
+"""Largest accepted image side in pixels. The limit catches mistyped sizes, which would need terabytes of memory."""
 
 
 class Dataset(NamedTuple):
     """A data set split into class banks.
 
     Attributes:
-        name: Name of the data set and of its partition into splits, e.g. `omniglot/alphabet`.
-        splits: A `ClassBank` of NumPy arrays for each existing split (`train`, `validation`, `test`). The images may be
-            read-only views of a file on disk.
-        class_names: For each split the names of its classes, in the order of the bank.
-        skipped: Files that could not be read, each with the reason; only for a folder of images.
-        place: The user's folder or archive, or the folder of the data set's records.
+        name: Name of the data set and of the way it is split, e.g. `omniglot/alphabet`.
+        splits: A `ClassBank` of NumPy arrays for each split: `train`, `test`, and `validation` if the data set has it.
+            The images may be read-only views of a file on disk.
+        class_names: For each split, the class names in the order of the classes in its `ClassBank`.
+        skipped: Messages about image files that could not be read; empty unless the data set is a folder of images.
+        place: Path of the images: the user's folder or archive, or the folder of the prepared data set.
     """
 
     name: str
@@ -42,12 +42,12 @@ class DatasetInfo(NamedTuple):
     Attributes:
         title: Full name of the data set.
         licence: Licence of the data set.
-        description: The content in one sentence.
-        splits: Descriptions of the partitions into splits, by name; the default comes first.
+        description: One sentence about the images.
+        splits: `{name: description}` of the ways to split the classes for training and test; the first is the default.
         size: Default side of an image in pixels.
-        load: The loader.
+        load: `(data_dir, **options) -> Dataset`, called with keyword arguments.
         prepare: `(source, data_dir) -> folder of the prepared data`.
-        is_prepared: `data_dir -> whether the data set can be loaded`.
+        is_prepared: `data_dir -> bool`, whether the data set can be loaded.
     """
 
     title: str
@@ -61,13 +61,13 @@ class DatasetInfo(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """All decoded images of a data set before they are split, class after class.
+    """All decoded images of a data set, sorted by class, before the classes are split into training and test.
 
     Attributes:
         images: `uint8[examples, height, width, channels]`.
-        counts: `int32[classes]`.
-        names: A name for each class.
-        skipped: Files that could not be read, each with the reason.
+        counts: `int32[classes]`, the number of images of each class.
+        names: The name of each class.
+        skipped: Messages about image files that could not be read.
     """
 
     images: np.ndarray
@@ -77,14 +77,14 @@ class Bank(NamedTuple):
 
 
 def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
-    """Return a class bank with some classes of a bank, in the order of `classes`.
+    """Return a `ClassBank` with some classes of a `Bank`, in the order of `classes`.
 
     Args:
-        bank: The bank.
-        classes: Indices of the classes; at least one.
+        bank: The decoded images of all classes.
+        classes: Indices of the classes to select; at least one.
 
     Returns:
-        The class bank. Images of consecutive classes are a view; otherwise they are copied.
+        The images of these classes. If the indices are consecutive, the images are a view, not a copy.
 
     >>> pixels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     >>> bank = Bank(pixels, np.array([1, 2, 3], np.int32), ["a", "b", "c"], [])
@@ -106,16 +106,16 @@ def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
 
 
 def split(name: str, bank: Bank, classes: Mapping[str, Sequence[int]], place: Path) -> Dataset:
-    """Split a bank by class. Warn if two splits share class names.
+    """Split the decoded images of a data set by class. Log a warning if two splits share class names.
 
     Args:
-        name: Name of the resulting data set.
-        bank: All images.
-        classes: For each split the indices of its classes.
-        place: The folder or archive of the images.
+        name: Name of the resulting `Dataset`.
+        bank: The decoded images of all classes.
+        classes: `{split: indices of the classes in this split}`.
+        place: Path of the folder or archive with the images.
 
     Returns:
-        The data set with the splits of `classes`.
+        A data set with one `ClassBank` for each key of `classes`.
     """
     names = {key: [bank.names[c] for c in chosen] for key, chosen in classes.items()}
     _warn_of_shared_classes(name, names)
@@ -137,7 +137,7 @@ def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> No
     ):
         if shared:
             _LOG.warning(
-                "%s: %d of the %d %s classes %s too (%s): this measures other pictures, not new classes",
+                "%s: %d of the %d %s classes %s too (%s): scores are for known classes, not for new ones",
                 name,
                 len(shared),
                 len(classes),
@@ -148,14 +148,14 @@ def _warn_of_shared_classes(name: str, names: Mapping[str, Sequence[str]]) -> No
 
 
 def pool(bank: Bank, parts: int) -> Bank:
-    """Merge each group of `parts` consecutive classes into one class, without copying the images.
+    """Merge every `parts` consecutive classes into one class, without copying the images.
 
     Args:
-        bank: A bank in which each class is divided into `parts` consecutive pieces.
-        parts: Pieces of a class.
+        bank: Decoded images in which `parts` consecutive entries of `counts` and `names` belong to one true class.
+        parts: Number of consecutive entries to merge.
 
     Returns:
-        A bank with the same images and fewer classes. Each class has the name of its first piece.
+        A `Bank` with the same images and fewer classes. A merged class has the name of its first entry.
 
     >>> bank = Bank(np.zeros((6, 1, 1, 1), np.uint8), np.array([1, 2, 3, 0], np.int32), ["a", "a", "b", "b"], [])
     >>> pool(bank, 2).counts.tolist(), pool(bank, 2).names
@@ -169,11 +169,11 @@ def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
     """Split classes at random, with the same result in every call.
 
     Args:
-        sizes: For each split its number of classes.
-        seed: Seed of NumPy's `RandomState`, whose stream never changes.
+        sizes: `{split: number of classes}`.
+        seed: Seed of NumPy's `RandomState`, which gives the same numbers in every version of NumPy.
 
     Returns:
-        For each split the indices of its classes, in ascending order for readability.
+        `{split: indices of its classes}`, sorted for readability.
 
     >>> by_lot({"train": 3, "test": 2}, seed=0)
     {'train': [0, 1, 2], 'test': [3, 4]}
@@ -184,13 +184,13 @@ def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
 
 
 def proportional(classes: int) -> dict[str, int]:
-    """Return the sizes of the splits of a data set without published splits: 64 %, 16 %, 20 %, as in mini-ImageNet.
+    """Divide a number of classes into 64 % for training, 16 % for validation and 20 % for the test, as mini-ImageNet.
 
     Args:
         classes: Number of classes; at least three.
 
     Returns:
-        The number of classes of each split; at least one.
+        `{split: number of classes}`. Each split has at least one class.
 
     >>> proportional(50)
     {'train': 32, 'validation': 8, 'test': 10}
@@ -200,16 +200,16 @@ def proportional(classes: int) -> dict[str, int]:
 
 
 def check_options(name: str, splits: dict[str, str], split: str, size: int) -> None:
-    """Check the options of a loader.
+    """Check the options `split` and `size` of a function that loads a data set.
 
     Args:
         name: Name of the data set.
-        splits: The partitions of the data set, by name.
-        split: Name of a partition.
-        size: Side of an image.
+        splits: `{name: description}` of the ways to split the classes of the data set.
+        split: The option `split`, a key of `splits`.
+        size: The option `size`, the side of an image in pixels.
 
     Raises:
-        UserError: If there is no such partition, or if the size is not a positive integer or is too large.
+        UserError: If `splits` has no key `split`, or if `size` is not an integer in `[1, LARGEST_IMAGE]`.
     """
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")
@@ -220,16 +220,16 @@ def check_options(name: str, splits: dict[str, str], split: str, size: int) -> N
 
 
 def check_memory(place: Path, images: int, size: int, channels: int) -> None:
-    """Check that the decoded images fit in the memory of this machine, before any image is decoded.
+    """Check, before any image is decoded, that all decoded images fit in the memory of this machine.
 
     Args:
-        place: Where the images lie.
+        place: Path of the images, for the error message.
         images: Number of images.
         size: Side of a decoded image in pixels.
         channels: Channels of a decoded image.
 
     Raises:
-        UserError: The decoded images need more than the physical memory.
+        UserError: If the decoded images need more bytes than the physical memory has.
     """
     needed, memory = images * size * size * channels, _physical_memory()
     if memory is not None and needed > memory:
@@ -240,7 +240,7 @@ def check_memory(place: Path, images: int, size: int, channels: int) -> None:
 
 
 def _physical_memory() -> int | None:
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows, or a system without these names
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return memory if memory > 0 else None
     return None

@@ -1,4 +1,4 @@
-"""The data directory, safe reads of zip archives, and clear messages for errors of the disk."""
+"""Find the data directory, read zip archives safely, and convert disk errors into clear messages."""
 
 import contextlib
 import errno
@@ -21,15 +21,16 @@ except ImportError:  # Windows
     fcntl = None
 
 _STALE_SECONDS = 3600.0
-"""Age from which a temporary file belongs to a killed process, where locks do not tell."""
+"""Age in seconds after which a temporary file is deleted on file systems without locks. Younger files may be in use."""
 _LOCK_RETRIES = 10
+"""Number of attempts to lock a folder, 0.1 seconds apart."""
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the directory for prepared data.
+    """Return the directory in which metajax keeps prepared data sets.
 
     Args:
-        data_dir: The directory, or `None` for the directory that the environment variables set.
+        data_dir: The directory. Default: `$METAJAX_DATA_DIR`, else the cache directory of the user.
 
     Returns:
         `data_dir`, else `$METAJAX_DATA_DIR`, else `metajax` below `$XDG_CACHE_HOME` or `~/.cache`. The directory may
@@ -43,19 +44,19 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
     if chosen := os.environ.get("METAJAX_DATA_DIR"):
         return expand_home(chosen)
     cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification requires that a relative path is ignored.
+    # The XDG specification says that a relative path in XDG_CACHE_HOME must be ignored.
     return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "metajax"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    r"""Convert the message of an exception into one short line.
+    r"""Return the message of an exception as one short line of text.
 
     Args:
         error: Any exception.
         limit: Largest length of the result in characters.
 
     Returns:
-        The message, or the name of the exception's type if it has no message.
+        The message without line breaks, or the name of the exception's type if there is no message.
 
     >>> one_line(ValueError("two\n  lines"))
     'two lines'
@@ -70,23 +71,24 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 @contextlib.contextmanager
 def writing_to(directory: Path) -> Iterator[None]:
-    """Convert an error while writing below `directory` into a `UserError` of one line.
+    """Convert an exception in the body of a `with` statement that writes files into a `UserError` with advice.
 
     Args:
-        directory: The directory to which the body of the `with` statement writes.
+        directory: The directory to which the body of the `with` statement writes, for the message.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: If the disk is full, or if the directory cannot be written.
+        UserError: If the disk is full, or if a file or folder cannot be written.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # The record writer is in C++ and raises a RuntimeError with errno's text if the disk is full.
+        # TFDS writes records with C++ code. If the disk is full, this code raises a RuntimeError that contains the text
+        # of ENOSPC, not an OSError.
         full = os.strerror(errno.ENOSPC)
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or full in str(error):
             hint = "free some space, or choose another place with --data-dir or METAJAX_DATA_DIR"
@@ -99,7 +101,7 @@ def writing_to(directory: Path) -> Iterator[None]:
 
 
 class _Archive(zipfile.ZipFile):
-    """A zip archive that closes its file: `zipfile` leaves a file open that it did not open."""
+    """A zip archive that also closes the underlying file, which `zipfile` closes only if it opened the file itself."""
 
     def __init__(self, file: io.BufferedReader):
         self._opened = file
@@ -111,7 +113,10 @@ class _Archive(zipfile.ZipFile):
 
 
 class _ShortReads(io.BufferedReader):
-    """A file that refuses long reads: `zipfile` reads the directory of an archive in one piece."""
+    """A file that refuses reads of more than `MAX_BYTES`.
+
+    `zipfile` reads the table of contents of an archive with one call, whose size a damaged archive can make huge.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None:
@@ -123,39 +128,39 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip archive for reading.
 
     Args:
-        path: The archive.
+        path: Path of the archive.
 
     Returns:
-        The archive. The caller must close it.
+        The open archive. The caller must close it.
 
     Raises:
-        OSError: It is no regular file, its directory has more than 256 MB, or it cannot be read.
-        zipfile.BadZipFile: It is damaged, or no zip archive.
+        OSError: If `path` is not a regular file, if the table of contents has more than 256 MB, or if reading fails.
+        zipfile.BadZipFile: If the file is damaged, or is not a zip archive.
     """
     file = _ShortReads(open_regular(path).detach())
     try:
         return _Archive(file)
     except BaseException as error:
         file.close()
-        # zipfile reports damage through many types: struct.error, ValueError, NotImplementedError, MemoryError, ...
+        # For a damaged archive zipfile raises many exception types: struct.error, ValueError, MemoryError, ...
         if isinstance(error, OSError) or not isinstance(error, Exception):
             raise
         raise zipfile.BadZipFile(one_line(error)) from error
 
 
 def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: int = MAX_BYTES) -> bytes:
-    """Read a member of a zip archive, of limited size.
+    """Read one member of a zip archive, if it is not larger than a limit.
 
     Args:
-        archive: The archive.
-        name: The member.
+        archive: The open archive.
+        name: Name or `ZipInfo` of the member.
         limit: Largest unpacked size of the member in bytes.
 
     Returns:
         The content of the member.
 
     Raises:
-        KeyError: If there is no such member.
+        KeyError: If the archive has no member with this name.
         OSError: If the member is larger than `limit`, or cannot be read.
         zipfile.BadZipFile: If the member is damaged, encrypted, or compressed by an unknown method.
     """
@@ -165,7 +170,8 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo, limit: in
         raise zipfile.BadZipFile("is encrypted")
     try:
         with archive.open(member) as file:
-            # Read small pieces, because zipfile unpacks all the bzip2 or LZMA data that it has read at once.
+            # Read in small pieces. zipfile would unpack bzip2 or LZMA data of a large read all at once, and a malicious
+            # member could then fill the memory.
             return b"".join(iter(lambda: file.read(4096), b""))
     except OSError:
         raise
@@ -177,7 +183,7 @@ def printable(name: str) -> str:
     r"""Escape the characters of a file name that a terminal or a UTF-8 file cannot represent.
 
     Args:
-        name: The name. Python represents bytes that are not UTF-8 by surrogates.
+        name: The file name. Python represents a byte that is not valid UTF-8 as a surrogate character.
 
     Returns:
         The name, with control characters and surrogates as escape sequences.
@@ -191,13 +197,13 @@ def printable(name: str) -> str:
 
 
 def refuse_links(data_dir: Path, folder: Path) -> None:
-    """Raise an `OSError` if a folder below the data directory is a symbolic link.
+    """Raise an `OSError` if a folder, or a parent of it below the data directory, is a symbolic link.
 
-    In a shared directory another user may create links, through which files would be written to another folder.
+    In a data directory that several users share, another user could create a link so that files are written elsewhere.
 
     Args:
         data_dir: The data directory, which may be a link.
-        folder: The folder to write to, which may not exist yet.
+        folder: A folder below the data directory in which files will be written. It need not exist yet.
     """
     for path in (folder, *folder.parents):
         if path == data_dir:
@@ -208,14 +214,14 @@ def refuse_links(data_dir: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
-    """Remove what killed processes left in a folder, before and after this process works there.
+    """Remove temporary files of killed processes from a folder, before and after the body of a `with` statement.
 
-    Each process holds a shared lock on the folder while it works. Files are removed only while no other process holds
-    the lock. Where locks do not exist (Windows, some cluster file systems), only files older than an hour are removed.
+    Each process holds a shared lock on the folder while its body runs. Files are removed only if no other process holds
+    the lock. On systems without locks (Windows, some cluster file systems), only files older than an hour are removed.
 
     Args:
         folder: An existing folder.
-        pattern: A glob pattern of temporary files and folders.
+        pattern: A glob pattern that matches the temporary files and folders.
 
     Yields:
         Nothing.
@@ -227,7 +233,8 @@ def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
     try:
         _remove_leftovers(folder, pattern, handle)
         if fcntl is not None and handle is not None:
-            # Another process may remove files now, but whoever holds the lock longer must not block this one.
+            # Another process may hold the exclusive lock for a moment, to remove files. Give up after a second: a
+            # process that never releases the lock cannot block this one.
             for _ in range(_LOCK_RETRIES):
                 try:
                     fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -244,7 +251,11 @@ def clear_leftovers(folder: Path, pattern: str) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path, pattern: str, handle: int | None) -> None:
-    """Remove files that match a pattern: all under an exclusive lock, old ones where there are no locks."""
+    """Remove the files in `folder` that match `pattern`, unless another process uses the folder.
+
+    With an exclusive lock on the folder all matching files are removed. On systems without locks only files older than
+    `_STALE_SECONDS` are removed.
+    """
     newest = time.time() - _STALE_SECONDS
     if fcntl is not None and handle is not None:
         try:

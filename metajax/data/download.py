@@ -1,4 +1,4 @@
-"""Download files of known size and checksum with TFDS' download manager."""
+"""Download the original files of data sets with the download manager of TFDS, and check their checksums."""
 
 import contextlib
 import hashlib
@@ -18,13 +18,13 @@ _LOG = logging.getLogger("metajax.data")
 
 
 class RemoteFile(NamedTuple):
-    """A file to download.
+    """An original file of a data set, with its address on the web.
 
     Attributes:
         url: Address of the file.
         size: Size in bytes.
         sha256: Checksum in hexadecimal digits.
-        also: Other names that the file may have in the user's folder, for example after unpacking.
+        also: Alternative names of the file in a user's folder, for example the name of the unpacked archive.
     """
 
     url: str
@@ -34,26 +34,27 @@ class RemoteFile(NamedTuple):
 
     @property
     def filename(self) -> str:
-        """Return the last part of the address."""
+        """Return the file name at the end of the address."""
         return urlsplit(self.url).path.rsplit("/", 1)[-1]
 
 
 def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir: Path | None) -> dict[str, Path]:
     """Find a data set's original files in the user's folder, or download them.
 
-    Warn if a file in the folder is not the official one.
+    Log a warning if the checksum of a file in the user's folder is not the official checksum.
 
     Args:
         name: Name of the data set.
         files: The original files of the data set.
-        source: A folder with the files, or the file itself if there is only one; `None` downloads the files.
+        source: The user's folder with the files; or the path of the file if `files` has only one item. `None` downloads
+            the files.
         data_dir: The data directory, in which downloads are kept.
 
     Returns:
-        The path of each packed or unpacked file, by the file's name.
+        `{file name: path}`. A path may lead to an unpacked archive.
 
     Raises:
-        UserError: If a file is missing, cannot be downloaded, or has the wrong checksum.
+        UserError: If a file is missing from `source`, cannot be downloaded, or if a download has the wrong checksum.
     """
     if source is None:
         root = resolve_data_dir(data_dir)
@@ -75,9 +76,9 @@ def obtain(name: str, files: Sequence[RemoteFile], source: Path | None, data_dir
 
 
 def _compare(path: Path, file: RemoteFile) -> None:
-    """Warn if a user's file differs from the official file.
+    """Log a warning if a user's file differs from the official file in size or checksum.
 
-    Files in another format are not checked, because their checksum is unknown.
+    A file with an alternative name from `file.also` is not checked, because its checksum is not known.
     """
     other_forms = {name.rsplit("/", 1)[-1] for name in file.also} - {file.filename}
     if not path.is_file() or path.name in other_forms:
@@ -91,18 +92,20 @@ def _compare(path: Path, file: RemoteFile) -> None:
     if found != file.sha256:
         what = f"has sha256 {found}" if found else f"has {size:,} bytes"
         right = f"sha256 {file.sha256}" if found else f"{file.size:,}"
-        _LOG.warning("%s: %s, the official %s has %s: it may hold something else", path, what, file.filename, right)
+        _LOG.warning(
+            "%s: %s, the official %s has %s: it may be damaged or another file", path, what, file.filename, right
+        )
 
 
 def find(source: Path, file: RemoteFile) -> Path | None:
     """Find an original file in a folder.
 
     Args:
-        source: The folder.
-        file: The file.
+        source: The folder to search.
+        file: The original file, which may have any of its names `file.filename` and `file.also`.
 
     Returns:
-        The path of the packed or unpacked file; `None` if it is missing.
+        The path of the file or of the unpacked archive; `None` if the folder has neither.
     """
     return next(
         (
@@ -123,15 +126,15 @@ def _found(source: Path, file: RemoteFile) -> Path:
 
 
 def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Path]:
-    """Download files that are not yet downloaded.
+    """Download files to a folder. Files that the folder already contains are not downloaded again.
 
     Args:
         name: Name of the data set, for error messages.
-        files: The files, which are downloaded one after the other.
+        files: The files. They are downloaded one after the other.
         folder: The folder for the downloads.
 
     Returns:
-        The path of each file by its name. TFDS derives the path from the address and the checksum.
+        `{file name: path}`. TFDS chooses each path from the address and the checksum of the file.
 
     Raises:
         UserError: If a file cannot be downloaded, or has the wrong checksum.
@@ -147,14 +150,14 @@ def fetch(name: str, files: Iterable[RemoteFile], folder: Path) -> dict[str, Pat
             url_infos={file.url: _url_info(file) for file in files},
             force_checksums_validation=True,
         )
-    # Without a network, TFDS' ten retries would take more than three minutes.
+    # TFDS retries ten times by default. Without a network this would take more than three minutes.
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
-    # Show TFDS' progress bars only on a terminal, and never its message for every retry.
+    # urllib3 would log a warning for each retry. The progress bars of TFDS are shown only on a terminal, see below.
     connections = logging.getLogger("urllib3.connectionpool")
     level = connections.level
     connections.setLevel(logging.ERROR)
     try:
-        # A failed download leaves temporary folders behind.
+        # A failed download leaves temporary folders, which `clear_leftovers` removes.
         with clear_leftovers(folder, "*.tmp.*"), contextlib.nullcontext() if sys.stderr.isatty() else quiet():
             return {file.filename: _fetch_one(name, file, manager, folder) for file in files}
     finally:
@@ -170,7 +173,7 @@ def _url_info(file: RemoteFile) -> Any:
 
 
 def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
-    """Download one file; raise a `UserError` with the reason if this fails."""
+    """Download one file, and raise a `UserError` with the reason if the download fails."""
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -190,8 +193,9 @@ def _fetch_one(name: str, file: RemoteFile, manager: Any, folder: Path) -> Path:
 
 
 def _rejected(folder: Path) -> str:
-    """Describe the rejected file, which TFDS leaves in a temporary folder."""
-    # The newest file is the rejected one, unless another process downloads to the same folder.
+    """Return the size and checksum of the file that TFDS downloaded and rejected, as text for an error message."""
+    # TFDS leaves the rejected file in a temporary folder. It is the newest file there, unless another process downloads
+    # to the same folder.
     with contextlib.suppress(OSError, ValueError):
         newest = max(folder.glob("*.tmp.*/*"), key=lambda path: path.stat().st_mtime_ns)
         with open_regular(newest) as content:

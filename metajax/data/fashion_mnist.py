@@ -15,9 +15,9 @@ CLASSES = [
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
 IMAGES = {"train": 60_000, "test": 10_000}
-"""Images in each official part."""
+"""Number of images in the official training set and in the official test set."""
 TRAIN_CLASSES = 5
-"""Number of training classes in the split by class; the other classes are for the test."""
+"""Number of training classes in the split `by_class`. The other five classes are for the test."""
 
 FILES = idx.four_files(
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -40,22 +40,23 @@ def load_fashion_mnist(split: str = "by_class", size: int = 28, data_dir: Path |
 
     Args:
         split: `by_class` has classes 0 to 4 for training and classes 5 to 9 for the test, with all 7,000 images of each
-            class from both official parts. `by_example` has all ten classes in both splits: 6,000 official training
-            images and 1,000 official test images per class. Neither has a validation split: the authors published none,
-            and ten classes are too few for a third split.
-        size: Side of an image in pixels; other sizes than 28 are resampled with a Lanczos filter.
+            class, from both the official training set and the official test set. `by_example` has all ten classes for
+            training and for the test: per class 6,000 official training images and 1,000 official test images. Neither
+            option has a validation split, because the authors published none and ten classes are too few for three
+            splits.
+        size: Side of an image in pixels. Images are resampled with a Lanczos filter unless the side is 28.
         data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, 1]`.
 
     Raises:
-        UserError: If the data set is not prepared or damaged, or if `split` does not exist.
+        UserError: If the data set is not prepared or is damaged, or if there is no split option `split`.
     """
     dataset.check_options("fashion_mnist", INFO.splits, split, size)
     bank = records.load_bank(_STORE, data_dir, size, parts=IMAGES)
     if split == "by_example":
-        # The bank's groups alternate: official training images of a class, then its test images.
+        # `bank` has two entries per class: its official training images (even indices), its official test images (odd).
         classes = {"train": range(0, len(bank.names), 2), "test": range(1, len(bank.names), 2)}
     else:
         bank = dataset.pool(bank, len(IMAGES))
@@ -68,10 +69,10 @@ def prepare_fashion_mnist(source: Path | None = None, data_dir: Path | None = No
 
     Args:
         source: A directory with the four official `.gz` files, packed or unpacked; `None` downloads the files.
-        data_dir: Folder of prepared data sets, for the records.
+        data_dir: Folder of prepared data sets, in which the records are stored.
 
     Returns:
-        The records' folder. Records that are there already are kept.
+        The folder of the records. If the data set is already prepared, it is not written again.
 
     Raises:
         UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.

@@ -1,4 +1,4 @@
-"""Load a user's own images from a folder or a zip archive with a folder per class."""
+"""Load a user's own images from a folder or a zip archive that has one subfolder per class."""
 
 import hashlib
 import logging
@@ -32,27 +32,28 @@ def load_folder(
 ) -> Dataset:
     """Load a folder of images with the structure `split/class/image` or `class/image`.
 
-    Splits are folders called train, val or validation, test, or similar names (`meta_train`, `valid`, `testing`).
-    Without such folders the classes are split at random, 64 % / 16 % / 20 %. Images are recognised by the suffix of
-    their names, and files without a suffix by their content. A warning names class folders without a readable image.
+    A split folder is called train, val, validation, test, or similarly (`meta_train`, `valid`, `testing`). If there are
+    no split folders, the classes are split at random into 64 % for training, 16 % for validation and 20 % for the test.
+    A file is an image if its name has the suffix of an image format. The content decides for files without a suffix. A
+    warning is logged for class folders without a readable image.
 
     Args:
-        source: The folder, or a zip archive of the folder.
-        size: Side in pixels to which the centre square of each image is resampled.
+        source: Path of the folder, or of a zip archive of the folder.
+        size: Side of a loaded image in pixels. The centre square of each file is cropped and resampled to this size.
         channels: 3 for colour, 1 for greyscale.
-        split_seed: Seed for splitting the classes; the same seed always gives the same split.
-        strict: Whether an unreadable image, or a class folder without a readable image, is an error. If not, it is
-            skipped; a warning has the number of skipped files, and `Dataset.skipped` lists them.
+        split_seed: Seed for splitting the classes at random. The same seed always gives the same split.
+        strict: Whether to raise an error for an unreadable image or a class folder without a readable image. Default:
+            skip them and log a warning; `Dataset.skipped` has a message for each skipped file.
         data_dir: The data directory, in which decoded images are cached; see `metajax.data.prepare`.
-        split_lists: A folder with published lists of the images or classes of each split. The lists override the
-            folders of splits; see `metajax.data.lists`.
+        split_lists: A folder with one list file for each split, which names its images or classes, as published for
+            mini-ImageNet. The list files override split folders; see `metajax.data.lists`.
 
     Returns:
         The data set; its images are `uint8[examples, size, size, channels]`.
 
     Raises:
-        UserError: If there are no images, if there are too few classes to split, if a listed image or class is missing,
-            or if `strict` is set and an image is damaged.
+        UserError: If there are no images, if there are fewer than 3 classes to split at random, if an image or class of
+            a list file is missing, or if `strict` is set and an image cannot be read.
     """
     source = expand_home(source)
     dataset.check_options("folder", {"": ""}, "", size)
@@ -97,17 +98,17 @@ def load_folder(
 
 
 def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Check and cache a folder of images by reading it once at the default size.
+    """Decode all images of a user's folder once, at the default size, to check them and to fill the cache.
 
     Args:
-        source: The folder or archive.
+        source: Path of the folder or zip archive.
         data_dir: The data directory, in which decoded images are cached.
 
     Returns:
-        The folder of the caches.
+        The folder in the data directory with the caches of all image folders.
 
     Raises:
-        UserError: If `source` is `None`, or if it cannot be used.
+        UserError: If `source` is `None`, or if `load_folder` cannot load it.
     """
     if source is None:
         raise UserError("a folder needs a source: run `metajax data prepare folder --source DIR`")
@@ -116,7 +117,7 @@ def prepare_folder(source: Path | None = None, data_dir: Path | None = None) -> 
 
 
 def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels: int) -> Bank:
-    """Decode all images, class after class, and skip unreadable files."""
+    """Decode all images in the order of their classes, and skip files that cannot be read."""
     total = sum(map(len, layout.groups.values()))
     dataset.check_memory(source, total, size, channels)
     try:
@@ -145,7 +146,7 @@ def _decode_all(source: Path, files: Source, layout: Layout, size: int, channels
 
 
 def _barren(layout: Layout, bank: Bank) -> str:
-    """Describe the class folders that have files but no readable image; return "" if there are none."""
+    """Return a message about the class folders that have files but no readable image; "" if there are none."""
     files = {
         group: [*layout.groups.get(group, []), *layout.others.get(group, [])]
         for group in [*layout.groups, *layout.others]
@@ -159,13 +160,13 @@ def _barren(layout: Layout, bank: Bank) -> str:
 
 
 def _endings(paths: list[str]) -> str:
-    """List the suffixes of files, the most frequent first."""
+    """Return the suffixes of file names as text for a message, the most frequent suffix first."""
     counts = Counter(PurePosixPath(path).suffix or "none" for path in paths)
     return _some([ending for ending, _ in counts.most_common()])
 
 
 def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[int]]]:
-    """Assign the classes to splits, by their folders or at random."""
+    """Assign each class to a split: to the split folder of the class, or at random if there are no split folders."""
     owners = [name.split("/", 1)[0] for name in bank.names]
     bank = bank._replace(names=[printable(name.split("/", 1)[1]) for name in bank.names])
     total = len(bank.names)
@@ -178,7 +179,7 @@ def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[in
 
 
 def _some(items: list[str], limit: int = 3) -> str:
-    """List the first few items, and the number of the others."""
+    """Return the first `limit` items as text, and the number of the remaining items."""
     return ", ".join(map(printable, items[:limit])) + (f", and {len(items) - limit} more" if len(items) > limit else "")
 
 

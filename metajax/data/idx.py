@@ -1,4 +1,7 @@
-"""Read IDX files, the format of MNIST and its successors: two zeros, a type, the lengths of the axes, the data."""
+"""Read IDX files, the array format of MNIST and similar data sets.
+
+An IDX file has two zero bytes, the element type, the number of axes, the length of each axis, and the array.
+"""
 
 import gzip
 import io
@@ -23,14 +26,14 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def four_files(url: str, *checks: tuple[int, str]) -> tuple[RemoteFile, ...]:
-    """Return the four files of a data set in MNIST's format.
+    """Return the addresses and checksums of the four files of a data set in MNIST's format.
 
     Args:
-        url: Address of the folder of the files, with a slash at its end.
-        *checks: Size in bytes and sha256 of the training images, training labels, test images, test labels.
+        url: Address of the folder with the files; it ends with a slash.
+        *checks: `(size in bytes, sha256)` of each file: training images, training labels, test images, test labels.
 
     Returns:
-        The files. In the user's folder the files may be unpacked, with names without `.gz`.
+        The four files. In a user's folder they may also be unpacked, under their names without `.gz`.
 
     >>> [file.also for file in four_files("http://x/", (1, ""), (1, ""), (1, ""), (1, ""))][0]
     ('train-images-idx3-ubyte',)
@@ -40,19 +43,19 @@ def four_files(url: str, *checks: tuple[int, str]) -> tuple[RemoteFile, ...]:
 
 
 def examples(part: str, files: dict[str, Path], images: int, classes: int) -> Iterator[records.Example]:
-    """Read the images and the labels of an official part.
+    """Read the images and labels of the official training set or test set.
 
     Args:
         part: `train` or `test`.
-        files: Paths of the four files, by their names.
-        images: Number of images in the part.
+        files: `{file name: path}` of the four files.
+        images: Expected number of images in this part.
         classes: Number of classes.
 
     Yields:
-        Examples with the images as PNG files, the format in which TFDS stores images.
+        Examples whose images are encoded as PNG, the format in which TFDS stores images.
 
     Raises:
-        UserError: If a file is damaged or has the wrong content.
+        UserError: If a file is damaged, has an unexpected shape, or has a label that is not in `[0, classes)`.
     """
     pictures, places = (files[f"{_PREFIX[part]}-{kind}-ubyte.gz"] for kind in ("images-idx3", "labels-idx1"))
     pixels = _parse_file(pictures, (images, SIDE, SIDE))
@@ -61,12 +64,12 @@ def examples(part: str, files: dict[str, Path], images: int, classes: int) -> It
 
 
 def read_four(files: dict[str, Path], images: dict[str, int], class_names: list[str]) -> Contents:
-    """Read a data set in MNIST's format.
+    """Read a data set that consists of four files in MNIST's format.
 
     Args:
-        files: Paths of the four files, by their names.
-        images: Number of images in each official part.
-        class_names: One name per label.
+        files: `{file name: path}` of the four files.
+        images: `{part: expected number of images}`, with the parts `train` and `test`.
+        class_names: The name of each class, in the order of the labels.
 
     Returns:
         The contents of the data set, with greyscale images.
@@ -82,10 +85,10 @@ def read_zip(files: dict[str, Path], stem: str, images: dict[str, int], class_na
     """Read a data set whose four files are in one zip archive, such as EMNIST.
 
     Args:
-        files: Path of the archive, by its name.
-        stem: Beginning of the members' names, before the name of the part.
-        images: Number of images in each official part.
-        class_names: One name per label.
+        files: A dict with one item, the name and the path of the archive.
+        stem: Beginning of the names of the four files in the archive, before `-train-...` and `-test-...`.
+        images: `{part: expected number of images}`, with the parts `train` and `test`.
+        class_names: The name of each class, in the order of the labels.
 
     Returns:
         The contents of the data set, with greyscale images.
@@ -117,17 +120,17 @@ def labelled(part: str, where: str, pixels: np.ndarray, labels: np.ndarray, clas
     """Combine images with their labels into examples.
 
     Args:
-        part: Name of the official part, for the keys.
-        where: The file of the labels, for the error message.
-        pixels: `uint8[images, height, width]`, or with a last axis of three colours.
-        labels: `[images]`, integers.
+        part: `train` or `test`, the beginning of the key of each example.
+        where: Name of the file with the labels, for the error message.
+        pixels: Images, `uint8[images, height, width]` for greyscale or `uint8[images, height, width, 3]` for colour.
+        labels: Integers, `[images]`.
         classes: Number of classes.
 
     Yields:
-        The examples.
+        Pairs of a key and a dict: the image as PNG, its label, and its index in the file.
 
     Raises:
-        UserError: If a label is out of range.
+        UserError: If a label is not in `[0, classes)`.
     """
     if labels.max() >= classes:
         raise UserError(f"{where}: has the label {labels.max()}, but the classes are 0 to {classes - 1}")
@@ -136,18 +139,18 @@ def labelled(part: str, where: str, pixels: np.ndarray, labels: np.ndarray, clas
 
 
 def parse(where: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """Parse an IDX file of bytes.
+    """Parse the content of an IDX file whose elements are bytes.
 
     Args:
-        where: The file, for error messages.
+        where: Name of the file, for error messages.
         data: The content of the file, with or without gzip compression.
-        shape: The expected shape.
+        shape: The expected shape of the array.
 
     Returns:
         `uint8[shape]`.
 
     Raises:
-        UserError: If the file is damaged, or has another shape.
+        UserError: If the content is damaged, or if the array does not have the expected shape.
 
     >>> parse("x", bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), (2,)).tolist()
     [7, 9]
@@ -155,10 +158,10 @@ def parse(where: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     header = bytes([0, 0, 8, len(shape)]) + b"".join(length.to_bytes(4) for length in shape)
     expected = len(header) + int(np.prod(shape))
     try:
-        # Recognise gzip by the content, because browsers unpack downloads without renaming them.
+        # Recognise gzip by the content. Some browsers unpack a downloaded file but keep its name with `.gz`.
         if data[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                # Unpack at most one byte more than expected, which shows that the file is too long.
+                # One byte more than expected is enough to detect a file that is too long.
                 data = file.read(expected + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{where}: not a complete gzip file ({one_line(error)})") from error
@@ -181,5 +184,5 @@ def _parse_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _most(shape: tuple[int, ...]) -> int:
-    """Return the largest size in bytes of a file of this shape, including the overhead that gzip may add."""
+    """Return an upper bound, in bytes, for an IDX file with an array of this shape, packed with gzip or unpacked."""
     return int(np.prod(shape)) + 2**20

@@ -1,4 +1,4 @@
-"""Prepare and load data sets of TFDS as class banks, from one declaration for each data set."""
+"""Prepare and load the data sets that TFDS provides. Each data set is declared by one `ImageSet`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -16,11 +16,11 @@ Choose = Callable[[list[str]], dict[str, list[int]]]
 
 
 class Split(NamedTuple):
-    """A partition of the classes into splits.
+    """A way to split the classes of a data set for training, validation and test.
 
     Attributes:
-        description: The author of the partition, and the number of classes in each split.
-        choose: The function that assigns classes to splits.
+        description: The number of classes in each split, as text for the command line.
+        choose: `class names -> {split: indices of the classes in this split}`.
     """
 
     description: str
@@ -31,9 +31,9 @@ class Contents(NamedTuple):
     """The contents of a data set's original files.
 
     Attributes:
-        image_shape: Height, width, channels; `None` for a length that differs between images.
-        class_names: One name per label.
-        parts: Examples of each official part.
+        image_shape: `(height, width, channels)`. Height and width are `None` if they differ between images.
+        class_names: The name of each class, in the order of the labels.
+        parts: The examples of each official part, `{"train": examples, "test": examples}` for most data sets.
     """
 
     image_shape: tuple[int | None, int | None, int]
@@ -42,11 +42,11 @@ class Contents(NamedTuple):
 
 
 class Originals(NamedTuple):
-    """The original files of a data set that can be read without TensorFlow.
+    """The original files of a data set, and the function that reads these files without TensorFlow.
 
     Attributes:
-        files: The files.
-        read: `{file name: path} -> contents`.
+        files: Address, size and checksum of each file.
+        read: `{file name: path} -> Contents`.
     """
 
     files: tuple[RemoteFile, ...]
@@ -54,20 +54,20 @@ class Originals(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """The declaration of a data set of images.
+    """The declaration of an image data set: its names, files, splits and image size.
 
     Attributes:
-        store: Name, config and version in TFDS.
+        store: Name, config and version of the data set in TFDS.
         title: Full name of the data set.
         licence: Licence of the data set.
-        description: The content in one sentence.
-        splits: The partitions into splits, by name; the default comes first.
+        description: One sentence about the images.
+        splits: The ways to split the classes, by name; the first one is the default.
         size: Default side of an image in pixels.
         channels: 1 for greyscale, 3 for colour.
-        mirrors: Whether a mirror image belongs to the same class; not so for characters.
-        limit: Largest number of images of a class from each official part; `None` for all images.
-        transpose: Whether TFDS stores the images transposed.
-        originals: The original files; `None` if only TFDS can prepare the data set.
+        mirrors: Whether the mirror image of an example belongs to the same class. `False` for characters.
+        limit: Largest number of images of a class that are loaded from each official part; `None` for all images.
+        transpose: Whether the stored images have rows and columns exchanged, so that loading must transpose them.
+        originals: The original files; `None` if only TFDS with TensorFlow can prepare the data set.
     """
 
     store: records.Store
@@ -86,19 +86,19 @@ class ImageSet(NamedTuple):
 def load_images(
     images: ImageSet, split: str | None = None, size: int | None = None, data_dir: Path | None = None
 ) -> Dataset:
-    """Load a data set of images; the images are cropped to squares and resized.
+    """Load a prepared data set; its images are cropped to squares and resized.
 
     Args:
-        images: The declared data set: its name, source, splits and image size.
-        split: A key of the declaration's `splits`. Default: the first key.
-        size: Side of an image in pixels. Default: the declaration's `size`.
+        images: The declaration of the data set.
+        split: A key of `images.splits`. Default: the first key.
+        size: Side of an image in pixels. Default: `images.size`.
         data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
         The data set, with the images `uint8[examples, size, size, channels]` of all official parts.
 
     Raises:
-        UserError: If the data set is not prepared or damaged, or if there is no such split.
+        UserError: If the data set is not prepared or is damaged, or if `images.splits` has no key `split`.
     """
     name = images.store.name
     split = next(iter(images.splits)) if split is None else split
@@ -116,18 +116,20 @@ def load_images(
 
 
 def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path | None = None) -> Path:
-    """Store a data set of images as records, from its original files or from a folder that TFDS has prepared.
+    """Store a data set as records, from its original files or from a folder that TFDS has prepared.
 
     Args:
-        images: The declared data set: its name, source, splits and image size.
-        source: A folder with the original files, or one that TFDS prepared as ArrayRecord; `None` downloads the files.
-        data_dir: Folder of prepared data sets, for the records.
+        images: The declaration of the data set.
+        source: A folder with the original files, or a folder that TFDS has prepared in the ArrayRecord format. Default:
+            download the original files.
+        data_dir: Folder of prepared data sets, in which the records are stored.
 
     Returns:
-        The records' folder. Records that are there already are kept.
+        The folder of the records. If the data set is already prepared, it is not written again.
 
     Raises:
-        UserError: If a file is missing or damaged, if only TFDS can prepare the data set, or if the disk is full.
+        UserError: If a file is missing or damaged, if the disk is full, or if only TFDS can prepare the data set and
+            `source` is `None`.
     """
     store, originals = images.store, images.originals
     folder = records.directory(store, data_dir)
@@ -152,13 +154,13 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
 
 
 def info(images: ImageSet) -> DatasetInfo:
-    """Return the description of a data set of images for the command line.
+    """Convert the declaration of an image data set into the description that `metajax data` uses.
 
     Args:
-        images: The declared data set: its name, source, splits and image size.
+        images: The declaration of the data set.
 
     Returns:
-        The description.
+        The description, with functions to load and prepare the data set.
     """
     return DatasetInfo(
         title=images.title,
@@ -173,12 +175,12 @@ def info(images: ImageSet) -> DatasetInfo:
 
 
 def named(validation: str = "", test: str = "", separator: str | None = None) -> Choose:
-    """Return a partition by the names of classes. All other classes are for training.
+    """Return a function that splits classes by their names. Classes that are not named are for training.
 
     Args:
-        validation: Names of the validation classes.
-        test: Names of the test classes.
-        separator: Separator between names. Default: white space.
+        validation: Names of the validation classes, in one string.
+        test: Names of the test classes, in one string.
+        separator: Separator between the names in a string. Default: white space.
 
     Returns:
         The function that assigns classes to splits. It raises a `UserError` if a class is missing.
@@ -199,11 +201,11 @@ def named(validation: str = "", test: str = "", separator: str | None = None) ->
 
 
 def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose:
-    """Return a partition by the numbers of classes, from 0. All other classes are for training.
+    """Return a function that splits classes by their indices. Classes that are not listed are for training.
 
     Args:
-        validation: Validation classes.
-        test: Test classes.
+        validation: Indices of the validation classes; the first class has index 0.
+        test: Indices of the test classes.
 
     Returns:
         The function that assigns classes to splits. It raises a `UserError` if a class is missing.
@@ -224,13 +226,13 @@ def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose
 
 
 def drawn(seed: int = 0) -> Choose:
-    """Return a random partition, 64 % / 16 % / 20 %, for a data set without a published one.
+    """Return a function that splits classes at random: 64 % for training, 16 % for validation, 20 % for the test.
 
     Args:
-        seed: Seed of the random partition.
+        seed: Seed of the random split.
 
     Returns:
-        The function that assigns classes to splits, with the same result in every call.
+        The function that assigns classes to splits. It gives the same result in every call.
 
     >>> {split: len(chosen) for split, chosen in drawn()([str(c) for c in range(62)]).items()}
     {'train': 40, 'validation': 10, 'test': 12}

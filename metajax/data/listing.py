@@ -1,4 +1,4 @@
-"""List the images in a folder or a zip archive, with their splits and classes."""
+"""List the images in a folder or a zip archive, and find the split and class of each image from its path."""
 
 import bisect
 import logging
@@ -18,24 +18,24 @@ from metajax.system.files import open_regular, read_file
 
 _LOG = logging.getLogger("metajax.data")
 SPLITS = ("train", "validation", "test")
-"""The splits, in order."""
+"""The names of the splits, in the order in which they are listed."""
 _MAX_LINKED = 100_000
-"""Largest number of folders entered through links, because a few links between folders could lead to millions."""
+"""Largest number of folders reached through symbolic links. A few links between folders can form millions of paths."""
 _SPLIT_WORD = re.compile(
     r"(?:meta)?(?:(train(?:ing)?)|(val(?:id|idate|idation|idating)?|dev)|(test(?:ing)?))(?:set|data|split)?"
 )
 _PLAIN_WORD = re.compile(
     r"class(?:es)?|data(?:set)?|(?:file|folder|image|img|photo|picture|sample|set|split)s?|jpe?g|meta|mini|png|raw"
 )
-"""Words beside the name of a split that say nothing about the content of the folder."""
+"""Pattern of words in a folder's name that do not name a class, e.g. `images` in `train_images`."""
 
 
 class Entry(NamedTuple):
-    """An image file of the source.
+    """An image file in a folder or zip archive.
 
     Attributes:
-        path: Path relative to the source, with slashes.
-        stamp: A text that changes when the content changes: size and time, or size and checksum.
+        path: Path relative to the folder or archive, with slashes.
+        stamp: A text that changes when the file changes: its size and modification time, or its size and checksum.
     """
 
     path: str
@@ -43,13 +43,13 @@ class Entry(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The files below a folder or in an archive.
+    """The files of a folder, with all its subfolders, or of a zip archive.
 
     Attributes:
-        entries: The images, sorted by path.
-        others: Paths of the other visible files.
-        empty: Folders without any file.
-        read: `path -> bytes of the file`; raises `OSError`, `zipfile.BadZipFile` or a similar exception.
+        entries: The image files, sorted by path.
+        others: Paths of the files that are neither images nor hidden.
+        empty: Paths of the folders that contain no file.
+        read: `path -> content of the file as bytes`; raises `OSError`, `zipfile.BadZipFile` or a similar exception.
     """
 
     entries: list[Entry]
@@ -59,13 +59,13 @@ class Source(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The images of a source by split and class.
+    """The images of a folder or zip archive, by split and class.
 
     Attributes:
-        groups: Paths of the images by (split, class), sorted. The split is "" if the folders are only classes.
-        stray: Images outside all class folders.
-        others: Paths of the other files in class folders, by (split, class).
-        nested: For each class whose images are in several subfolders of its folder, the names of the subfolders.
+        groups: `{(split, class): sorted paths of the images}`. The split is "" if there are no split folders.
+        stray: Paths of the images that are not in a class folder.
+        others: `{(split, class): paths}` of the files in class folders that are not images.
+        nested: `{class folder: names of its subfolders}`, for the classes whose images are in several subfolders.
     """
 
     groups: dict[tuple[str, str], list[str]]
@@ -76,13 +76,13 @@ class Layout(NamedTuple):
 
 @contextmanager
 def open_source(source: Path) -> Iterator[Source]:
-    """List the images in a folder or a zip archive.
+    """List the images in a folder or a zip archive, in a `with` statement.
 
     Args:
-        source: The folder or archive.
+        source: Path of the folder or archive.
 
     Yields:
-        The files of the source. They can be read inside the `with` block.
+        The files. Inside the `with` statement their contents can be read.
 
     Raises:
         UserError: If `source` is neither a folder nor a zip archive, or cannot be read.
@@ -101,19 +101,21 @@ def open_source(source: Path) -> Iterator[Source]:
 
 
 def arrange(source: Path, entries: list[Entry], others: Iterable[str] = ()) -> Layout:
-    """Recognise the structures `split/class/image` and `class/image`, below any number of single top folders.
+    """Assign images to splits and classes by their paths, `split/class/image` or `class/image`.
+
+    If all images are below one top folder, this folder is ignored.
 
     Args:
-        source: The source, for error messages.
-        entries: The images.
+        source: Path of the folder or archive, for error messages.
+        entries: The image files.
         others: Paths of files that are not images.
 
     Returns:
-        The images by split and class. Images in deeper folders belong to the class folder above them.
+        The images by split and class. An image in a subfolder of a class folder belongs to this class.
 
     Raises:
-        UserError: If only some of the folders are splits, if two folders are the same split, or if splits have unknown
-            names.
+        UserError: If only some of the top folders are named like splits, if two folders are named like the same split,
+            or if the folders look like splits but have unknown names.
 
     >>> found = arrange(Path("x"), [Entry("top/train/cat/1.png", ""), Entry("top/val/dog/a/2.png", "")])
     >>> list(found.groups)
@@ -150,14 +152,14 @@ def arrange(source: Path, entries: list[Entry], others: Iterable[str] = ()) -> L
 
 
 def split_of(name: str, *, anywhere: bool = False) -> str | None:
-    """Recognise the name of a split.
+    """Return the split that a folder name or file name stands for.
 
     Args:
-        name: Name of a folder, or the file name of a split list without its suffix, such as `train` for `train.csv`.
-        anywhere: Whether the name may contain other words.
+        name: Name of a folder, or name of a list file without its suffix, such as `train` for `train.csv`.
+        anywhere: Whether the name may contain further words, as in `train2017`.
 
     Returns:
-        `train`, `validation` or `test`; `None` for another name, or if the name contains several splits.
+        `train`, `validation` or `test`; `None` if the name contains no split or several splits.
 
     >>> [split_of(name) for name in ("Train", "valid", "meta_test", "train_images", "valley")]
     ['train', 'validation', 'test', None, None]
@@ -176,7 +178,10 @@ def _words(name: str) -> list[str]:
 
 
 def _words_beside_split(name: str) -> tuple[str, ...]:
-    """Return the words of a folder's name that are neither the split's name nor plain, e.g. `tube` of `test_tube`."""
+    """Return the words in a folder name that may name a class, e.g. `tube` in `test_tube`.
+
+    Names of splits and words that match `_PLAIN_WORD` are left out.
+    """
     if split_of(name):
         return ()
     words = [word.lower() for word in _words(name)]
@@ -184,12 +189,13 @@ def _words_beside_split(name: str) -> tuple[str, ...]:
 
 
 def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]:
-    """Return the split of each folder that is a split; empty if the folders are classes."""
+    """Return `{folder: split}` for the top folders of `paths`; empty if the top folders are classes."""
     tops = sorted({parts[0] for parts in paths if len(parts) > 1})
     deep = {parts[0] for parts in paths if len(parts) > 2}
-    # A class may be called "train". A folder is a split only if it contains class folders.
+    # A class may be called "train" (a vehicle). A folder is a split only if it contains class folders.
     named = {top for top in deep if split_of(top)}
-    # In "birds_train" and "birds_test" the other words agree; "train_station" and "test_tube" are classes.
+    # "birds_train" and "birds_test" are splits, because both have the word "birds" besides the name of a split.
+    # "train_station" and "test_tube" are classes, because "station" and "tube" differ.
     beside = {top: _words_beside_split(top) for top in tops if split_of(top, anywhere=True)}
     agree = len(set(beside.values())) == 1
     splits = {top: split for top in tops if (split := split_of(top))}
@@ -222,11 +228,11 @@ def _split_folders(source: Path, paths: list[tuple[str, ...]]) -> dict[str, str]
 
 
 def _archive(archive: zipfile.ZipFile) -> Source:
-    """List the members of a zip archive. Members are never unpacked to the disk."""
+    """Return the files of a zip archive. Files are unpacked only in memory, never to the disk."""
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for info in archive.infolist():
-        # Some Windows programs write backslashes. An absolute path counts as relative to the archive.
+        # Some Windows programs separate folders by backslashes. Absolute paths are treated as relative paths.
         path = info.filename.replace("\\", "/").lstrip("/")
         if info.is_dir() or path.endswith("/"):
             folders.add(path.rstrip("/"))
@@ -250,7 +256,10 @@ def _archive(archive: zipfile.ZipFile) -> Source:
 
 
 def _folder(source: Path) -> Source:
-    """Walk a folder. Links are followed, but no folder is entered twice along one path."""
+    """Return the files of a folder and its subfolders.
+
+    Symbolic links are followed, but a link to a folder that contains the link is ignored, because it would never end.
+    """
     entries, others, empty = [], [], []
     waiting = [(source, frozenset([os.path.realpath(source)]), False)]
     linked = 0
@@ -278,7 +287,7 @@ def _folder(source: Path) -> Source:
 
 
 def _entry(source: Path, path: Path) -> Entry | None:
-    """Describe a file if it is an image."""
+    """Return the path and stamp of a file if it is an image, else `None`."""
     name = path.relative_to(source).as_posix()
 
     def head(_: str) -> bytes:
@@ -288,18 +297,21 @@ def _entry(source: Path, path: Path) -> Entry | None:
     try:
         status = path.stat()
         stamp, regular = f"{status.st_size} {status.st_mtime_ns}", stat.S_ISREG(status.st_mode)
-    except OSError:  # a dangling link; it is reported as unreadable later
+    except OSError:  # a link to a missing file; the loader reports it as unreadable
         stamp, regular = "unreadable", False
     return Entry(name, stamp) if _is_image(name, head if regular else None) else None
 
 
 def _is_visible(path: str) -> bool:
-    """Return whether a file is not hidden and not metadata that macOS puts into archives."""
+    """Return whether no part of a path is hidden (".name") or a folder of metadata that macOS adds to archives."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
 def _is_image(path: str, head: Callable[[str], bytes] | None) -> bool:
-    """Return whether a file is an image, by its suffix; by its content if it has no suffix or only a number."""
+    """Return whether a file is an image, judged by its suffix.
+
+    A file without a suffix, or whose suffix is a number, is judged by its first bytes.
+    """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in SUFFIXES:
         return True
@@ -307,12 +319,12 @@ def _is_image(path: str, head: Callable[[str], bytes] | None) -> bool:
         return False
     try:
         return looks_like_image(head(path))
-    # zipfile raises many types of exceptions for damaged files.
+    # For a damaged archive zipfile raises many types of exceptions.
     except Exception:
         return False
 
 
 def _has_single_top(paths: list[tuple[str, ...]]) -> bool:
-    """Return whether one folder, which is not a split, contains all files and also class folders."""
+    """Return whether all paths are below one folder that is not a split, and below subfolders of this folder."""
     tops = {parts[0] for parts in paths}
     return len(tops) == 1 and min(map(len, paths)) >= 3 and split_of(next(iter(tops))) is None

@@ -1,4 +1,4 @@
-"""Read published lists of the classes or images of each split, such as mini-ImageNet's and tiered-ImageNet's."""
+"""Read list files, which name the images or classes of each split, as published for mini- and tiered-ImageNet."""
 
 import codecs
 import csv
@@ -29,11 +29,11 @@ _FORM = "a list has a header and columns, filename,label, or the name of one cla
 
 
 class Line(NamedTuple):
-    """The content of a line of a list.
+    """One line of a list file.
 
     Attributes:
-        label: Name of the class.
-        file: An image of the class; "" for all images in a folder with the name of the class.
+        label: Name of a class.
+        file: Name or path of an image of this class; "" for all images in the folder with the name of the class.
     """
 
     label: str
@@ -41,23 +41,26 @@ class Line(NamedTuple):
 
 
 def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
-    """Assign images to splits and classes by published lists. The images may be in any folders of the source.
+    """Assign images to splits and classes by list files. The images may be in any folders of the source.
+
+    There are two kinds of list files. A list of images is a table with the columns `filename` and `label`, or with
+    similar names such as `image`, `path`, `class` (Ravi and Larochelle's mini-ImageNet). A list of classes has the name
+    of one class in each line, in its first column (Ren et al.'s tiered-ImageNet). Columns are separated by commas,
+    semicolons or tabs. The first line of a list of classes is a header if it contains a usual column name, such as
+    `label`, and no name of a folder with images.
 
     Args:
-        source: The folder or archive, for messages.
-        entries: Its images.
-        lists: A folder with a list for each split: `train`, `val` or `validation`, `test`, ending in `.csv`, `.tsv`
-            or `.txt`. A table with the columns `filename` and `label` (or `image`, `path`, `class`, ...) lists
-            images (Ravi and Larochelle's mini-ImageNet); any other lists classes, the first of its columns (Ren et
-            al.'s tiered-ImageNet), a text file one in a line. Columns are separated by commas, semicolons or tabs. The
-            first line of a list of classes is a header if it has the name of a column and of no folder of the source.
+        source: Path of the folder or archive with the images, for messages.
+        entries: The image files in `source`.
+        lists: A folder with one list file for each split, called `train`, `val` or `validation`, and `test`, with the
+            suffix `.csv`, `.tsv` or `.txt`.
 
     Returns:
-        The listed images by split and class. Images that are not listed are ignored.
+        The listed images by split and class. Images that no list file names are ignored.
 
     Raises:
-        UserError: If a list is missing or cannot be read, if two lists contain the same class or image, or if a listed
-            class or image is missing.
+        UserError: If a list file is missing or cannot be read, if two list files name the same class or image, or if an
+            image or class that a list file names is missing.
     """
     places = _Places(source, entries)
     groups: dict[tuple[str, str], list[str]] = {}
@@ -88,7 +91,7 @@ def arrange_by_lists(source: Path, entries: list[Entry], lists: Path) -> Layout:
 
 
 class _Places:
-    """An index of images by their names and by the folders above them."""
+    """An index of image paths by file name, by file name without suffix, and by the names of the parent folders."""
 
     def __init__(self, source: Path, entries: list[Entry]):
         place = Path(os.path.abspath(source))
@@ -104,28 +107,31 @@ class _Places:
                 self.by_folder.setdefault(folder, []).append(entry.path)
 
     def find(self, line: Line) -> list[str]:
-        """Return all images that a line may refer to."""
+        """Return the paths of all images that a line of a list file may refer to."""
         if not line.file:
             return self.by_folder.get(line.label, [])
         wanted = PurePosixPath(line.file.replace("\\", "/")).parts
         if not wanted:
             return []
-        # Some lists omit the suffixes.
+        # Some list files omit the suffixes of image files.
         images = self.by_name.get(wanted[-1]) or self.by_stem.get(wanted[-1], [])
         images = [path for path in images if self._is(path, wanted[:-1])]
-        # Images of different classes may have the same name.
+        # Images of different classes may have the same file name. Prefer those in a folder with the name of the class.
         inside = [path for path in images if line.label in PurePosixPath(path).parts]
         return images if len(images) == 1 else inside or images
 
     def _is(self, path: str, folders: tuple[str, ...]) -> bool:
-        """Return whether an image may be in these folders, which may begin above the source or inside it."""
+        """Return whether the parent folders of an image end in `folders`.
+
+        A list file may give a path that begins above the source or inside it, so only the common length is compared.
+        """
         above = (self.top, *PurePosixPath(path).parts[:-1])
         shorter = min(len(above), len(folders))
         return not shorter or above[-shorter:] == folders[-shorter:]
 
 
 def _find(lists: Path) -> dict[str, Path]:
-    """Find the list of each split, and warn about other files."""
+    """Return `{split: path of its list file}`, and log a warning about files that are not used."""
     if not lists.is_dir():
         raise UserError(f"{lists}: no such folder; it should hold train.csv, val.csv and test.csv, or the same as .txt")
     try:
@@ -151,13 +157,16 @@ def _find(lists: Path) -> dict[str, Path]:
 
 
 def _read(path: Path, folders: frozenset[str]) -> list[Line]:
-    """Read a list of images or classes. In a list of classes, a first line that names a folder is not a header."""
+    """Return the lines of a list file, without its header.
+
+    The first line is not a header if it contains the name of one of `folders`, because it then names a class.
+    """
     texts = [line.strip(" ") for line in re.split(r"\r\n|\r|\n", _text(path))]
     numbers = [number for number, text in enumerate(texts, 1) if text.strip(_SEPARATORS + " ")]
     if not numbers:
         raise UserError(f"{path}: is empty")
     separator = ""
-    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # a header that Excel writes
+    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # written by Excel
         separator = declared[1]
         numbers = numbers[1:]
     rows = _rows(path, texts, numbers, separator, folders)
@@ -189,7 +198,7 @@ def _read(path: Path, folders: frozenset[str]) -> list[Line]:
 
 
 def _text(path: Path) -> str:
-    """Read a text file in UTF-8, or in UTF-16, which spreadsheets write."""
+    """Read a text file in UTF-8, or in UTF-16, the encoding that spreadsheets write."""
     try:
         data = read_file(path)
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -203,7 +212,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, texts: list[str], numbers: list[int], separator: str, folders: frozenset[str]) -> list[list[str]]:
-    """Cut the lines of a list into cells."""
+    """Split the lines of a list file into cells. `numbers` are the numbers of its lines that are not empty."""
     if not numbers:
         return []
     first = texts[numbers[0] - 1]
@@ -218,7 +227,7 @@ def _rows(path: Path, texts: list[str], numbers: list[int], separator: str, fold
     rows = []
     for number in numbers:
         try:
-            # Parse each line separately, because an unmatched quotation mark would join lines up to the next one.
+            # Parse each line separately. Else an unmatched quotation mark would join all lines up to the next mark.
             (row,) = csv.reader([texts[number - 1]], delimiter=separator, skipinitialspace=True, strict=True)
         except csv.Error as error:
             open_cell = "unexpected end of data" in str(error)
@@ -235,12 +244,12 @@ def _header(cells: list[str]) -> list[str]:
 
 
 def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    """Return the index of the first column with one of some names; `None` if there is none."""
+    """Return the index of the column whose name comes first in `names`; `None` if no column has such a name."""
     return next((header.index(name) for name in names if name in header), None)
 
 
 def _file_column(path: Path, rows: list[list[str]]) -> int | None:
-    """Find the column of image files in a table without a header."""
+    """Return the index of the column with image file names, in a table without a header; `None` if there is none."""
 
     def columns(row: list[str]) -> set[int]:
         return {at for at, cell in enumerate(row) if PurePosixPath(cell).suffix.lower() in SUFFIXES}

@@ -19,17 +19,17 @@ from metajax.errors import UserError
 from metajax.system.files import read_file
 
 CHARACTERS = {"background": 964, "evaluation": 659}
-"""Characters in each official part."""
+"""Number of characters in each official part, the background set and the evaluation set."""
 DRAWINGS = 20
-"""Drawings of each character."""
+"""Number of drawings of each character, one per person."""
 SIDE = 105
 """Height and width of a drawing in pixels."""
 RANDOM_CHARACTER = {"train": 1100, "validation": 100, "test": 423}
-"""Number of characters in each part of the split by random character."""
+"""Number of characters in each split of `random_character`."""
 _MAX_BYTES = 2**20
 """Largest size of a drawing's file in bytes; the files have about 300 bytes."""
 SPLIT_SEED = 0
-"""Seed of the split by random character, for NumPy's `RandomState`, whose stream never changes."""
+"""Seed of the split `random_character`. NumPy's `RandomState` gives the same numbers in every version of NumPy."""
 
 FILES = (
     RemoteFile(
@@ -56,7 +56,7 @@ _DRAWING = re.compile(r"[0-9]+_[0-9]+\.png", re.IGNORECASE)
 
 
 class _Drawing(NamedTuple):
-    """A file that is not read yet; `where` is its name for messages."""
+    """The file of a drawing: its character, its name in the folder or archive, and its full name for messages."""
 
     character: str
     name: str
@@ -71,7 +71,7 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
             validation, 423 for the test, the same in every call. `alphabet` has the official background set (964
             characters, 30 alphabets) for training, the official evaluation set (659 characters of 20 other alphabets)
             for the test, and no validation split.
-        size: Side of an image in pixels; other sizes than 105 are resampled with a Lanczos filter.
+        size: Side of an image in pixels. Images are resampled with a Lanczos filter unless the side is 105.
         data_dir: Folder of prepared data sets; see `metajax.data.prepare`.
 
     Returns:
@@ -79,7 +79,7 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
         `part/Alphabet/characterNN`.
 
     Raises:
-        UserError: If the data set is not prepared or damaged, or if `split` does not exist.
+        UserError: If the data set is not prepared or is damaged, or if there is no split option `split`.
     """
     dataset.check_options("omniglot", INFO.splits, split, size)
     bank = records.load_bank(_STORE, data_dir, size)
@@ -100,10 +100,10 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
     Args:
         source: A directory with `images_background.zip` and `images_evaluation.zip`, packed or unpacked; `None`
             downloads the official archives.
-        data_dir: Folder of prepared data sets, for the records.
+        data_dir: Folder of prepared data sets, in which the records are stored.
 
     Returns:
-        The records' folder. Records that are there already are kept.
+        The folder of the records. If the data set is already prepared, it is not written again.
 
     Raises:
         UserError: If a file is missing, damaged or has the wrong content, or if the disk is full.
@@ -125,7 +125,7 @@ def prepare_omniglot(source: Path | None = None, data_dir: Path | None = None) -
 
 
 def _list(place: Path, part: str) -> dict[str, list[_Drawing]]:
-    """List the drawings of a part by character, in order, and check their number."""
+    """Return `{character: its drawings}` of an official part, both sorted by name. Check the number of drawings."""
     characters: dict[str, list[_Drawing]] = {}
     for name in sorted(_names(place)):
         path = PurePosixPath(name)
@@ -149,7 +149,7 @@ def _names(place: Path) -> list[str]:
 
 
 def _examples(place: Path, listing: dict[str, list[_Drawing]], first_label: int) -> Iterator[records.Example]:
-    """Read and check the drawings of a part."""
+    """Read, check and yield the drawings of an official part as examples. Labels begin at `first_label`."""
     drawings = [
         (label, index, drawing)
         for label, drawings in enumerate(listing.values(), first_label)
@@ -188,7 +188,7 @@ def _open_zip(place: Path) -> zipfile.ZipFile:
 
 def _check_png(drawing: _Drawing, data: bytes) -> None:
     """Check that a drawing can be decoded and has the official size."""
-    # The width and height are at a fixed position in every PNG file.
+    # Every PNG file has its width in bytes 16 to 19 and its height in bytes 20 to 23.
     shape = (int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
     try:
         decode(data, SIDE, 1)

@@ -1,4 +1,4 @@
-"""Decode images of many formats to `uint8[size, size, channels]`."""
+"""Decode images of many file formats to square arrays `uint8[size, size, channels]`."""
 
 import functools
 import io
@@ -14,8 +14,8 @@ with needs("data"):
 
 from metajax.data.disk import one_line
 
-# Not EPS, which Pillow passes to Ghostscript, and no formats that need another program or have no 8-bit levels.
-# TGA comes last: its files have no signature, so the decoder would accept damaged files of other formats.
+# EPS is left out because Pillow passes EPS files to Ghostscript, an external program. Formats without 8-bit levels are
+# left out, too. TGA is tried last: TGA files have no signature, so the TGA decoder accepts damaged PNG files.
 _FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "ICNS"),
     *("PCX", "QOI", "SGI", "SUN", "PSD", "DDS", "TGA"),
@@ -32,21 +32,21 @@ SUFFIXES = frozenset(_SUFFIXES) | HEIF_SUFFIXES
 HEIF_ADVICE = "a HEIC image: `pip install pillow-heif` to read it"
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"])
 _MAX_PIXELS = 2**27
-"""Largest number of pixels of an image. Three copies of a 108-megapixel photograph, 4 bytes per pixel, fit in 2 GB."""
+"""Largest number of pixels of an image file. Three copies of a photograph of 108 megapixels fit in 2 GB of memory."""
 
 
 class BadImageError(ValueError):
-    """Pillow cannot decode the bytes as an image. The message has the reason; the caller adds the name of the file."""
+    """Pillow cannot decode some bytes as an image. The message has the reason, but not the name of the file."""
 
 
 def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """Decode an image, crop its centre square and resize the square.
+    """Decode the content of an image file, crop its centre square and resize the square.
 
     Greyscale levels and colours are not inverted: dark ink stays dark. Transparent pixels are blended with white,
     16-bit levels are reduced to their upper byte, and the image is rotated by the camera's orientation flag.
 
     Args:
-        data: The encoded file.
+        data: The content of the image file.
         size: Side of the result in pixels.
         channels: 1 for greyscale, 3 for colour.
 
@@ -54,7 +54,7 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
         `uint8[size, size, channels]`. An image that already has the right size is not resampled.
 
     Raises:
-        BadImageError: If the bytes are not a complete image.
+        BadImageError: If `data` is not a complete image in a supported format, or if the image has too many pixels.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (6, 4), "red").save(file, "PNG")
@@ -67,23 +67,24 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
                 raise BadImageError(
                     f"{file.width}×{file.height} pixels are more than the {_MAX_PIXELS:,} that are read"
                 )
-            # Work in place and crop first, to make few copies of a large image.
+            # A large image needs much memory. Rotate it in place, and crop it before the conversion.
             ImageOps.exif_transpose(file, in_place=True)
             image = _to_mode(_square(file), "L" if channels == 1 else "RGB")
         if image.width != size:
-            # In modes 1 and P Pillow would silently resize by nearest neighbour, so the image is now in L or RGB.
+            # Pillow resizes one-bit and palette images by nearest neighbour, without a warning. `_to_mode` has
+            # converted the image to L or RGB, so the Lanczos filter is used.
             image = image.resize((size, size), Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
         reason = HEIF_ADVICE if _is_heif(data) else "not an image, or of a kind that is not read"
         raise BadImageError(reason) from None
-    # Pillow raises many exception types for damage: OSError, SyntaxError, struct.error, zlib.error, MemoryError, ...
+    # For a damaged image Pillow raises many exception types: OSError, SyntaxError, struct.error, MemoryError, ...
     except Exception as error:
         raise BadImageError(HEIF_ADVICE if _is_heif(data) and not reads_heif() else one_line(error)) from error
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
 def looks_like_image(head: bytes) -> bool:
-    r"""Return whether a file without a suffix is an image, from its first 16 bytes.
+    r"""Return whether the first 16 bytes of a file are the signature of an image format.
 
     Args:
         head: The first bytes of the file.
@@ -103,10 +104,10 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def formats() -> tuple[str, ...]:
-    """List the formats that `decode` supports with the installed packages.
+    """Return the file formats that `decode` supports with the installed versions of Pillow and pillow-heif.
 
     Returns:
-        The names of the formats in Pillow. An older Pillow supports fewer; the package pillow-heif adds one.
+        Pillow's names of the formats, such as "PNG". "HEIF" is included only if the package pillow-heif is installed.
     """
     _init()
     return tuple(name for name in _FORMATS if name in Image.OPEN) + (("HEIF",) if reads_heif() else ())
@@ -134,7 +135,8 @@ def reads_heif() -> bool:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Ignore warnings about large images, which `decode` limits itself, and about damage to readable images.
+    # Pillow warns about large images, but `decode` has its own limit. It also warns about damage that leaves the image
+    # readable.
     warnings.simplefilter("ignore")
     return Image.open(io.BytesIO(data), formats=formats())
 
@@ -144,7 +146,7 @@ def _is_heif(head: bytes) -> bool:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode an image as PNG, without loss, with fast and not with strong compression.
+    """Encode an image as PNG. The compression is lossless, and fast rather than strong.
 
     Args:
         pixels: `uint8[height, width]` or `uint8[height, width, 3]`.
@@ -161,7 +163,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to 8-bit greyscale or colour."""
+    """Convert an image to Pillow's mode `L` (8-bit greyscale) or `RGB` (8-bit colour)."""
     if image.mode.startswith("I"):  # I;16 with any byte order, or 16-bit levels stored in 32 bits
         grey = Image.new("L", image.size)
         for box in _bands(image):
@@ -180,13 +182,16 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the boxes of horizontal bands of an image. Processing bands needs fewer copies of a large image."""
+    """Yield boxes that divide an image into horizontal bands of 256 rows.
+
+    Processing one band at a time needs less memory than processing a large image at once.
+    """
     for top in range(0, image.height, 256):
         yield 0, top, image.width, min(top + 256, image.height)
 
 
 def _square(image: Image.Image) -> Image.Image:
-    """Crop the centre square."""
+    """Crop the largest square at the centre of an image."""
     side = min(image.size)
     if side == 0:
         raise BadImageError("the image is empty")

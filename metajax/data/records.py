@@ -1,7 +1,8 @@
-"""Write and read TFDS data sets in ArrayRecord files without TensorFlow.
+"""Write and read data sets of TensorFlow Datasets (TFDS) in ArrayRecord files, without TensorFlow.
 
-tensorflow-datasets needs TensorFlow to encode arrays and to unpack archives, but not to store bytes. So this module
-stores and reads images as encoded PNG files, and other modules unpack the archives.
+A record is one example: an image, its label and its index. TFDS needs TensorFlow to encode arrays and to unpack
+archives, but not to store bytes. So this module stores each image as the bytes of a PNG file, and other modules unpack
+the archives.
 """
 
 import contextlib
@@ -23,17 +24,17 @@ from metajax.errors import UserError, needs
 from metajax.system.files import read_file
 
 Example = tuple[str | int, dict[str, Any]]
-"""A unique key and the features."""
+"""A unique key, and a dict with the features of the example: `image`, `label` and `index`."""
 FEATURES = "features.json"
-"""TFDS' description of the features."""
+"""Name of the file in which TFDS describes the features of the examples."""
 
 
 class Record(NamedTuple):
-    """A decoded record.
+    """A stored example with its decoded image.
 
     Attributes:
-        label: The class.
-        index: The stored index of the image, or its position in the file if no index is stored.
+        label: Index of the class.
+        index: The stored index of the image, or the position of the record if no index is stored.
         pixels: `uint8[size, size, channels]`.
     """
 
@@ -43,14 +44,14 @@ class Record(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The name and version of a data set's records, which determine their folder.
+    """The name, config and version of a stored data set, which determine the folder of its records.
 
     Attributes:
-        name: Name of the data set and of its folder.
-        version: Version of the records; it changes when the records change.
-        description: A sentence for the metadata of the data set.
-        homepage: Address of the data set's website.
-        config: Name of TFDS' config, if TFDS has several configs of the data set.
+        name: Name of the data set in TFDS, and of its folder.
+        version: Version of the stored examples. It changes when the examples change.
+        description: A sentence about the data set, which TFDS stores with the records.
+        homepage: Web address of the data set.
+        config: Name of the variant of the data set in TFDS; "" if TFDS has only one variant.
     """
 
     name: str
@@ -81,7 +82,8 @@ def is_prepared(store: Store, data_dir: Path | None) -> bool:
         data_dir: As in `resolve_data_dir`.
 
     Returns:
-        Whether the folder exists. TFDS writes a temporary folder and renames it, so the folder is always complete.
+        Whether the folder of the records exists. TFDS writes to a temporary folder and renames it when all files are
+        complete, so an existing folder is complete.
     """
     return (directory(store, data_dir) / "dataset_info.json").is_file()
 
@@ -98,10 +100,10 @@ def write(
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
-        image_shape: Height, width, channels of every image; `None` for a length that differs between images.
-        class_names: One name per label.
-        splits: For each split its examples: `image` (an encoded PNG), `label`, `index` (the position among the images
-            of the class or of the split).
+        image_shape: `(height, width, channels)`. Height and width are `None` if they differ between images.
+        class_names: The name of each class, in the order of the labels.
+        splits: `{split: examples}`. The features of an example are `image` (the content of a PNG file), `label`, and
+            `index` (the position among the images of the class or of the split).
 
     Raises:
         UserError: If the disk is full or not writable, or if an iterable of `splits` raises a `UserError`.
@@ -117,7 +119,7 @@ def write(
         }
     )
 
-    # TFDS' ad hoc builder would use TensorFlow to check whether the examples are a TensorFlow data set.
+    # `AdhocBuilder` of TFDS is not used: it needs TensorFlow to check whether the examples are a TensorFlow data set.
     class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = store.name
         VERSION = tfds.core.Version(store.version)
@@ -138,17 +140,18 @@ def write(
     with writing_to(root), preparing(store, data_dir), quiet():
         try:
             builder = RecordBuilder(data_dir=root, file_format="array_record")
-            # TFDS creates a folder for downloads, by default outside the data directory.
+            # TFDS always creates a folder for downloads. By default this folder is outside the data directory.
             builder.download_and_prepare(download_dir=root / "downloads")
         except OSError:
-            # Two processes may prepare at once; the slower process cannot rename its folder over the other one.
+            # If two processes prepare the data set at the same time, the slower one cannot rename its folder: the
+            # final name is already in use. This error is harmless.
             if not is_prepared(store, data_dir):
                 raise
 
 
 @contextlib.contextmanager
 def preparing(store: Store, data_dir: Path | None) -> Iterator[None]:
-    """Make the folder above a data set's records, and remove temporary files of interrupted preparations.
+    """Create the parent folder of a data set's records, and remove temporary files of killed processes from it.
 
     Args:
         store: The data set.
@@ -190,7 +193,7 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         Name, size and modification time of every file.
 
     Raises:
-        UserError: The data set is not prepared, or a file of it is missing or not a regular file.
+        UserError: If the data set is not prepared, or if a path in its folder is not a regular file or a folder.
     """
     if not is_prepared(store, data_dir):
         command = f"metajax data prepare {store.name}{_option(data_dir)}"
@@ -202,14 +205,14 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
         for name, status in files:
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                raise OSError(f"{name} is not a regular file")  # TFDS would wait for a FIFO for ever
+                raise OSError(f"{name} is not a regular file")  # reading a FIFO would wait for ever
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
 
 
 def read(
     store: Store, data_dir: Path | None, split: str, size: int, channels: int = 1, limit: int | None = None
 ) -> Iterator[Record]:
-    """Read and decode a split's records.
+    """Read the records of a split and decode their images.
 
     Args:
         store: The data set.
@@ -220,10 +223,10 @@ def read(
         limit: Largest number of images of a class. Default: all images.
 
     Yields:
-        The records in the order of the file, which is shuffled.
+        The records in the order of the file. TFDS has shuffled them.
 
     Raises:
-        UserError: The files are damaged or missing, or name modules other than those of TFDS.
+        UserError: If the files are damaged or missing, or if they name Python modules outside TFDS.
     """
     with needs("data"):
         import tensorflow_datasets as tfds
@@ -231,8 +234,8 @@ def read(
     with _undamaged(store, data_dir):
         builder = _builder(store, data_dir)
         features = builder.info.features
-        # By default TFDS decodes with OpenCV or Pillow, depending on which is installed. The two differ for one-bit
-        # images: one gives 0 and 255, the other 0 and 1.
+        # Decode the images here, not in TFDS. TFDS uses OpenCV or Pillow, depending on which is installed, and the two
+        # packages differ for one-bit images: the values are 0 and 255, or 0 and 1.
         images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
         source = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
         enough = Counter(dict.fromkeys(range(features["label"].num_classes), limit)) if limit else None
@@ -244,7 +247,7 @@ def read(
                     if not enough[label]:
                         continue
                     enough[label] -= 1
-                # The reader does not detect a truncated file; it yields empty records, which cannot be decoded.
+                # The reader of TFDS does not detect a truncated file. It yields empty records; `decode` rejects them.
                 yield Record(label, int(record.get("index", place)), decode(record["image"], size, channels))
             if enough is not None and not enough.total():
                 return
@@ -278,23 +281,23 @@ def load_bank(
     limit: int | None = None,
     transpose: bool = False,
 ) -> Bank:
-    """Load all images of a prepared data set. They are decoded once and cached.
+    """Load all images of a prepared data set. The decoded images are cached on disk.
 
     Args:
         store: The data set.
         data_dir: As in `resolve_data_dir`.
         size: Side of a decoded image in pixels.
         channels: 1 for greyscale, 3 for colour.
-        parts: The official parts to keep separate: the bank then has consecutive classes for the parts of each class.
-            Default: merge the parts, in alphabetical order.
+        parts: Official parts (such as `train` and `test`) to keep separate. Each class then has one entry in the result
+            for each part, one after the other. Default: one entry per class with the images of all parts.
         limit: Largest number of images of a class from each part. Default: all images.
-        transpose: Whether to transpose the images.
+        transpose: Whether to exchange rows and columns of the images.
 
     Returns:
         The images, sorted by class, then by part, then by index.
 
     Raises:
-        UserError: If the data set is not prepared, or is damaged.
+        UserError: If the data set is not prepared or is damaged, or if its images do not fit in memory.
     """
     key = {"records": fingerprint(store, data_dir), "size": size, **({"limit": limit} if limit else {})}
     root = resolve_data_dir(data_dir)
@@ -323,7 +326,7 @@ def load_bank(
 
 
 def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], dict[str, int]]:
-    """Read the names of a prepared data set's classes, and the number of images in each of its parts."""
+    """Return the class names of a prepared data set, and `{part: number of images}`."""
     with _undamaged(store, data_dir):
         builder = _builder(store, data_dir)
         splits = sorted(builder.info.splits.items())
@@ -331,7 +334,11 @@ def _contents(store: Store, data_dir: Path | None) -> tuple[list[str], dict[str,
 
 
 def _builder(store: Store, data_dir: Path | None) -> Any:
-    """Open prepared records; the check comes first, because anybody may have prepared or changed the folder."""
+    """Open prepared records with TFDS.
+
+    `check_features` runs first, because TFDS imports the Python modules that the folder names, and another user may
+    have changed the folder.
+    """
     with needs("data"):
         import tensorflow_datasets as tfds
 
@@ -341,30 +348,32 @@ def _builder(store: Store, data_dir: Path | None) -> Any:
 
 
 def check_features(folder: Path) -> None:
-    """Check that a description of features names only classes of TFDS, which imports the module of each class.
+    """Check that `features.json` names only classes of TFDS.
+
+    TFDS imports the module of each class in this file, so a changed file could run arbitrary code.
 
     Args:
         folder: The folder of the records.
 
     Raises:
-        UserError: The description names another class.
-        OSError: The description cannot be read.
-        ValueError: The description is not JSON.
-        RecursionError: The description is nested too deeply.
+        UserError: If the file names a class outside TFDS.
+        OSError: If the file cannot be read.
+        ValueError: If the file is not JSON.
+        RecursionError: If the JSON is nested too deeply.
     """
     path = folder / FEATURES
     waiting: list[Any] = [json.loads(read_file(path))]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-            # TFDS also reads descriptions that are JSON inside a string.
+            # TFDS also accepts a string that contains JSON.
             with contextlib.suppress(ValueError):
                 waiting.append(json.loads(value))
         elif isinstance(value, list):
             waiting += value
         elif isinstance(value, dict):
             waiting += value.values()
-            # The names of this entry in the forms of TFDS, of its protocol buffers, and of its first versions.
+            # TFDS, its protocol buffers, and its first versions use different keys for the name of a class.
             for key in ("pythonClassName", "python_class_name", "type"):
                 name = value.get(key)
                 if isinstance(name, str) and "." in name and not name.startswith("tensorflow_datasets."):
@@ -385,7 +394,8 @@ def quiet() -> Iterator[None]:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.utils import tqdm_utils
 
-    # Restore the previous setting, in case the user has disabled progress bars. TFDS has no public function to read it.
+    # The user may have disabled progress bars. Read the setting, to restore it later. TFDS has no public function for
+    # reading it.
     shown = getattr(tqdm_utils, "_active", True)
     tfds.disable_progress_bar()
     try:

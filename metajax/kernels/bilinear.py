@@ -1,8 +1,8 @@
-"""Make JAX primitives for operations that are linear in an input and in a kernel.
+"""Make JAX primitives for bilinear operations, which are linear in an input and linear in a kernel.
 
-Such an operation has two transposes: from the cotangent of the output, one computes the cotangent of the input, the
-other the cotangent of the kernel. The primitive has a role for the operation and for each transpose. The derivatives of
-each role are the two other roles. Derivatives of any order are therefore computed by the code for these three roles.
+A bilinear operation has two transposes. Both take the cotangent of the output: one computes the cotangent of the input,
+the other the cotangent of the kernel. The primitive therefore has three roles: the operation and its two transposes.
+Differentiating one role gives the two other roles, so the code for three roles computes derivatives of any order.
 """
 
 import functools
@@ -16,28 +16,28 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Role = Literal["output", "input", "kernel"]
-"""The result: the output, the cotangent of the input, or the cotangent of the kernel."""
+"""Result of the primitive: the output of the operation, the cotangent of its input, or the cotangent of its kernel."""
 _ARGUMENTS: dict[Role, tuple[Role, Role]] = {
     "output": ("input", "kernel"),
     "input": ("output", "kernel"),
     "kernel": ("input", "output"),
 }
-"""The two operands of each role, in order."""
+"""The two operands from which each role is computed, in the order of the primitive's arguments."""
 
 
 def bilinear(
     name: str, evaluate: Callable[..., jax.Array], shape: Callable[..., tuple[int, ...]], per_task: Callable[..., Any]
 ) -> Primitive:
-    """Make the primitive of a bilinear operation.
+    """Return a JAX primitive for an operation that is linear in its input and linear in its kernel.
 
-    Under `vmap`, tasks that share a kernel are concatenated along the first axis, the examples. If each task has its
-    own kernel, `vmap` of `per_task` is used instead.
+    Under `vmap` over tasks that share one kernel, the examples of all tasks are concatenated along the first axis. If
+    each task has a different kernel, `vmap` of `per_task` is used.
 
     Args:
         name: Name of the primitive in printed programs.
         evaluate: `(a, b, *, role, ...) -> array`. The role determines the operands `a` and `b`.
-        shape: `(a, b, *, role, ...) -> shape of the array`.
-        per_task: A function like `evaluate`, for `vmap` over tasks with their own kernels.
+        shape: `(a, b, *, role, ...) -> shape of the result of evaluate`.
+        per_task: A function with the arguments and result of `evaluate` that is fast under `vmap` over kernels.
 
     Returns:
         A primitive. Bind it to two arrays, a `role`, and the other keyword arguments of the functions.
@@ -84,7 +84,9 @@ def bilinear(
 
 
 def bilinear_flops(a: tuple[int, ...], b: tuple[int, ...], out: tuple[int, ...], *, role: Role) -> int:
-    """Count the floating-point operations of a role from the shapes of its operands and result, channels last.
+    """Return the number of floating-point operations of one role, from the shapes of its operands and its result.
+
+    Channels are the last axis of every shape.
 
     >>> [bilinear_flops((2, 3), (3, 4), (2, 4), role="output"), bilinear_flops((2, 3), (2, 4), (3, 4), role="kernel")]
     [48, 48]

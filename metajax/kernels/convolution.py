@@ -31,24 +31,29 @@ from metajax.kernels.windows import Geometry, operand, output_sides, windows, wi
 from metajax.kernels.winograd import convolve_tiles, kernel_cotangent
 
 _BLOCK_BYTES = 6_000_000
-"""Bytes of im2col patches or Winograd transforms in a block: a core's share of the last-level cache."""
+"""Bytes of im2col patches or Winograd transforms in a block of examples: a core's share of the last-level cache."""
 _SMALL_BLOCK_BYTES = 1_200_000
-"""Bytes of im2col patches in a block if only one matrix product uses them: the size of a core's private cache."""
+"""Bytes of im2col patches in a block of examples for the cotangent of a kernel: the size of a core's private cache."""
 _SHIFTED_BYTES = 4_000_000
-"""Bytes of shifted copies in a block: four times a core's private cache, because a matrix product uses each value of a
-shifted copy more often than a value of im2col patches."""
+"""Bytes of shifted copies in a block of examples: four times the size of a core's private cache. The optimum is larger
+than for im2col patches, because the matrix product uses each value of a shifted copy more often."""
 _WIDE = 128
-"""Smallest number of output channels for which im2col patches with rounded operands are faster on a CPU."""
+"""Smallest number of output channels for which im2col patches rounded to bfloat16 are faster on a CPU than a native
+convolution."""
 _LEAST_ROUNDED = 16
-"""Smallest number of input channels for which rounded operands are faster."""
+"""Smallest number of input channels for which rounding operands to bfloat16 makes a convolution faster."""
 _SHIFTED_CHANNELS = (16, 256)
-"""Range of input channels in which shifted copies are faster than im2col patches for the cotangent of a kernel."""
+"""Smallest and largest number of input channels for which the cotangent of a kernel is faster from shifted copies than
+from im2col patches."""
 _SHIFTED_ROWS = 8
-"""Smallest height of an output for shifted copies, whose matrix product has `size - 1` additional rows."""
+"""Smallest height of an output for which shifted copies are used. They add `size - 1` rows to each image, which costs
+too much for low images."""
 _TILED_CHANNELS = 32
-"""Smallest number of input and output channels for Winograd tiles. The cotangent of a kernel needs twice as many."""
+"""Smallest number of input and output channels for which Winograd tiles are used. For the cotangent of a kernel the
+smallest number is twice as large."""
 _TILES = 2_000
-"""Smallest number of Winograd tiles in a batch. Each convolution by tiles makes a program slower to compile."""
+"""Smallest number of Winograd tiles in a batch for which tiles are used. For fewer tiles the saved time does not
+justify the longer compilation."""
 
 
 def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -63,8 +68,8 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
     Args:
         images: `[examples, height, width, in]`.
         kernel: `[size, size, in, out]`.
-        stride: Step between outputs.
-        padding: Zeros on each side.
+        stride: Distance in pixels between neighbouring outputs.
+        padding: Number of zeros on each side of the images.
 
     Returns:
         `[examples, height', width', out]`.
@@ -96,7 +101,10 @@ def convolve(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: 
 
 
 def _native(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """Compute a role for one task, from (images, kernel), (output, kernel) or (images, output)."""
+    """Compute one role of the convolution for one kernel, by the algorithm that is fastest on this device.
+
+    The operands `a` and `b` are (images, kernel), (output, kernel) or (images, output).
+    """
     if jax.default_backend() != "cpu":
         return (_by_windows if _few_overlap(geometry) else _transposed)(a, b, role=role, geometry=geometry)
     if block := _tiled_examples(role, a, b, geometry):
@@ -125,12 +133,12 @@ def _small(geometry: Geometry) -> bool:
 
 
 def _few_overlap(geometry: Geometry) -> bool:
-    """Return whether patches overlap so little that rounded products are faster than a native convolution."""
+    """Return whether operands are rounded and im2col patches overlap so little that they beat a native convolution."""
     return geometry.rounded and (geometry.stride > 1 or geometry.size == 1)
 
 
 def _transposed(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """Compute a role as a native convolution or one of its transposes, which are fast on accelerators."""
+    """Compute one role as a native convolution of XLA or as a transpose of it, which is fast on accelerators."""
     if role == "output":
         return _forward(a, b, geometry)
     if role == "input":
@@ -147,44 +155,44 @@ def _forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 
 def _reversed(kernel: jax.Array) -> jax.Array:
-    """Return the kernel that maps the cotangent of the output to the cotangent of the images, at stride 1."""
+    """Return the kernel that, convolved with the output's cotangent, gives the cotangent of the images, at stride 1."""
     # The barrier keeps XLA from folding the transpose into a layout of the kernel that its fast path does not support.
     return lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def _reversed_padding(geometry: Geometry) -> int:
-    """Return the padding of the output's cotangent for the convolution with `_reversed(kernel)`."""
+    """Return the padding for the convolution of the output's cotangent with `_reversed(kernel)`."""
     return geometry.size - 1 - geometry.padding
 
 
 def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) -> int:
     """Return the number of examples in a block of Winograd tiles, or 0 if tiles would be slower."""
     supported = (geometry.size, geometry.stride) == (3, 1) and _reversed_padding(geometry) >= 0
-    exact = a.dtype in (jnp.float32, jnp.float64)  # sums of pixels would lose digits in half precision
+    exact = a.dtype in (jnp.float32, jnp.float64)  # in half precision the sums of pixels would be inaccurate
     if not (supported and exact) or (role == "kernel" and geometry.rounded) or _small(geometry):
         return 0
     inner, outer = _channels(role, a, b)
     height, width = (geometry.height, geometry.width) if role == "input" else output_sides(geometry)
     tiles = -(-height // 2) * -(-width // 2)
-    transform_bytes = 16 * inner * a.dtype.itemsize  # for a tile, and for the kernel of each output channel
+    transform_bytes = 16 * inner * a.dtype.itemsize  # bytes per tile, and per output channel of the kernel
     most = max(_BLOCK_BYTES, 2 * outer * transform_bytes)  # twice the transformed kernel, which each block reads
     block = largest_block(a.shape[0], tiles * transform_bytes, most)
     enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
     wide = min(inner, outer) >= (2 * _TILED_CHANNELS if role == "kernel" else _TILED_CHANNELS)
-    filled = 16 * tiles <= 6 * height * width  # tiles at the edges of odd sides compute unused values
+    filled = 16 * tiles <= 6 * height * width  # with an odd side, tiles at the edge compute unused values
     return block if enough and wide and filled else 0
 
 
 def _by_shifts(geometry: Geometry, channels: int, features: int) -> bool:
     """Return whether shifted copies are faster than im2col patches for the cotangent of a kernel."""
     least, most = _SHIFTED_CHANNELS
-    # with more output than input channels, the transpose of the output takes longer than the extraction of patches
+    # With more output than input channels, transposing the output's cotangent takes longer than extracting patches.
     fits = least <= channels <= most and features <= channels and output_sides(geometry)[0] >= _SHIFTED_ROWS
     return geometry.stride == 1 and geometry.size > 1 and fits
 
 
 def _channels(role: Role, a: jax.Array, b: jax.Array) -> tuple[int, int]:
-    """Return the number of input channels and of output channels."""
+    """Return the numbers of input channels and output channels of the convolution."""
     return (a.shape[-1], b.shape[-1]) if role == "kernel" else (b.shape[2], b.shape[3])
 
 
@@ -217,7 +225,7 @@ def _kernel_in_blocks(images: jax.Array, output: jax.Array, geometry: Geometry) 
 
 
 def _by_windows(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) -> jax.Array:
-    """Compute a role as a matrix product, which `vmap` converts into a batched matrix product."""
+    """Compute one role as a matrix product of im2col patches. `vmap` converts it into a batched matrix product."""
     if role == "kernel":
         return _kernel_by_windows(a, b, geometry).astype(a.dtype)
     matrix = operand(b.reshape(-1, b.shape[-1]), geometry)
@@ -238,13 +246,15 @@ def _in_blocks(a: jax.Array, b: jax.Array, *, role: Role, geometry: Geometry) ->
 
 
 def _kernel_by_windows(images: jax.Array, output: jax.Array, geometry: Geometry) -> jax.Array:
-    """Compute the cotangent of the kernel in at least float32; sums over blocks lose digits in half precision."""
+    """Compute the cotangent of the kernel in at least float32, because half precision is inaccurate in long sums."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     shape = (geometry.size, geometry.size, images.shape[-1], output.shape[-1])
-    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":  # with few channels no operand is rounded
+    # With fewer channels than `_LEAST_ROUNDED` no operand is rounded.
+    if images.shape[-1] < _LEAST_ROUNDED and jax.default_backend() == "cpu":
         rows = windows_channels_first(images, geometry)
         return jnp.matmul(rows, output.reshape(-1, output.shape[-1]), preferred_element_type=dtype).reshape(shape)
-    # XLA copies the transpose of the first operand, which should be the smaller one. The barrier keeps their order.
+    # XLA copies the transpose of the first operand, so the smaller operand is the first. The barrier keeps XLA from
+    # exchanging the operands.
     patches, cotangent = windows(operand(images, geometry), geometry), operand(output, geometry)
     if patches.shape[-1] < output.shape[-1]:
         product = jnp.einsum("bhwk,bhwo->ko", patches, cotangent, preferred_element_type=dtype)

@@ -23,13 +23,13 @@ def dot_general(
         kernel: `[in, out]`.
         dimension_numbers: Ignored, because an `nnx.Linear` always contracts the last axis of `x`.
         precision: Precision of the operands, as in `jax.lax.dot_general`. Default: JAX's setting.
-        options: Other options of `jax.lax.dot_general`. They must be `None`.
+        options: Further options of `jax.lax.dot_general`. Each must be `None`, because they are not supported.
 
     Returns:
         `[..., out]`.
 
     Raises:
-        ValueError: If the shapes are not compatible, or if another option is set.
+        ValueError: If the shapes are not compatible, or if an option in `options` is not `None`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -41,7 +41,7 @@ def dot_general(
     if kernel.ndim != 2 or x.shape[-1:] != kernel.shape[:1]:
         raise ValueError(f"a kernel {kernel.shape} does not fit inputs of shape {x.shape}")
     dtype = jnp.result_type(x, kernel)
-    # Read the setting here: it may be different when JAX differentiates or compiles the operation.
+    # Read the matmul precision now. When JAX later differentiates or compiles the operation, the setting may differ.
     precision = precision or jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = _product.bind(rows, kernel.astype(dtype), role="output", precision=precision)
@@ -56,7 +56,7 @@ def _evaluate(a: jax.Array, b: jax.Array, *, role: Role, precision: Any) -> jax.
 def _per_task(a: jax.Array, b: jax.Array, *, role: Role, precision: Any) -> jax.Array:
     if role != "kernel" or jax.default_backend() != "cpu":
         return _evaluate(a, b, role=role, precision=precision)
-    if a.shape[1] <= b.shape[1]:  # transpose the smaller one; the barrier keeps XLA from undoing it
+    if a.shape[1] <= b.shape[1]:  # transpose the smaller matrix; the barrier keeps XLA from undoing the transpose
         return jnp.matmul(lax.optimization_barrier(a.T), b, precision=precision)
     return jnp.matmul(lax.optimization_barrier(b.T), a, precision=precision).T
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax.core.blocks import sum_blocks
-from metajax.kernels.windows import Geometry, as_integers, operand, output_sides, padded, turned
+from metajax.kernels.windows import Geometry, as_integers, operand, output_sides, padded, transposed
 
 
 def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, block: int) -> jax.Array:
@@ -23,8 +23,8 @@ def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, b
     Args:
         images: `[examples, height, width, in]`.
         output: The cotangent of the output, `[examples, height', width', out]`.
-        geometry: Sizes of the convolution, with stride 1.
-        block: Examples in a block, a divisor of the number of examples.
+        geometry: Sizes of the convolution; its stride must be 1.
+        block: Number of examples that are processed at once, a divisor of the number of examples.
 
     Returns:
         `[size, size, in, out]`.
@@ -49,7 +49,7 @@ def _rows(output: jax.Array, geometry: Geometry) -> jax.Array:
     """Shift `[examples, height', width', out]` down by each row index of a kernel: `[size * out, positions]`."""
     size, (height, width) = geometry.size, output_sides(geometry)
     y = operand(lax.collapse(output, 0, 3), geometry)
-    x = turned(y, output.dtype).reshape(output.shape[-1], len(output), height * width)
+    x = transposed(y, output.dtype).reshape(output.shape[-1], len(output), height * width)
     shifted = [jnp.pad(x, ((0, 0), (0, 0), (i * width, (size - 1 - i) * width))) for i in range(size)]
     return lax.collapse(operand(jnp.concatenate(shifted), geometry), 1)
 

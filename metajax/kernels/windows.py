@@ -1,4 +1,4 @@
-"""Extract im2col patches, the rows that a convolution multiplies with its kernel, with few copies."""
+"""Extract im2col patches with few copies. A patch has the pixels that the kernel multiplies for one output pixel."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 _FEW_COLUMNS = 16
-"""Largest width of an output for extraction by rows, which adds one operation per column to the program."""
+"""Largest width of an output for which patches are extracted by rows. Each column adds an operation to the program."""
 _ROW_CHANNELS = 16
 """Smallest number of input channels for extraction by rows. With fewer channels the copied pieces are too short."""
 
@@ -22,8 +22,8 @@ class Geometry(NamedTuple):
         height: Height of the images.
         width: Width of the images.
         size: Side of the kernel.
-        stride: Step between outputs.
-        padding: Zeros on each side.
+        stride: Distance in pixels between neighbouring outputs.
+        padding: Number of zeros on each side of the images.
         rounded: Whether operands of matrix products are rounded to bfloat16. Sums keep the dtype of the images.
     """
 
@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
 
 
 def output_sides(geometry: Geometry) -> tuple[int, int]:
-    """Return the height and width of the output.
+    """Return the height and width of the output of a convolution.
 
     >>> output_sides(Geometry(28, 28, size=3, stride=2, padding=1))
     (14, 14)
@@ -50,28 +50,28 @@ def operand(x: jax.Array, geometry: Geometry) -> jax.Array:
     return x.astype(jnp.bfloat16) if geometry.rounded else x
 
 
-def turned(rows: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+def transposed(rows: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Transpose `[n, channels]` to `[channels, n]`, with dtype `dtype` if it is set.
 
     The transpose is a matrix product with the identity. On a CPU a matrix product is faster than XLA's transpose, which
     XLA would also repeat for each copy of the result.
 
-    >>> turned(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    >>> transposed(jnp.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [[1.0, 3.0], [2.0, 4.0]]
     """
     return jnp.matmul(jnp.eye(rows.shape[-1], dtype=rows.dtype), rows.T, preferred_element_type=dtype or rows.dtype)
 
 
 def padded(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the images with the padding of zeros around them."""
+    """Return the images with `geometry.padding` zeros on each side."""
     padding = (geometry.padding, geometry.padding)
     return jnp.pad(images, ((0, 0), padding, padding, (0, 0)))
 
 
 def as_integers(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply `move`, which only copies values. It copies bfloat16 values as integers.
+    """Return `move(x)`, for a function `move` that only copies values. bfloat16 values are copied as integers.
 
-    XLA for CPUs would convert bfloat16 values to float32 and back.
+    Without this, XLA for CPUs converts bfloat16 values to float32 and back while it copies them.
     """
     if x.dtype != jnp.bfloat16:
         return move(x)
@@ -90,13 +90,13 @@ def windows(images: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 @windows.defjvp
-def _windows_jvp(geometry, primals, tangents):  # integers have no derivative, and extraction by rows has a slow one
+def _windows_jvp(geometry, primals, tangents):  # integers have no derivative, and that of `_by_rows` is slow
     (images,), (along,) = primals, tangents
     return windows(images, geometry), windows_by_pixels(along, geometry)
 
 
 def windows_by_pixels(images: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the im2col patches, computed in a form whose transpose is fast."""
+    """Return the im2col patches as concatenated slices of the images, a form whose transpose is fast."""
     return jnp.concatenate(_shifted(padded(images, geometry), geometry, axis=1), axis=-1)
 
 

@@ -13,13 +13,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from metajax.core.blocks import sum_blocks
-from metajax.kernels.windows import turned
+from metajax.kernels.windows import transposed
 
 
 def convolve_tiles(
     images: jax.Array, kernel: jax.Array, *, padding: int, product_dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """Compute a convolution at stride 1.
+    """Compute a convolution with a 3 × 3 kernel at stride 1 by Winograd tiles.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -56,8 +56,8 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
         images: `[examples, height, width, in]`.
         output: The cotangent of the output, `[examples, height + 2 * padding - 2, width + 2 * padding - 2, out]`, with
             the dtype of the images.
-        padding: Zeros on each side.
-        block: Examples in a block, a divisor of the number of examples.
+        padding: Number of zeros on each side of the images.
+        block: Number of examples that are processed at once, a divisor of the number of examples.
 
     Returns:
         `[3, 3, in, out]`.
@@ -73,8 +73,8 @@ def kernel_cotangent(images: jax.Array, output: jax.Array, *, padding: int, bloc
     def products(images: jax.Array, output: jax.Array) -> jax.Array:
         x = jnp.pad(output, ((0, 0), (0, 2 * rows - height), (0, 2 * columns - width), (0, 0)))
         x = x.reshape(-1, 2, columns, 2, features)
-        # transpose before the transform, which makes sixteen arrays of these four
-        (a, b), (c, d) = ([turned(x[:, i, :, j].reshape(-1, features)) for j in range(2)] for i in range(2))
+        # transpose four arrays before the transform, not the sixteen arrays that result from it
+        (a, b), (c, d) = ([transposed(x[:, i, :, j].reshape(-1, features)) for j in range(2)] for i in range(2))
         lines = zip(_of_outputs(a, c), _of_outputs(b, d), strict=True)
         outputs = [sums for line in lines for sums in _of_outputs(*line)]
         pixels = [sums.reshape(-1, sums.shape[-1]) for sums in _pixels(images, padding, rows, columns)]
@@ -102,7 +102,7 @@ def _product(a: jax.Array, b: jax.Array, product_dtype: DTypeLike | None) -> jax
 
 
 def _of_images(x: jax.Array, axis: int, tiles: int) -> tuple[jax.Array, ...]:
-    """Transform one axis of the tiles' receptive fields, which are 4 long and start 2 apart."""
+    """Apply the input transform along one axis. Receptive fields of tiles have 4 pixels and overlap by 2."""
     a, b, c, d = (lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4))
     return a - c, b + c, c - b, b - d
 

@@ -1,4 +1,7 @@
-"""Models as Flax NNX modules. `metajax.functional` converts a module into a pure function and its parameters."""
+"""Neural networks for few-shot learning, as Flax NNX modules.
+
+`metajax.functional` converts a module into a pure function and its parameters.
+"""
 
 from metajax.models.conv4 import Conv4
 from metajax.models.layers import BatchNorm, Conv, GroupNorm, max_pool

@@ -1,4 +1,4 @@
-"""The four-layer convolutional network of the few-shot literature."""
+"""Conv4, the four-layer convolutional network that few-shot learning papers use."""
 
 import itertools
 
@@ -10,19 +10,22 @@ from metajax.models.layers import BatchNorm, Conv, NormKind, check_image_shape, 
 
 
 class Conv4(nnx.Module):
-    """Four blocks of 3×3 convolution, normalisation and ReLU, then a linear layer.
+    """A network of four blocks (3×3 convolution, normalisation, ReLU) and a linear layer, the `head`.
 
-    The default is the Omniglot variant: 64 channels, stride 2, mean over space. `channels=32, pool=True` is the
-    mini-ImageNet variant: stride 1, 2×2 max-pooling, features flattened.
+    The default is the variant for Omniglot: 64 channels, convolutions with stride 2, and features averaged over height
+    and width. `channels=32, pool=True` is the variant for mini-ImageNet: convolutions with stride 1, 2×2 max-pooling,
+    and flattened features.
 
     Args:
-        outputs: Size of the output: the ways.
+        outputs: Number of outputs for each example: the number of classes in a task.
         image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
-        channels: Channels of each block.
-        pool: Whether to use the mini-ImageNet variant.
-        norm: Normalisation by the statistics of the current batch, or by groups of channels.
-        use_scale: Whether batch normalisation learns a scale as well as an offset. MAML's code learns only an offset.
-        rngs: Random streams for the initial values.
+        channels: Number of output channels of each block.
+        pool: Whether to use stride 1, max-pooling and flattened features, as for mini-ImageNet.
+        norm: `"batch"` normalises by the statistics of the current batch (`BatchNorm`), `"group"` normalises groups of
+            channels of each example (`GroupNorm`).
+        use_scale: Whether batch normalisation learns a scale in addition to an offset. MAML's code learns only an
+            offset. Group normalisation always learns both.
+        rngs: Random streams for the initial parameters.
 
     Raises:
         ValueError: If `pool` is set and the images are smaller than 16×16 pixels.
@@ -64,7 +67,8 @@ class Conv4(nnx.Module):
         check_image_shape(x, *self.image_shape)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
-                # An increasing affine map commutes with the maximum, so apply it to the pooled quarter of the values.
+                # Without a scale, normalisation is an increasing map. Normalising after max-pooling therefore gives the
+                # same result, and needs a quarter of the operations.
                 x, moments = convolve_and_pool(conv, x)
                 factor, shift = norm.line(*moments)
                 x = (x * factor + shift).astype(jnp.result_type(x, norm.offset[...]))

@@ -1,4 +1,4 @@
-"""Layers for few-shot models: convolution, normalisation without running statistics, pooling."""
+"""Layers for few-shot models: convolution, normalisation without running statistics, and max-pooling."""
 
 import contextlib
 import contextvars
@@ -16,9 +16,9 @@ from metajax.kernels.convolution import convolve
 
 NormKind = Literal["batch", "group"]
 _BLOCK_BYTES = 2_000_000
-"""Bytes of activations in a block: about the size of a core's private cache."""
+"""Largest size in bytes of the activations of a block of examples: about the private cache of a CPU core."""
 _FEW_CHANNELS = 16
-"""Number of input channels below which recomputing a convolution is faster than storing and reading its output."""
+"""With fewer input channels, recomputing a convolution in the backward pass is faster than storing its output."""
 _in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
@@ -26,14 +26,14 @@ class Conv(nnx.Module):
     """A 2-D convolution that is fast in derivatives of any order and under `vmap` with per-task weights.
 
     Args:
-        in_features: Input channels.
-        out_features: Output channels.
+        in_features: Number of input channels.
+        out_features: Number of output channels.
         kernel_size: Side of the square kernel.
-        stride: Step between outputs.
-        padding: Zeros on each side. `None` is half the kernel size, rounded down; with stride 1 and an odd kernel size
-            the output then has the size of the input ("same").
-        use_bias: Whether to add a bias. A bias has no effect before normalisation.
-        rngs: Random streams for the initial values (He normal).
+        stride: Distance in pixels between neighbouring positions of the kernel.
+        padding: Number of zeros added on each side of an image. Default: half the kernel size, rounded down. With the
+            default, stride 1 and an odd kernel size, the output has the same height and width as the input.
+        use_bias: Whether to add a bias. Before batch normalisation a bias has no effect.
+        rngs: Random streams for the initial kernel (He normal).
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -67,13 +67,13 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Normalise each channel by the statistics of the current batch, without running statistics.
 
-    MAML normalises like this in the inner loop, on the query set and in evaluation. Running statistics over tasks give
-    near-chance accuracy.
+    MAML uses the statistics of the current batch in the inner loop, on the query set and in evaluation. With running
+    statistics over tasks, the accuracy is close to chance.
 
     Args:
         features: Channels, the last axis.
-        use_scale: Whether to learn a scale. MAML's normalisation has only an offset.
-        epsilon: Added to the variance.
+        use_scale: Whether to learn a scale in addition to an offset. MAML's normalisation has only an offset.
+        epsilon: Small constant that is added to the variance.
         rngs: Unused; all layers have the same constructor arguments.
     """
 
@@ -83,15 +83,19 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise an array of any shape with channels last. Statistics are over all other axes."""
+        """Normalise an array with channels as the last axis. Mean and variance are over all axes except the last."""
         axes, wide = tuple(range(x.ndim - 1)), _widened(x)
         factor, shift = self.line(wide.mean(axes), jnp.square(wide).mean(axes))
         return (wide * factor + shift).astype(jnp.result_type(x, self.offset[...]))
 
     def line(self, mean: jax.Array, mean_square: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the factor and the shift that normalise channels with these moments, in the moments' dtype.
+        """Return the factor and the shift of each channel; the normalised value of `x` is `x * factor + shift`.
 
-        Without a scale the factor is positive.
+        Both have the dtype of the moments. If `use_scale` is `False`, the factor is positive.
+
+        Args:
+            mean: Mean of each channel.
+            mean_square: Mean of the squares of each channel.
         """
         inverse = _inverse_deviation(mean, mean_square, self.epsilon)
         factor = inverse if self.scale is None else inverse * self.scale[...]
@@ -104,7 +108,7 @@ class GroupNorm(nnx.Module):
     Args:
         features: Channels, the last axis.
         groups: Largest number of groups. The layer uses the largest divisor of `features` that is at most `groups`.
-        epsilon: Added to the variance.
+        epsilon: Small constant that is added to the variance.
         rngs: Unused; all layers have the same constructor arguments.
     """
 
@@ -125,31 +129,35 @@ class GroupNorm(nnx.Module):
 
 
 def _widened(x: jax.Array) -> jax.Array:
-    """Return `x` in at least float32, as Flax does: moments in half precision would lose most of their digits."""
+    """Convert half precision to float32, as Flax does. Means and variances in half precision would be inaccurate."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -> jax.Array:
-    # Another pass over the activations, for x − mean, would take as long as the convolution. Like Flax's fast variance,
-    # this formula loses digits if the mean is a thousand times the deviation, so inputs should be roughly normalised.
+    # Compute the variance as E[x²] − E[x]², as Flax does with `use_fast_variance`. E[(x − mean)²] would read the
+    # activations once more, which takes as long as the convolution. E[x²] − E[x]² is inaccurate if the mean is about a
+    # thousand times the standard deviation, so the inputs of a network should be roughly normalised.
     variance = nnx.relu(mean_square - jnp.square(mean))
     return jax.lax.rsqrt(variance + epsilon)
 
 
 def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
-    """Make a normalisation layer that uses batch statistics or groups of channels."""
+    """Make a `BatchNorm` layer if `kind` is `"batch"`, or a `GroupNorm` layer if it is `"group"`.
+
+    `GroupNorm` ignores `use_scale` and always learns a scale.
+    """
     if kind == "batch":
         return BatchNorm(features, use_scale=use_scale, rngs=rngs)
     return GroupNorm(features, rngs=rngs)
 
 
 def check_image_shape(x: jax.Array, height: int | None, width: int | None, channels: int) -> None:
-    """Raise a `ValueError` unless `x` is a batch of images of the shape that a network was made for.
+    """Raise a `ValueError` unless `x` is a batch of images of the expected shape.
 
     Args:
-        x: `[examples, height, width, channels]`.
-        height: Expected height; `None` for any.
-        width: Expected width; `None` for any.
+        x: The input of a network, `[examples, height, width, channels]`.
+        height: Expected height; `None` accepts any height.
+        width: Expected width; `None` accepts any width.
         channels: Expected number of channels.
     """
     if x.ndim != 4:
@@ -164,10 +172,11 @@ def check_image_shape(x: jax.Array, height: int | None, width: int | None, chann
 
 
 def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Compute max-pooling with non-overlapping windows of `size` by `size`; a remainder at the edge is dropped.
+    """Compute max-pooling over non-overlapping squares of `size` by `size` pixels.
 
-    The maximum is computed by comparisons of neighbours, whose derivatives of any order are cheap. The first of equal
-    values receives the gradient.
+    If `size` does not divide the height or width, the last rows or columns are ignored. The maximum is computed by
+    comparing neighbours, because the derivatives of comparisons are fast to any order. If several values of a square
+    are the maximum, the first value receives the whole gradient.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
@@ -179,7 +188,10 @@ def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
 
 @contextlib.contextmanager
 def nothing_twice() -> Iterator[None]:
-    """Trace models without rematerialisation in the backward pass, to count the operations that are necessary."""
+    """Trace models without recomputing convolutions in the backward pass, in the body of a `with` statement.
+
+    Counts of floating-point operations use this, because recomputed operations are not necessary operations.
+    """
     before = _in_blocks.set(False)
     try:
         yield
@@ -188,18 +200,18 @@ def nothing_twice() -> Iterator[None]:
 
 
 def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Compute a convolution with max-pooling, and the moments of the convolution's output before pooling.
+    """Compute a convolution and its max-pooling, and the mean and mean square of the convolution's output.
 
-    On a CPU a large convolution is computed in blocks of examples that stay in the cache. If the images have few
-    channels, the backward pass recomputes the convolution.
+    On a CPU a large convolution is computed in blocks of examples whose activations stay in the cache. If the images
+    then have few channels, the backward pass recomputes the convolution.
 
     Args:
         conv: The convolution.
-        x: `[examples, height, width, in]`.
+        x: The images, `[examples, height, width, in]`.
 
     Returns:
-        The pooled output, `[examples, height' // 2, width' // 2, out]`, and the mean and the mean square of each
-        channel, both `[out]`.
+        The pooled output, `[examples, height' // 2, width' // 2, out]`, and the mean and the mean square of each output
+        channel before pooling, both `[out]`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -218,17 +230,18 @@ def convolve_and_pool(conv: Conv, x: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
 
 def _pooled_sums(conv: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compute a convolution with max-pooling, and each channel's sum and sum of squares before pooling."""
+    """Compute a convolution and its max-pooling, and the sum and sum of squares of each channel before pooling."""
     out = conv(x)  # pyright: ignore[reportCallIssue]
     wide = _widened(out)
     return max_pool(out), wide.sum((0, 1, 2)), jnp.square(wide).sum((0, 1, 2))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "block"))  # outside of jit a loop would compile in each call
+# Without jit, the loop of `map_blocks` would be compiled in every call.
+@functools.partial(jax.jit, static_argnames=("graph", "block"))
 def _pooled_sums_by_blocks(
     graph: nnx.GraphDef, weights: nnx.State, x: jax.Array, *, block: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compute `_pooled_sums` in blocks of `block` examples."""
+    """Compute `_pooled_sums` for one block of `block` examples after another, so that a block stays in the cache."""
 
     def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         pooled, total, square = _pooled_sums(nnx.merge(graph, weights), x)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: MAML's models for the sinusoid and, fully connected, for Omniglot."""
+"""A multi-layer perceptron: MAML's model for sinusoids, and MAML's fully connected model for Omniglot."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,21 +11,22 @@ from metajax.models.layers import BatchNorm
 
 
 class MLP(nnx.Module):
-    """Fully connected layers with ReLU; inputs are flattened.
+    """A network of fully connected layers with ReLU. Each input example is flattened first.
 
-    `hidden=(40, 40)` is MAML's sinusoid model. `hidden=(256, 128, 64, 64), normalise=True` is its fully connected
-    model for Omniglot. The last layer is called `head`, the layers before it are `layers/0`, `layers/1` and so on.
+    `hidden=(40, 40)` is MAML's model for sinusoids. `hidden=(256, 128, 64, 64), normalise=True` is MAML's fully
+    connected model for Omniglot. The parameters of the last layer are called `head`; the parameters of the hidden
+    layers are called `layers/0`, `layers/1` and so on.
 
     Args:
-        inputs: Size of a flattened input.
-        outputs: Size of the output.
-        hidden: Widths of the hidden layers.
+        inputs: Number of values in a flattened input example.
+        outputs: Number of outputs for each example.
+        hidden: Number of units of each hidden layer.
         normalise: Whether to add batch normalisation, by the statistics of the current batch, before each ReLU.
-        kernel_init: Initialiser of the kernels; biases start from 0. The default with `normalise` is a truncated normal
-            of standard deviation 0.01, as in MAML's code. The default without `normalise` is Glorot normal: with it,
-            training on sinusoids converges for 1, 5 and 10 inner steps at the published inner rate, where He normal
-            diverges.
-        rngs: Random streams for the initial values.
+        kernel_init: Initialiser of the kernels; biases start from 0. If `normalise` is set, the default is a truncated
+            normal distribution with standard deviation 0.01, as in MAML's code. If not, the default is Glorot normal.
+            With Glorot normal, training on sinusoids converges for 1, 5 and 10 inner steps at the published inner
+            learning rate; with He normal it diverges.
+        rngs: Random streams for the initial parameters.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.

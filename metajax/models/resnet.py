@@ -1,4 +1,4 @@
-"""Residual networks: the few-shot ResNet-12 and ResNet-18."""
+"""Residual networks: ResNet-12 as used in few-shot learning, and ResNet-18."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,19 @@ from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, 
 
 
 class ResNet12(nnx.Module):
-    """Four residual blocks of three 3×3 convolutions. Each block ends in 2×2 max-pooling.
+    """A network of four residual blocks and a linear layer, the `head`.
+
+    Each block has three 3×3 convolutions and ends in 2×2 max-pooling, unless the height or width is already 1.
 
     Args:
-        outputs: Size of the output: the ways.
-        in_channels: Channels of an image.
-        image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
-            Default: any size, because the features are averaged over space.
-        widths: Channels of the four blocks.
-        norm: Normalisation by the statistics of the current batch, or by groups of channels.
-        rngs: Random streams for the initial values.
+        outputs: Number of outputs for each example: the number of classes in a task.
+        in_channels: Number of channels of an image.
+        image_size: Expected `(height, width)` of an image. If set, a call with images of another size raises a
+            `ValueError`. Default: any size, because the features are averaged over height and width.
+        widths: Number of output channels of each of the four blocks.
+        norm: `"batch"` normalises by the statistics of the current batch (`BatchNorm`), `"group"` normalises groups of
+            channels of each example (`GroupNorm`).
+        rngs: Random streams for the initial parameters.
 
     References:
         Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018. The default widths are from Lee et al.,
@@ -61,18 +64,21 @@ class ResNet12(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """Eight residual blocks of two 3×3 convolutions in four stages.
+    """A network of a first convolution (stem), eight residual blocks and a linear layer, the `head`.
+
+    Each block has two 3×3 convolutions. The blocks form four stages of two blocks.
 
     Args:
-        outputs: Size of the output: the ways.
-        in_channels: Channels of an image.
-        image_size: `(height, width)` of an image. A call with images of another size then raises a `ValueError`.
-            Default: any size, because the features are averaged over space.
-        width: Channels of the first stage; each later stage doubles the number of channels.
+        outputs: Number of outputs for each example: the number of classes in a task.
+        in_channels: Number of channels of an image.
+        image_size: Expected `(height, width)` of an image. If set, a call with images of another size raises a
+            `ValueError`. Default: any size, because the features are averaged over height and width.
+        width: Number of channels of the first stage; each later stage doubles the number of channels.
         stem: `"small"` is a 3×3 convolution of stride 1, for images of about 32 pixels (CIFAR). `"large"` is
             a 7×7 convolution of stride 2 with max-pooling, for images of about 224 pixels (ImageNet).
-        norm: Normalisation by the statistics of the current batch, or by groups of channels.
-        rngs: Random streams for the initial values.
+        norm: `"batch"` normalises by the statistics of the current batch (`BatchNorm`), `"group"` normalises groups of
+            channels of each example (`GroupNorm`).
+        rngs: Random streams for the initial parameters.
 
     References:
         He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem here uses
@@ -124,7 +130,10 @@ class ResNet18(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions with a shortcut: the identity, or a 1×1 convolution if the shapes differ."""
+    """A residual block: 3×3 convolutions whose output is added to a shortcut.
+
+    The shortcut is the input of the block, or a 1×1 convolution of the input if input and output have different shapes.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Transformers: a causal language model over tokens, and a vision Transformer over the patches of an image."""
+"""Transformers: a causal language model, and a vision Transformer whose tokens are the patches of an image."""
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +8,21 @@ from metajax.models.layers import check_image_shape
 
 
 class Transformer(nnx.Module):
-    """A causal language model: pre-norm blocks of self-attention and a GELU MLP. It returns next-token logits.
+    """A causal language model. For each token it returns the logits of the next token.
+
+    Each block has self-attention and an MLP with GELU. Layer normalisation comes before both (pre-norm).
 
     Args:
-        vocabulary: Size of the vocabulary, and number of logits.
-        length: Largest number of tokens in a sequence.
+        vocabulary: Number of different tokens, which is also the number of logits.
+        length: Largest number of tokens in a sequence, for which position embeddings exist.
         width: Number of features of a token.
         layers: Number of blocks.
-        heads: Attention heads in a block; a divisor of `width`.
-        rngs: Random streams for the initial values.
+        heads: Number of attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial parameters.
 
     Raises:
-        ValueError: If `heads` does not divide `width`. A call with more than `length` tokens raises a `ValueError`.
+        ValueError: If `heads` does not divide `width`. A call with sequences of more than `length` tokens also raises a
+            `ValueError`.
 
     References:
         Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017. Pre-norm: Xiong et
@@ -62,19 +65,20 @@ class Transformer(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """A small vision Transformer with image patches as tokens, learned positions, and the mean over tokens.
+    """A small vision Transformer. Its tokens are image patches with learned position embeddings.
 
-    Layer normalisation uses the statistics of one example, so no example influences another: transductive and
-    non-transductive predictions are the same.
+    The features of the tokens are averaged, and a linear layer, the `head`, returns the outputs. Layer normalisation
+    uses the statistics of a single token, so no example of a batch influences another. Transductive and
+    non-transductive predictions are therefore the same.
 
     Args:
-        outputs: Size of the output: the ways.
+        outputs: Number of outputs for each example: the number of classes in a task.
         image_shape: `(height, width, channels)` of an image. A call with images of another shape raises a `ValueError`.
-        patch: Side of a patch, a divisor of height and width.
+        patch: Side of a square patch in pixels, a divisor of the height and width of the image.
         width: Number of features of a token.
         layers: Number of blocks.
-        heads: Attention heads in a block; a divisor of `width`.
-        rngs: Random streams for the initial values.
+        heads: Number of attention heads in a block; a divisor of `width`.
+        rngs: Random streams for the initial parameters.
 
     Raises:
         ValueError: If `heads` does not divide `width`, or if `patch` does not divide the height and width of the image.
@@ -141,6 +145,6 @@ class _Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         packed = self.query_key_value(self.attention_norm(x))
         query, key, value = jnp.split(packed.reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
-        seen = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        x = x + self.project(seen.reshape(x.shape))
+        attended = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        x = x + self.project(attended.reshape(x.shape))
         return x + self.contract(jax.nn.gelu(self.expand(self.mlp_norm(x))))

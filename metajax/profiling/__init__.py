@@ -1,4 +1,4 @@
-"""Measure throughput: the standard workloads, and functions that time them and the device."""
+"""Measure how fast metajax trains: standard workloads, and functions that time workloads and devices."""
 
 from metajax.profiling.measure import Timing, matrix_flops, matrix_rate, peak_bytes, time_calls
 from metajax.profiling.standard import Standard, meta_gradient, standard, task_flops, training_call, training_calls

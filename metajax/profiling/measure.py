@@ -1,4 +1,4 @@
-"""Measure how fast a computation runs, and how fast the device could run it."""
+"""Time a computation, count its floating-point operations, and measure the matrix product rate of a device."""
 
 import math
 import resource
@@ -20,14 +20,14 @@ from metajax.kernels.bilinear import bilinear_flops
 
 
 class Timing(NamedTuple):
-    """Statistics of the wall-clock seconds of a call.
+    """Wall-clock seconds of repeated calls of a function.
 
     Attributes:
-        seconds: Median.
-        low: First quartile.
-        high: Third quartile.
+        seconds: Median over the timed calls.
+        low: First quartile over the timed calls.
+        high: Third quartile over the timed calls.
         repeats: Number of timed calls.
-        first_seconds: Seconds of the first call, including compilation. The other fields do not include it.
+        first_seconds: Seconds of the first call, which includes compilation. All other fields exclude the first call.
     """
 
     seconds: float
@@ -38,16 +38,17 @@ class Timing(NamedTuple):
 
 
 def time_calls(call: Callable[[], Any], *, seconds: float = 5.0, at_least: int = 5) -> Timing:
-    """Time a function for about `seconds`, with `at_least` calls.
+    """Call a function repeatedly for about `seconds` seconds, at least `at_least` times, and time each call.
 
-    `call` must block until its work is done. If one call takes longer than `seconds`, it is timed once.
+    `call` must block until its computation is finished. Two more calls come first and are not among the timed calls. If
+    the second of them takes longer than `seconds`, only one call is timed.
 
     >>> time_calls(lambda: None, seconds=0.0, at_least=3).repeats
     3
     """
     times: list[float] = []
     first = _seconds(call)
-    warm = _seconds(call)  # the second call still fills caches
+    warm = _seconds(call)  # the second call may still be slower, because it fills caches
     if warm > seconds > 0:
         at_least = 1
     start = time.perf_counter()
@@ -64,16 +65,17 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: float = 2.0) -> float:
-    """Measure the rate of square matrix products, in floating-point operations per second of all devices.
+    """Measure the floating-point operations per second of square matrix products, summed over the devices.
 
-    It is an upper bound for models, except for models with convolutions that need fewer multiplications. Operands are
-    `bfloat16` if JAX's default matmul precision rounds to `bfloat16`, else `float32` at the default precision, as in
-    models.
+    The rate is an upper bound for the rate of a model, unless the model's convolutions save multiplications (Winograd).
+    The operands are `bfloat16` if `jax_default_matmul_precision` is `"bfloat16"`. If not, they are `float32`. Models
+    use the same precision.
 
     Args:
-        devices: The devices. Each computes its own product at the same time.
-        size: Side of the matrices. Default: large enough to use a device fully.
-        seconds: Duration of the measurement.
+        devices: The devices. All devices multiply at the same time, each its own matrix.
+        size: Number of rows and columns of a matrix. Default: 1536 on a CPU and 8192 on an accelerator, which is large
+            enough to keep the device busy.
+        seconds: Approximate duration of the measurement in seconds.
     """
     rounds = products_precision() == "bfloat16"
     size = size or (1536 if devices[0].platform == "cpu" else 8192)
@@ -89,7 +91,9 @@ def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: flo
 
 
 def matrix_flops(fn: Callable, *args: Any) -> int:
-    """Count the floating-point operations of the matrix products and convolutions in `fn(*args)`, without dead code.
+    """Count the floating-point operations of all matrix products and convolutions that `fn(*args)` computes.
+
+    Operations whose results are not used are not counted.
 
     >>> import jax.numpy as jnp
     >>> matrix_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -131,7 +135,10 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def peak_bytes(devices: Sequence[Any]) -> int:
-    """Return the peak memory use so far: of the device with the largest peak, or of this process if unknown."""
+    """Return the peak memory use so far in bytes, of the device with the largest peak.
+
+    If the devices report no memory statistics, as on a CPU, return the peak memory use of this process.
+    """
     memory = [device.memory_stats() or {} for device in devices]
     peaks = [each["peak_bytes_in_use"] for each in memory if "peak_bytes_in_use" in each]
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Build the standard workloads with metajax's public functions, as a user would."""
+"""Build the model, learner and tasks of a standard workload from metajax's public functions."""
 
 import itertools
 from collections.abc import Callable
@@ -26,16 +26,16 @@ from metajax.tasks import episodes, sinusoid
 from metajax.tasks.host import HostTasks, feed
 
 _MANY = 100_000
-"""Number of calls for which images are prefetched, an upper bound for any measurement."""
+"""Number of training calls for which `feed` prefetches images. No measurement makes more calls."""
 
 
 class Standard(NamedTuple):
-    """The parts of a workload.
+    """The parts of metajax that run a standard workload.
 
     Attributes:
         params: Initial parameters of the model.
         learner: The meta-learner.
-        sampler: Samples tasks: sinusoids, or episodes of noise images.
+        sampler: The task sampler. Its tasks are sinusoids, or classification episodes with images of random noise.
     """
 
     params: Params
@@ -44,7 +44,11 @@ class Standard(NamedTuple):
 
 
 def standard(workload: Workload, *, mixed_mode: bool | None = None) -> Standard:
-    """Build a workload's model, learner and tasks.
+    """Build the model, learner and task sampler of a workload.
+
+    Args:
+        workload: The settings of the workload.
+        mixed_mode: As in `inner_loop`.
 
     >>> from metajax.profiling import WORKLOADS, standard
     >>> sorted(standard(WORKLOADS["sinusoid, 1 step"]).params)
@@ -83,7 +87,7 @@ def _sampler(workload: Workload) -> TaskSampler:
 
 
 def training_call(workload: Workload, mesh: Mesh, steps_per_call: int) -> Callable[[], None]:
-    """Return a function that runs `steps_per_call` meta-steps of a workload with Adam, and waits for the result."""
+    """Return a function that trains a workload with Adam for `steps_per_call` meta-steps and waits for the result."""
     parts = standard(workload)
     return training_calls(
         parts.learner,
@@ -108,18 +112,20 @@ def training_calls(
     mesh: Mesh | None = None,
     on_host: HostTasks | None = None,
 ) -> Callable[[], None]:
-    """Return a function that runs the next `steps_per_call` meta-steps of training, and waits for the result.
+    """Return a function that trains for the next `steps_per_call` meta-steps and waits for the result.
+
+    Each call continues from the training state of the previous call.
 
     Args:
-        learner: The learner.
+        learner: The meta-learner.
         optimizer: The outer optimiser.
-        sampler: The sampler of tasks.
+        sampler: The task sampler.
         params: Initial parameters of the model.
-        tasks_per_step: Tasks in a meta-step.
-        steps_per_call: Meta-steps in a call.
+        tasks_per_step: Number of tasks in a meta-step.
+        steps_per_call: Number of meta-steps in a call.
         chunk_size: As in `trainer`.
         mesh: As in `trainer`.
-        on_host: Tasks whose images are prefetched from the host, as in training. Default: all data is on the device.
+        on_host: Tasks whose images are on the host and are prefetched by `feed`. Default: all images are on the device.
     """
     train = trainer(
         learner,
@@ -144,7 +150,14 @@ def training_calls(
 
 
 def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[str, np.ndarray]) -> Params:
-    """Compute the average meta-gradient of the tasks from `make_tasks`."""
+    """Compute the meta-gradient of a workload, averaged over given tasks.
+
+    Args:
+        workload: The settings of the workload.
+        mesh: The devices over which the tasks are split.
+        params: Parameters of the model.
+        tasks: The tasks, as arrays from `make_tasks`.
+    """
     learner = standard(workload).learner
     support, query = (
         Batch(jnp.asarray(tasks[f"{part}_x"]), jnp.asarray(tasks[f"{part}_y"])) for part in ("support", "query")
@@ -159,7 +172,10 @@ def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[st
 
 
 def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> int:
-    """Count the floating-point operations of the matrix products in the meta-gradient of one task."""
+    """Count the floating-point operations of the matrix products in the meta-gradient of one task.
+
+    Recomputed (rematerialised) operations of the backward pass of a convolution with max-pooling are not counted.
+    """
     meta_params, state = learner.init(params)
     task = jax.eval_shape(sampler, jax.random.key(0))
 

@@ -1,6 +1,7 @@
-"""Define the standard workloads: a model, its tasks and its inner loop, equal for all implementations.
+"""Define standard workloads, on which metajax is compared with other implementations of meta-learning.
 
-The initial parameters and the tasks of a workload are made once. Each implementation receives them as NumPy arrays.
+A workload is a model, tasks and an inner loop. The initial parameters and the tasks of a workload are made once. Each
+implementation receives them as NumPy arrays.
 """
 
 import dataclasses
@@ -11,21 +12,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The settings of one meta-step: adapt to each task by SGD, and average the gradients of the query losses.
+    """The settings of one meta-step, which adapts to each task by SGD and averages the gradients of the query losses.
 
     Attributes:
-        model: `mlp` (40-40, ReLU, mean squared error), `conv4` (64 channels, stride 2), `conv4_pool` (32 channels,
-            2×2 max-pooling) or `resnet12`. All models but `mlp` use cross-entropy and batch statistics.
-        ways: Classes in a task, or 1 in regression.
-        shots: Support examples of each class.
-        queries: Query examples of each class.
-        tasks: Tasks in a meta-step.
-        steps: Inner steps.
+        model: `mlp` (two hidden layers of 40 units, ReLU, mean squared error), `conv4` (64 channels, stride 2),
+            `conv4_pool` (32 channels, 2×2 max-pooling) or `resnet12`. All models except `mlp` use the cross-entropy
+            loss and normalise by the statistics of the current batch.
+        ways: Number of classes in a task; 1 for regression.
+        shots: Number of support examples of each class.
+        queries: Number of query examples of each class.
+        tasks: Number of tasks in a meta-step.
+        steps: Number of inner steps.
         learning_rate: Learning rate of the inner steps.
-        side: Pixels of an image's side.
-        channels: Channels of an image.
+        side: Height and width of an image in pixels.
+        channels: Number of channels of an image.
         learner: `maml`, `fomaml` (first order) or `reptile`.
-        slow: Whether to run the workload only if it is selected by name.
+        slow: Whether `choose` returns the workload only if the caller selects it by name.
     """
 
     model: Literal["mlp", "conv4", "conv4_pool", "resnet12"]
@@ -42,12 +44,13 @@ class Workload:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
+        """Return the shape `(height, width, channels)` of an image."""
         return (self.side, self.side, self.channels)
 
 
-# With several inner steps the learning rates are a tenth of the published rates: on noise images and with large rates,
-# rounding errors grow with each step until equal implementations differ. The speed does not depend on the rate.
+# Workloads with several inner steps use a tenth of the published learning rates or less. With larger rates on images of
+# noise, rounding errors grow with each step, and correct implementations give different results. The speed does not
+# depend on the learning rate.
 _SINUSOID = Workload("mlp", ways=1, shots=10, queries=10, tasks=25, steps=1, learning_rate=0.01)
 _OMNIGLOT = Workload("conv4", ways=5, shots=1, queries=1, tasks=32, steps=1, learning_rate=0.4)
 _MINI = Workload("conv4_pool", ways=5, shots=1, queries=15, tasks=4, steps=5, learning_rate=0.05, side=84, channels=3)
@@ -77,11 +80,14 @@ WORKLOADS = {
         _MINI, model="resnet12", shots=5, queries=5, tasks=1, steps=1, slow=True
     ),
 }
-"""The workloads by name. Images are noise, with the image size of mini-ImageNet (84×84) or of Omniglot (28×28)."""
+"""The standard workloads by name. Images are random noise, of mini-ImageNet's size (84×84) or Omniglot's (28×28)."""
 
 
 def choose(*texts: str) -> dict[str, Workload]:
-    """Return the workloads whose name equals, or else contains, one of `texts`. Default: all but the slow workloads.
+    """Return the workloads whose names match one of `texts`. Default: all workloads that are not slow.
+
+    A text that is the complete name of a workload matches only this workload. Any other text matches all names that
+    contain it.
 
     >>> list(choose("sinusoid")), len(choose("Omniglot 5w1s, 15 queries, 5 steps"))
     (['sinusoid, 1 step', 'sinusoid, 5 steps'], 1)
@@ -90,16 +96,23 @@ def choose(*texts: str) -> dict[str, Workload]:
     def matches(name: str, workload: Workload) -> bool:
         if not texts:
             return not workload.slow
-        # a complete name selects only this workload, although other names may begin with it
+        # A complete name may be the beginning of another name, so compare complete names for equality.
         return any(name == text if text in WORKLOADS else text in name for text in texts)
 
     return {name: workload for name, workload in WORKLOADS.items() if matches(name, workload)}
 
 
 def make_tasks(workload: Workload, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make the tasks of one meta-step: arrays `{support,query}_{x,y}`, each `[tasks, examples, ...]`.
+    """Make the random tasks of one meta-step as NumPy arrays.
 
-    Images are `float32` in `[0, 1]` with channels last. Labels are `int64`. In regression `x` and `y` have width 1.
+    Args:
+        workload: The settings of the workload.
+        seed: Seed of the random numbers.
+
+    Returns:
+        A dict with the keys `support_x`, `support_y`, `query_x` and `query_y`. Images are `float32[tasks, examples,
+        height, width, channels]` in `[0, 1]`, labels `int64[tasks, examples]`. In regression `x` and `y` are
+        `float32[tasks, examples, 1]`.
     """
     rng = np.random.default_rng(seed)
     tasks: dict[str, np.ndarray] = {}

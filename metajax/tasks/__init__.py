@@ -1,4 +1,4 @@
-"""Task samplers: pure, traceable functions `rng -> Task`."""
+"""Task samplers: pure functions `rng -> Task` that JAX can trace. `rng` is a random key."""
 
 from metajax.core.sampler import check_sampler, constant_task
 from metajax.tasks.augment import chain, flip, invert, shift

@@ -1,4 +1,4 @@
-"""Transforms of one image. They are compiled into the sampling of episodes."""
+"""Transforms of one image for data augmentation. They run on the device, compiled together with the task sampler."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,9 @@ from metajax.tasks.episodes import Transform
 
 
 def invert(image: jax.Array, rng: jax.Array) -> jax.Array:
-    """Invert an image, so that dark ink on a light background becomes 1 on 0. MAML inverts Omniglot; Reptile does not.
+    """Return `1 - image`. Dark ink (0) on a light background (1) becomes 1 on 0.
+
+    MAML inverts the images of Omniglot; Reptile does not.
 
     >>> import jax, jax.numpy as jnp, metajax as mj
     >>> mj.tasks.invert(jnp.zeros((1, 1, 1)), jax.random.key(0)).item()
@@ -22,7 +24,9 @@ def flip(image: jax.Array, rng: jax.Array) -> jax.Array:
 
 
 def shift(pixels: int) -> Transform:
-    """Return a transform that shifts an image by up to `pixels` along both axes, with edge padding.
+    """Return a transform that shifts an image at random by up to `pixels` along each axis.
+
+    The uncovered border is filled with the nearest pixels of the image.
 
     >>> import jax, jax.numpy as jnp, metajax as mj
     >>> mj.tasks.shift(2)(jnp.ones((8, 8, 3)), jax.random.key(0)).shape
@@ -38,7 +42,7 @@ def shift(pixels: int) -> Transform:
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Return a transform that applies the given transforms in order, each with its own key."""
+    """Return a transform that applies `transforms` in order, each with a separate random key."""
 
     def transform(image: jax.Array, rng: jax.Array) -> jax.Array:
         for i, each in enumerate(transforms):

@@ -1,4 +1,4 @@
-"""N-way K-shot episodes from a class bank on the device."""
+"""Sample N-way K-shot classification episodes from a class bank whose images are on the device."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from metajax.core.checks import check_count
 from metajax.core.types import Batch, ClassBank, Task, TaskSampler
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(image float32[height, width, channels] in [0, 1], rng) -> image`."""
+"""A function `(image, rng) -> image`. The input image is `float32[height, width, channels]` in `[0, 1]`."""
 
 
 def episodes(
@@ -26,15 +26,17 @@ def episodes(
     rotations: bool = False,
     transform: Transform | None = None,
 ) -> TaskSampler:
-    """Return a sampler of few-shot classification episodes: random classes, examples sampled without replacement.
+    """Return a sampler of few-shot classification episodes: random classes, and random examples of each class.
+
+    Classes and examples are sampled without replacement, so an example occurs at most once in an episode.
 
     Args:
-        bank: The classes, with any number of examples each; images are `uint8`, or floats in `[0, 1]`.
+        bank: The images of each class, `uint8` or floats in `[0, 1]`. Classes may have different numbers of images.
         ways: Classes in an episode.
         shots: Support examples of each class.
         queries: Query examples of each class.
         rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
-        transform: Applied to each image, with a separate key: augmentation, ink inversion.
+        transform: A function `(image, rng) -> image` for augmentation. Each image gets a separate random key.
 
     Returns:
         A sampler of tasks whose `x` is `float32[ways * shots or queries, height, width, channels]` in `[0, 1]`, and
@@ -69,11 +71,11 @@ def _sample(bank: ClassBank, rng: jax.Array, **options: Any) -> Task:
 
 
 class Episode(NamedTuple):
-    """The indices of an episode's examples, sampled without reading images, and the function that makes the task.
+    """A sampled episode before its images are read.
 
     Attributes:
-        rows: Indices of the examples in the bank, support first, `int32[examples]`.
-        of: `images[rows] -> task`, for images `[examples, height, width, channels]` in the bank's dtype.
+        rows: Indices into the images of the bank, `int32[examples]`, support examples before query examples.
+        of: `bank.images[rows] -> Task`, a function that makes the task from the images of the episode.
     """
 
     rows: jax.Array
@@ -91,7 +93,7 @@ def draw_episode(
     rotations: bool,
     transform: Transform | None,
 ) -> Episode:
-    """Sample an episode from a bank whose classes have these `starts` and `counts`; see `episodes`."""
+    """Sample an episode from a class bank with the fields `starts` and `counts`. For the options see `episodes`."""
     class_key, example_key, order_key, transform_key = jax.random.split(rng, 4)
     num_classes = counts.shape[0]
     chosen = draw_without_replacement(class_key, num_classes * (4 if rotations else 1), ways)
@@ -99,12 +101,12 @@ def draw_episode(
     examples = jax.vmap(draw_without_replacement, (0, 0, None))(
         jax.random.split(example_key, ways), counts[classes], shots + queries
     )
-    drawn = starts[classes][:, None] + examples
+    class_rows = starts[classes][:, None] + examples
 
     def part(columns: slice, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        picked = drawn[:, columns]
-        order = jax.random.permutation(key, picked.size)
-        return picked.reshape(-1)[order], jnp.repeat(jnp.arange(ways), picked.shape[1])[order]
+        rows = class_rows[:, columns]
+        order = jax.random.permutation(key, rows.size)
+        return rows.reshape(-1)[order], jnp.repeat(jnp.arange(ways), rows.shape[1])[order]
 
     def batch(x: jax.Array, y: jax.Array, key: jax.Array) -> Batch:
         x = to_float(jnp.asarray(x))
@@ -131,15 +133,16 @@ def draw_episode(
 def draw_without_replacement(
     rng: jax.Array, population: int | jax.Array, draws: int | jax.Array, most: int | None = None
 ) -> jax.Array:
-    """Sample distinct integers in random order. The population may be traced and of any size.
+    """Sample distinct integers from `[0, population)` in random order.
 
-    Floyd's algorithm takes one step for each sample, for any population; a shuffle follows.
+    `population` may be a traced value. Floyd's algorithm takes one step for each sample, so a large population costs no
+    time. The samples are then shuffled.
 
     Args:
-        rng: A key.
-        population: The integers are sampled from `[0, population)`; at least `draws`.
-        draws: Number of samples; static, or traced if `most` is set.
-        most: Length of the result, static. Entries after the first `draws` have no meaning.
+        rng: A random key.
+        population: Number of integers to sample from; at least `draws`.
+        draws: Number of samples. It may be a traced value if `most` is set.
+        most: Length of the result, a Python integer. Only the first `draws` entries are samples. Default: `draws`.
 
     Returns:
         `int32[draws]`, or `int32[most]`.
@@ -169,13 +172,16 @@ def draw_without_replacement(
 
 
 def shuffle_first(rng: jax.Array, count: int | jax.Array, size: int) -> jax.Array:
-    """Return the integers `[0, count)` in random order, then `[count, size)`: `int32[size]`. `count` may be traced."""
+    """Return a random permutation of `[0, size)` in which the integers below `count` come first, `int32[size]`.
+
+    `count` may be a traced value.
+    """
     order = jax.random.permutation(rng, size)
     return order[jnp.argsort(order >= count, stable=True)]
 
 
 def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
-    """Rotate a square image anticlockwise by `turns` times 90°, as `jnp.rot90` does."""
+    """Rotate a square image anticlockwise by `turns` times 90°, like `jnp.rot90`. `turns` may be a traced value."""
     transposed = image.transpose(1, 0, 2)
     return jnp.select(
         [turns == 0, turns == 1, turns == 2],
@@ -185,7 +191,7 @@ def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """Convert images of a bank to `float32` in `[0, 1]`."""
+    """Convert images, `uint8` or floats in `[0, 1]`, to `float32` in `[0, 1]`."""
     floats = images.astype(jnp.float32)
     return floats / 255 if images.dtype == jnp.uint8 else floats
 
@@ -194,7 +200,7 @@ def check_bank(bank: ClassBank, name: str = "the bank") -> None:
     """Raise a `ValueError` unless a bank's arrays have the shapes and values that `ClassBank` describes.
 
     Args:
-        bank: The bank. Images of a float type are read once, in blocks, to check their values.
+        bank: The class bank. Images of a float type are read once, in blocks, to check their values.
         name: Name of the bank in error messages.
     """
     shape = np.shape(bank.images)
@@ -221,11 +227,11 @@ def check_bank(bank: ClassBank, name: str = "the bank") -> None:
 
 
 def _check_values(images: Any, name: str) -> None:
-    """Raise a `ValueError` unless float images are finite and, up to rounding, in `[0, 1]`."""
+    """Raise a `ValueError` unless all values of float images are finite and, up to rounding errors, in `[0, 1]`."""
     block = max(1, 2**22 // max(1, math.prod(images.shape[1:])))
     for begin in range(0, len(images) if math.prod(images.shape) else 0, block):
         part = images[begin : begin + block]
-        with np.errstate(invalid="ignore"):  # NumPy warns of NaN
+        with np.errstate(invalid="ignore"):  # NaN would cause a NumPy warning
             low, high = float(part.min()), float(part.max())
         if math.isfinite(low) and math.isfinite(high) and low >= -1e-6 and high <= 1 + 1e-6:
             continue
@@ -239,7 +245,7 @@ def _check_values(images: Any, name: str) -> None:
 
 
 def check(bank: ClassBank, ways: int, shots: int, queries: int, rotations: bool) -> None:
-    """Raise a `ValueError` unless a bank has enough classes and examples for these ways, shots and queries."""
+    """Raise a `ValueError` unless the class bank has enough classes and examples for `ways`, `shots` and `queries`."""
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries)]:
         check_count(name, value)
     check_bank(bank)

@@ -1,7 +1,7 @@
-"""Glyphs: an endless family of drawn characters, generated on the device.
+"""Glyphs: images of random characters, generated on the device, for image classification without a download.
 
-A class is a character: a few random strokes. An example is one drawer's rendering of the character: its strokes with
-noise, slanted, stretched, shifted, and with a random pen width. So image classification needs no download.
+A class is a character with one to four random strokes. An example imitates how one person draws the character: the
+strokes are noisy, slanted, stretched and shifted, and the pen has a random width.
 """
 
 import jax
@@ -18,19 +18,19 @@ def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float
     """Return a sampler of few-shot classification tasks with new random characters in every task.
 
     Args:
-        ways: Characters in an episode.
-        shots: Support drawings of each character.
-        queries: Query drawings of each character.
+        ways: Number of characters, the classes of a task.
+        shots: Number of support images of each character.
+        queries: Number of query images of each character.
         size: Side of an image, in pixels.
-        drawer: Strength of the differences between drawers. 0 means no differences; 1 is about the variation of
-            Omniglot.
+        drawer: Strength of the differences between the images of a character. 0 means identical images; 1 is about the
+            variation of Omniglot.
 
     Returns:
-        A sampler of tasks whose `x` is `float32[ways * shots or queries, size, size, 1]`, ink 1 on a ground of 0, and
-        whose `y` is `int32` labels in `[0, ways)`; the order of the examples is random.
+        A sampler of tasks whose `x` is `float32[ways * shots or queries, size, size, 1]`, 1 for ink and 0 for
+        background, and whose `y` is `int32` labels in `[0, ways)`. The order of the examples is random.
 
     Raises:
-        ValueError: If a count is below 1.
+        ValueError: If `ways`, `shots`, `queries` or `size` is below 1.
 
     >>> import jax, metajax as mj
     >>> task = mj.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
@@ -47,9 +47,9 @@ def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float
         def batch(key: jax.Array, examples: int) -> Batch:
             order_key, drawer_key = jax.random.split(key)
             labels = jax.random.permutation(order_key, jnp.repeat(jnp.arange(ways), examples))
-            chosen = jax.tree.map(lambda leaf: leaf[labels], characters)
+            characters_of_examples = jax.tree.map(lambda leaf: leaf[labels], characters)
             keys = jax.random.split(drawer_key, labels.size)
-            x = jax.vmap(lambda c, k: render(c, k, size=size, drawer=drawer))(chosen, keys)
+            x = jax.vmap(lambda c, k: render(c, k, size=size, drawer=drawer))(characters_of_examples, keys)
             return Batch(x[..., None], labels)
 
         return Task(batch(support_key, shots), batch(query_key, queries))
@@ -61,11 +61,12 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sample a random character.
 
     Args:
-        rng: A key.
+        rng: A random key.
 
     Returns:
-        The control points of the strokes as `(x, y)`, `float32[MAX_STROKES, 4, 2]`, and a mask of the strokes that the
-        character has, `bool[MAX_STROKES]`. Each stroke is a cubic Bézier curve. The character spans `[-0.9, 0.9]`.
+        `(control, present)`. Each stroke is a cubic Bézier curve with four control points `(x, y)`, so `control` is
+        `float32[MAX_STROKES, 4, 2]`. `present`, `bool[MAX_STROKES]`, is the mask of the strokes that the character has.
+        The larger side of the character spans `[-0.9, 0.9]`.
     """
     count_key, start_key, step_key, bend_key, join_key, where_key = jax.random.split(rng, 6)
     count = jax.random.choice(count_key, jnp.arange(1, MAX_STROKES + 1), p=jnp.array([0.15, 0.35, 0.3, 0.2]))
@@ -76,31 +77,31 @@ def draw_character(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     along = jax.random.uniform(where_key, (MAX_STROKES, 1))
     before = jnp.roll(start + along * (end - start), 1, axis=0)
     start = jnp.where(joins & (jnp.arange(MAX_STROKES) > 0)[:, None], before, start)
-    # Half the strokes are nearly straight, the others bend a lot.
+    # Two of the four strokes are nearly straight, and two bend strongly.
     bend = jax.random.normal(bend_key, (MAX_STROKES, 2, 2)) * jnp.array([0.1, 0.7, 0.15, 0.6])[:, None, None]
     thirds = jnp.array([1 / 3, 2 / 3])[None, :, None]
     middle = start[:, None] + thirds * (end - start)[:, None] + bend
     control = jnp.concatenate([start[:, None], middle, end[:, None]], axis=1)
     present = jnp.arange(MAX_STROKES) < count
-    # Scale every character to fill the page, as writers do.
+    # Scale every character to fill the image, because people draw characters large enough to fill the page.
     curve = _curve(control).reshape(-1, 2)
-    drawn = jnp.repeat(present, _POINTS_PER_STROKE)[:, None]
-    low, high = (reduce(curve, 0, where=drawn, initial=far) for reduce, far in ((jnp.min, 9.0), (jnp.max, -9.0)))
+    visible = jnp.repeat(present, _POINTS_PER_STROKE)[:, None]
+    low, high = (reduce(curve, 0, where=visible, initial=far) for reduce, far in ((jnp.min, 9.0), (jnp.max, -9.0)))
     control = (control - (low + high) / 2) * (1.8 / jnp.maximum(high - low, 0.3).max())
     return control, present
 
 
 def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int = 28, drawer: float = 1.0) -> jax.Array:
-    """Render a character as one drawer would draw it.
+    """Render a character as one person might draw it.
 
     Args:
-        character: From `draw_character`.
-        rng: A key, which determines the drawer.
+        character: The strokes, from `draw_character`.
+        rng: A random key for the noise, slant, stretch, shift and pen width.
         size: Side of the image, in pixels.
-        drawer: Strength of the differences between drawers.
+        drawer: Strength of the differences between the images of a character; see `glyphs`.
 
     Returns:
-        `float32[size, size]`, ink 1 on a ground of 0.
+        `float32[size, size]`, 1 for ink and 0 for background.
     """
     control, present = character
     hand_key, linear_key, shift_key, pen_key = jax.random.split(rng, 4)
@@ -110,28 +111,28 @@ def render(character: tuple[jax.Array, jax.Array], rng: jax.Array, *, size: int 
 
     points = _curve(control) @ linear.T + shift
 
-    # [-1, 1] spans four fifths of the image; the rest is margin.
+    # Coordinates in [-1, 1] cover the central four fifths of the image; the rest is margin.
     centre = (size - 1) / 2
     points = centre + points * (0.4 * size)
     a, b = points[:, :-1].reshape(-1, 2), points[:, 1:].reshape(-1, 2)
-    drawn = jnp.repeat(present, _POINTS_PER_STROKE - 1)
-    a = jnp.where(drawn[:, None], a, -1e3)  # missing strokes are placed far off the page
-    b = jnp.where(drawn[:, None], b, -1e3)
+    visible = jnp.repeat(present, _POINTS_PER_STROKE - 1)
+    a = jnp.where(visible[:, None], a, -1e3)  # place absent strokes far outside the image
+    b = jnp.where(visible[:, None], b, -1e3)
     radius = size / 28 * (0.7 + drawer * 0.15 * jax.random.uniform(pen_key, minval=-1.0, maxval=1.0))
     return jnp.clip(radius + 0.5 - jnp.sqrt(_squared_distance(a, b, size)), 0, 1)
 
 
 def _curve(control: jax.Array) -> jax.Array:
-    """Return points along cubic Bézier curves: `[strokes, 4, 2]` to `[strokes, points, 2]`."""
+    """Map control points `[strokes, 4, 2]` to points along the cubic Bézier curves, `[strokes, points, 2]`."""
     t = jnp.linspace(0, 1, _POINTS_PER_STROKE)[:, None]
     bernstein = jnp.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
     return bernstein @ control
 
 
 def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """Return the squared distance of each pixel to the nearest segment, `[size, size]`.
+    """Return the squared distance from each pixel to the nearest line segment, `[size, size]`.
 
-    The segments go from `a` to `b`, both `[segments, 2]` as `(x, y)` in pixels.
+    Segment `i` goes from `a[i]` to `b[i]`. Both arrays are `[segments, 2]`, points `(x, y)` in pixels.
     """
     ys, xs = jnp.meshgrid(jnp.arange(size, dtype=a.dtype), jnp.arange(size, dtype=a.dtype), indexing="ij")
     dx, dy = (b - a)[:, 0], (b - a)[:, 1]

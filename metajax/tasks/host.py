@@ -1,6 +1,7 @@
-"""Tasks whose images stay on the host, for example in a memory-mapped file.
+"""Sample tasks from images that stay on the host (CPU memory or a memory-mapped file) and not on the accelerator.
 
-Tasks are sampled as on the device; `feed` prefetches their images while the device computes.
+Use this module if a data set is too large for the memory of the accelerator. `feed` prefetches the images of the next
+tasks while the accelerator computes.
 """
 
 import itertools
@@ -21,14 +22,14 @@ from metajax.tasks.episodes import Transform, check, draw_episode
 
 
 class HostTasks(NamedTuple):
-    """A task sampler in two parts: the indices of a task's images, and the task from the images at these indices.
+    """A task sampler in two parts: `rows` samples the indices of the images, `sampler` makes the task from the images.
 
     Attributes:
         images: `[all examples, height, width, channels]`, `uint8` or floats in `[0, 1]`: an array or a memory map.
-        rows: `rng -> int32[examples]`, the indices in `images` of a task's examples.
-        sampler: `(rng, images=None) -> Task`. For `trainer`, pass the images of `rows(rng)`, `[examples,
-            height, width, channels]` in the dtype of `images`. Without images the device fetches them through a
-            callback and waits for them; use this form for `evaluator`, or instead of `feed`.
+        rows: `rng -> int32[examples]`, indices into `images` of the examples of a task.
+        sampler: `(rng, images=None) -> Task`. Here `images` are the examples at the indices `rows(rng)`, `[examples,
+            height, width, channels]`; `feed` provides them to `trainer`. If `images` is `None`, the device fetches
+            the examples from the host through a callback and waits for them. `evaluator` uses this slower form.
     """
 
     images: Any
@@ -45,21 +46,21 @@ def host_episodes(
     rotations: bool = False,
     transform: Transform | None = None,
 ) -> HostTasks:
-    """Return the tasks of `episodes` for a class bank that is too large for the device.
+    """Return a sampler of few-shot episodes from a class bank that is too large for the memory of the device.
 
-    For each key the task equals that of `episodes`.
+    For each random key the task equals the task that the sampler of `episodes` returns for this key.
 
     Args:
-        bank: The classes. Its `images` are only indexed, so a memory map stays on disk:
-            `np.load(file, mmap_mode="r")`. Images of a float type are read once, to check their values.
+        bank: The images of each class. `bank.images` may be a memory map, `np.load(file, mmap_mode="r")`; only the
+            examples of the sampled tasks are read. Images of a float type are read once more, to check their values.
         ways: Classes in an episode.
         shots: Support examples of each class.
         queries: Query examples of each class.
         rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
-        transform: Applied to each image, on the device.
+        transform: A function `(image, rng) -> image` for augmentation, applied to each image on the device.
 
     Returns:
-        The tasks, for `feed`. Their field `sampler` is for `trainer` and `evaluator`.
+        The task sampler. Pass it to `feed`, and its field `sampler` to `trainer` and `evaluator`.
 
     Raises:
         ValueError: If the bank has too few classes, if a class has too few examples, or if the bank's arrays do not
@@ -82,7 +83,7 @@ def host_episodes(
         shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), dtype)
 
         def of_rows(rows: Any) -> np.ndarray:
-            # `rows` may be a JAX array; a memory map can be indexed only by NumPy arrays.
+            # JAX may pass `rows` as a JAX array, but only NumPy arrays can index a memory map.
             return np.asarray(bank.images[np.asarray(rows)], dtype)
 
         return jax.pure_callback(of_rows, shape, rows, vmap_method="broadcast_all")
@@ -105,30 +106,31 @@ def feed(
     threads: int = 2,
     ahead: int = 2,
 ) -> Iterator[jax.Array]:
-    """Prefetch the images of the next `steps` meta-steps while the device computes.
+    """Return an iterator that prefetches the images of the next `steps` meta-steps while the device computes.
 
-    The images are a function of the state's key and step, so a run resumed from a checkpoint continues exactly.
+    The key and step in the training state determine the images. A run that resumes from a checkpoint therefore sees the
+    same images as a run without interruption.
 
     Args:
-        tasks: From `host_episodes`.
-        state: The current training state. `feed` reads its key and step at once and does not keep the state.
-        steps: Number of meta-steps.
-        tasks_per_step: As in `trainer`.
-        steps_per_call: Meta-steps of every call, as in `trainer`; or a sequence with the meta-steps of each
-            call.
-        mesh: As in `trainer`. If the tasks are divisible evenly over the devices, each process reads only the
-            images of its own tasks.
-        threads: Grain threads that read images.
-        ahead: Number of training calls whose images are loaded in advance. These images occupy device memory.
+        tasks: The task sampler, from `host_episodes`.
+        state: The current training state. `feed` reads its key and step immediately and does not keep the state.
+        steps: Total number of meta-steps.
+        tasks_per_step: Number of tasks in a meta-step, as in `trainer`.
+        steps_per_call: Number of meta-steps in each call of the training step, as in `trainer`; or a sequence with a
+            number for each call.
+        mesh: The device mesh, as in `trainer`. If the tasks are divisible evenly over the devices, each process reads
+            only the images of its own tasks.
+        threads: Number of threads that read images.
+        ahead: Number of training calls for which images are prefetched. These images occupy device memory.
 
     Returns:
-        An iterator over the images of each call, `[steps_per_call, tasks_per_step, examples, height, width, channels]`,
-        on the devices, in the bank's dtype. Pass them as the second argument of the training step.
+        An iterator over arrays `[steps_per_call, tasks_per_step, examples, height, width, channels]` on the devices,
+        one for each training call, in the dtype of the bank. Pass each array as the second argument of `trainer.step`.
 
     Raises:
-        ValueError: If `steps` is not a multiple of `steps_per_call`, or not the sum of the sequence; or if a call has
-            no steps.
-        UserError: If JAX may not use the CPU.
+        ValueError: If `steps` is not a multiple of the number `steps_per_call` or not the sum of the sequence
+            `steps_per_call`, or if a call has no meta-steps.
+        UserError: If JAX_PLATFORMS excludes the CPU.
 
     >>> import jax, numpy as np, optax, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
@@ -143,15 +145,15 @@ def feed(
         raise ValueError(f"steps must be at least 0 and steps_per_call at least 1, got {steps} and {steps_per_call}")
     if not steps:
         return iter(())
-    of_each = np.asarray(steps_per_call)
-    if of_each.ndim == 0:
-        if steps % of_each:
+    call_lengths = np.asarray(steps_per_call)
+    if call_lengths.ndim == 0:
+        if steps % call_lengths:
             raise ValueError(f"steps must be a multiple of steps_per_call = {steps_per_call}, got {steps}")
-        of_each = np.full(steps // of_each, of_each)
-    if of_each.sum() != steps:
-        raise ValueError(f"steps_per_call must add up to steps = {steps}, got {of_each.sum()}")
+        call_lengths = np.full(steps // call_lengths, call_lengths)
+    if call_lengths.sum() != steps:
+        raise ValueError(f"steps_per_call must add up to steps = {steps}, got {call_lengths.sum()}")
     with needs("data"):
-        import grain  # the import takes a second, and most runs do not need it
+        import grain  # importing grain takes a second, and most runs do not need grain
 
     check_state(state)
     first, key = int(state.step), np.asarray(jax.random.key_data(state.key))
@@ -165,7 +167,7 @@ def feed(
 
     def fetch(call: tuple[int, int]) -> jax.Array:
         step, length = call
-        with jax.default_device(host):  # the accelerator is busy training
+        with jax.default_device(host):  # sample indices on the CPU, because the accelerator is busy with training
             rows = np.stack([rows_of(key, np.int32(step + i)) for i in range(length)])
         if sharding is None:
             return jnp.asarray(tasks.images[rows])
@@ -176,14 +178,14 @@ def feed(
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
-    lengths = of_each.tolist()
+    lengths = call_lengths.tolist()
     begins = itertools.accumulate(lengths[:-1], initial=first)
     calls = grain.MapDataset.source(list(zip(begins, lengths, strict=True))).map(fetch)
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
 
 
 def _device_dtype(images: Any) -> Any:
-    """Return the dtype of images on the device, which may not support float64."""
+    """Return the dtype that images have on the device. Without `jax_enable_x64`, float64 becomes float32."""
     return jax.dtypes.canonicalize_dtype(images.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Sinusoid regression, the smallest benchmark of meta-learning."""
+"""Sample sinusoid regression tasks, the smallest benchmark of meta-learning."""
 
 import math
 
@@ -21,19 +21,20 @@ def sinusoid(
     """Return a sampler of tasks `y = amplitude · sin(x − phase)`, with uniform random `amplitude`, `phase` and `x`.
 
     Args:
-        shots: Support points.
-        queries: Query points.
-        amplitude: Range of the amplitude.
-        phase: Range of the phase, in radians.
-        x_range: Range of the inputs, in radians.
-        oracle: Whether amplitude and phase are among the inputs. All tasks are then one regression problem. Its error
-            is a lower bound for learners that have to infer amplitude and phase from the support set.
+        shots: Number of support points.
+        queries: Number of query points.
+        amplitude: Lowest and highest amplitude.
+        phase: Lowest and highest phase, in radians.
+        x_range: Lowest and highest input, in radians.
+        oracle: Whether to append amplitude and phase to the inputs. All tasks are then the same regression problem. The
+            error of a model trained on it is a lower bound for learners that infer amplitude and phase from the
+            support set.
 
     Returns:
-        A sampler of tasks whose `x` and `y` are `float32[points, 1]`; `x` is `float32[points, 3]` for the oracle.
+        A sampler of tasks whose `x` and `y` are `float32[points, 1]`; `x` is `float32[points, 3]` if `oracle` is set.
 
     Raises:
-        ValueError: If a count is below 1.
+        ValueError: If `shots` or `queries` is below 1.
 
     References:
         Finn et al., `Model-Agnostic Meta-Learning <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.1.

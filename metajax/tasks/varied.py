@@ -1,4 +1,4 @@
-"""Episodes with varying ways and shots from several domains: the protocol of Meta-Dataset."""
+"""Sample episodes with random numbers of classes and examples, from one or more data sets, as in Meta-Dataset."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from metajax.tasks.episodes import Transform, check_bank, draw_without_replaceme
 
 
 class Domain(NamedTuple):
-    """A class bank, and the processing of its images.
+    """A data set to sample episodes from: its class bank, and the augmentation of its images.
 
     Attributes:
-        bank: The classes, with at least two examples in each; images are `uint8`, or floats in `[0, 1]`.
+        bank: The images of each class, at least two per class; images are `uint8`, or floats in `[0, 1]`.
         rotations: Whether to add, for each class, three classes with its images rotated by 90°, 180° and 270°.
-        transform: Applied to each image, with a separate key.
+        transform: A function `(image, rng) -> image` for augmentation. Each image gets a separate random key.
     """
 
     bank: ClassBank
@@ -37,7 +37,9 @@ def varied_episodes(
     max_support_per_class: int = 100,
     max_queries: int = 10,
 ) -> TaskSampler:
-    r"""Return a sampler of episodes with random ways and unequal random shots, in arrays of a fixed size.
+    r"""Return a sampler of episodes with a random number of classes and a random number of shots for each class.
+
+    The arrays of all episodes have the same size.
 
     The sampler chooses a domain uniformly at random, and in it
     :math:`n \sim U[\text{min_ways}, \min(\text{max_ways}, \text{classes})]` classes :math:`c` of sizes :math:`N_c`.
@@ -46,33 +48,35 @@ def varied_episodes(
     with :math:`\beta \sim U(0, 1]`. Class :math:`c` has :math:`\min(\lfloor R_c (S - n) \rfloor + 1, N_c - q)` of the
     support examples, where :math:`R_c \propto N_c e^{\alpha_c}` and :math:`\alpha_c \sim U[\log 0.5, \log 2)`.
 
-    The arrays are padded by repeated real examples of the episode. The `mask` of the padding is `False`, so metajax's
-    losses ignore it. The model must process each example independently of the others, or the padding would change its
+    The arrays are padded with repeated examples of the episode. `mask` is `False` for these repetitions, so metajax's
+    losses ignore them. The model must process each example independently of the others, or the padding would change its
     outputs: use `GroupNorm`, not `BatchNorm`. Inner-loop minibatches would include the padding, so use the whole
-    support set in each step. An episode with `n` ways has no labels from `n` on. A loss made by
+    support set in each step. An episode with `n` ways has the labels `[0, n)`. A loss made by
     `classification_loss(apply, varied_ways=True)` ignores the model's outputs from `n` on, so chance is `1/n`.
 
     Args:
-        domains: The domains; all images have the same shape.
+        domains: The data sets. All images must have the same shape.
         min_ways: Smallest number of classes in an episode.
         max_ways: Largest number of classes in an episode.
         max_support: Largest number of support examples in an episode, over all classes.
-        max_support_per_class: Largest number that one class adds to the size :math:`S` of the support set. :math:`S` is
-            then divided among the classes at random, so a class may get more support examples than this number.
+        max_support_per_class: Largest contribution of one class to the size :math:`S` of the support set. :math:`S` is
+            then divided among the classes at random, so a class may have more support examples than this number.
         max_queries: Largest number of query examples of each class.
 
     Returns:
-        A sampler of tasks whose `support` has `max_support` examples and whose `query` has `max_ways * max_queries`:
-        `x` is `float32[examples, height, width, channels]` in `[0, 1]`, `y` is `int32` labels in `[0, n)`, and
-        `mask` is `bool[examples]`, with the real examples first. `one_domain` restricts the sampler to one domain.
+        A sampler of tasks whose `support` has `max_support` examples and whose `query` has `max_ways * max_queries`
+        examples, including the padding. `x` is `float32[examples, height, width, channels]` in `[0, 1]`, `y` is `int32`
+        labels in `[0, n)`, and `mask` is `bool[examples]`. The padding comes last. `one_domain` restricts the sampler
+        to one domain.
 
     Raises:
-        ValueError: If the sizes contradict each other, if a domain has too few classes or examples, or if its arrays do
-            not have the shapes and values that `ClassBank` describes.
+        ValueError: If `min_ways <= max_ways <= max_support` does not hold, if another size is below 1, if a domain has
+            too few classes or examples, or if a class bank does not have the shapes and values that `ClassBank`
+            describes.
 
     References:
-        Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.2, without its
-        hierarchies of classes.
+        Triantafillou et al., `Meta-Dataset <https://arxiv.org/abs/1903.03096>`_, 2020, section 3.2. The paper's
+        sampling of classes from hierarchies (ImageNet, Omniglot) is not implemented.
 
     >>> import jax, numpy as np, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((14, 8, 8, 1), np.uint8), np.array([0, 2, 6]), np.array([2, 4, 8]))
@@ -99,38 +103,40 @@ def varied_episodes(
 
 
 def one_domain(sampler: TaskSampler, index: int) -> TaskSampler:
-    """Restrict a sampler of `varied_episodes` to one domain. Both samplers share the images on the device.
+    """Return a sampler that samples episodes from one domain of a sampler made by `varied_episodes`.
+
+    Both samplers share the images on the device.
 
     Args:
-        sampler: A sampler from `varied_episodes`.
-        index: Index of the domain.
+        sampler: A sampler made by `varied_episodes`.
+        index: Index of the domain in `domains`.
 
     Returns:
-        A sampler that compiles to the same program.
+        A sampler that differs from `sampler` only in the values of one array, so JAX does not compile a new program.
 
     Raises:
         TypeError: If the sampler was not made by `varied_episodes`.
-        IndexError: If the index is out of range.
+        IndexError: If there is no domain with this index.
     """
     table = sampler.args[0] if isinstance(sampler, jax.tree_util.Partial) and sampler.args else None
     if not isinstance(table, _Table):
         raise TypeError("one_domain needs a sampler made by varied_episodes")
     if not 0 <= index < len(table.weights):
         raise IndexError(f"there are {len(table.weights)} domains, no domain {index}")
-    alone = jnp.zeros_like(table.weights).at[index].set(1)
-    return jax.tree_util.Partial(sampler.func, table._replace(weights=alone))
+    weights = jnp.zeros_like(table.weights).at[index].set(1)
+    return jax.tree_util.Partial(sampler.func, table._replace(weights=weights))
 
 
 class _Table(NamedTuple):
-    """The images and classes of all domains, concatenated."""
+    """The images and classes of all domains, concatenated. A rotated class counts as a class."""
 
     images: jax.Array
-    starts: jax.Array  # of each class
-    counts: jax.Array
-    turns: jax.Array
-    first: jax.Array  # class of each domain
-    classes: jax.Array
-    weights: jax.Array
+    starts: jax.Array  # [classes], index of the first image of each class
+    counts: jax.Array  # [classes], number of images of each class
+    turns: jax.Array  # [classes], rotation of each class in units of 90°
+    first: jax.Array  # [domains], index of the first class of each domain
+    classes: jax.Array  # [domains], number of classes of each domain
+    weights: jax.Array  # [domains], unnormalised probability of each domain
 
 
 def _table(domains: Sequence[Domain]) -> _Table:
@@ -153,7 +159,7 @@ def _table(domains: Sequence[Domain]) -> _Table:
 
 
 def _pooled(images: Sequence[Any]) -> jax.Array:
-    """Concatenate the images of all domains. If their dtypes differ, convert them to floats in `[0, 1]` first."""
+    """Concatenate the images of all domains. If the dtypes differ, convert all images to floats in `[0, 1]` first."""
     if len({jnp.result_type(each) for each in images}) == 1:
         return jnp.asarray(np.concatenate(images))
     return jnp.concatenate([to_float(jnp.asarray(each)) for each in images])
@@ -180,10 +186,10 @@ def _sample(
     counts = jnp.where(jnp.arange(max_ways) < ways, table.counts[chosen], 0)
     shots, queries = _sizes(shot_key, counts, max_support, max_support_per_class, max_queries)
     used = jnp.where(counts > 0, shots + queries, 0)
-    drawn = jax.vmap(draw_without_replacement, (0, 0, 0, None))(
+    examples = jax.vmap(draw_without_replacement, (0, 0, 0, None))(
         jax.random.split(example_key, max_ways), counts, used, largest
     )
-    rows = table.starts[chosen][:, None] + drawn
+    rows = table.starts[chosen][:, None] + examples
 
     def batch(key: jax.Array, size: int, sizes: jax.Array, skipped: jax.Array) -> Batch:
         order_key, transform_key = jax.random.split(key)
@@ -211,7 +217,7 @@ def _sizes(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the number of support examples of each class, `int32[max_ways]`, and the number of queries per class.
 
-    Classes with a count of 0 are padding.
+    `counts` has the number of images of each class. A count of 0 means that the entry is padding, not a class.
     """
     beta_key, alpha_key = jax.random.split(rng)
     real = counts > 0

@@ -529,7 +529,7 @@ def test_classes_of_several_splits_are_named(tmp_path, caplog):
     source = put(tmp_path / "x", {f"{split}/{c}/1.png": colour(RED) for split, names in layout.items() for c in names})
     load_folder(source, data_dir=tmp_path)
     said = [record.getMessage() for record in caplog.records]
-    end = ": this measures other pictures, not new classes"
+    end = ": scores are for known classes, not for new ones"
     assert said == [
         f"folder/x: 1 of the 2 validation classes is a training class too (d){end}",
         f"folder/x: 2 of the 4 test classes are training classes too (a, b){end}",
@@ -541,7 +541,7 @@ def test_classes_of_several_splits_on_the_command_line(tmp_path, capsys):
     both = put(tmp_path / "both", {f"{s}/{c}/1.png": colour(RED) for s in ("train", "test") for c in "abcdef"})
     for command in ("prepare", "inspect"):
         assert main(["data", command, "folder", "--source", str(both), "--data-dir", str(tmp_path / "data")]) == 0
-        said = "6 of the 6 test classes are training classes too (a, b, c, …): this measures other pictures, not new"
+        said = "6 of the 6 test classes are training classes too (a, b, c, …): scores are for known classes"
         assert said in capsys.readouterr().err
 
 

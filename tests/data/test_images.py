@@ -728,7 +728,7 @@ def test_files_that_are_not_the_official_ones_are_named(small, tmp_path, caplog,
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
         f"{source}: has {source.stat().st_size:,} bytes, the official cifar-100-binary.tar.gz has 168,513,733: "
-        "it may hold something else"
+        "it may be damaged or another file"
     )
     caplog.clear()
     (file,) = IMAGE_SETS["cifar100"].originals.files
