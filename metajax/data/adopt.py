@@ -81,8 +81,8 @@ def _find(store: records.Store, source: Path) -> Path:
     }
     right = [folder for folder in infos if names[folder] == wanted]
     if not right:
-        held = f"holds {', '.join(sorted(set(names.values())))}" if names else f"holds no {_INFO}"
-        raise UserError(f"{source}: {held}; it should be the folder of {wanted} that TFDS prepared")
+        contents = f"holds {', '.join(sorted(set(names.values())))}" if names else f"holds no {_INFO}"
+        raise UserError(f"{source}: {contents}; it should be the folder of {wanted} that TFDS prepared")
     newest = max(right, key=lambda folder: _version(infos[folder].get("version", "0")))
     if (found := infos[newest].get("fileFormat", "tfrecord")) != "array_record":
         raise UserError(

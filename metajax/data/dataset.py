@@ -92,14 +92,14 @@ def select(bank: Bank, classes: Sequence[int]) -> ClassBank:
     >>> taken.images.ravel().tolist(), taken.starts.tolist(), taken.counts.tolist()
     ([3, 4, 5, 0], [0, 3], [3, 1])
     """
-    wanted = np.asarray(classes, dtype=np.int64)
-    counts = bank.counts[wanted].astype(np.int32)
+    indices = np.asarray(classes, dtype=np.int64)
+    counts = bank.counts[indices].astype(np.int32)
     first = np.cumsum(bank.counts) - bank.counts
-    if np.all(np.diff(wanted) == 1):
-        begin = int(first[wanted[0]])
+    if np.all(np.diff(indices) == 1):
+        begin = int(first[indices[0]])
         images = bank.images[begin : begin + int(counts.sum())]
     else:
-        pieces = [bank.images[first[c] : first[c] + bank.counts[c]] for c in wanted]
+        pieces = [bank.images[first[c] : first[c] + bank.counts[c]] for c in indices]
         images = np.concatenate(pieces)
     starts = (np.cumsum(counts) - counts).astype(np.int32)
     return ClassBank(images=images, starts=starts, counts=counts)

@@ -41,8 +41,8 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     if data_dir is not None:
         return expand_home(data_dir)
-    if chosen := os.environ.get("METAJAX_DATA_DIR"):
-        return expand_home(chosen)
+    if variable := os.environ.get("METAJAX_DATA_DIR"):
+        return expand_home(variable)
     cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification says that a relative path in XDG_CACHE_HOME must be ignored.
     return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / "metajax"

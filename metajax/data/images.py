@@ -138,8 +138,8 @@ def prepare_images(images: ImageSet, source: Path | None = None, data_dir: Path 
         return folder
     source = None if source is None else expand_home(source)
     if source is not None:
-        held = originals is not None and any(find(source, file) for file in originals.files)
-        if originals is None or (adopt.is_tfds(source) and not held):
+        has_originals = originals is not None and any(find(source, file) for file in originals.files)
+        if originals is None or (adopt.is_tfds(source) and not has_originals):
             return adopt.adopt(store, data_dir, source)
     if originals is None:
         form = "/".join(filter(None, (store.name, store.config)))

@@ -307,16 +307,16 @@ def load_bank(
         chosen = list(parts) or list(splits)
         images = sum(min(splits[part], (limit or splits[part]) * len(labels)) for part in chosen if part in splits)
         check_memory(directory(store, data_dir), images, size, channels)
-        found = [
+        decoded = [
             (record.label, place, record.index, record.pixels)
             for place, part in enumerate(chosen)
             for record in read(store, data_dir, part, size, channels, limit)
         ]
-        found.sort(key=lambda item: item[:3])
-        if not found:
+        decoded.sort(key=lambda item: item[:3])
+        if not decoded:
             raise UserError(f"{directory(store, data_dir)}: holds no images")
-        images = np.stack([pixels for *_, pixels in found])
-        owners = [label * len(chosen) + place for label, place, *_ in found]
+        images = np.stack([pixels for *_, pixels in decoded])
+        owners = [label * len(chosen) + place for label, place, *_ in decoded]
         counts = np.bincount(owners, minlength=len(labels) * len(chosen)).astype(np.int32)
         names = [name for name in labels for _ in chosen]
         bank = Bank(images.swapaxes(1, 2) if transpose else images, counts, names, [])
