@@ -5,7 +5,7 @@ from functools import partial
 from metajax.data import archives, idx, records
 from metajax.data.cifar100 import CIFAR100
 from metajax.data.download import RemoteFile
-from metajax.data.images import ImageSet, Originals, Split, drawn, named, numbered
+from metajax.data.images import ImageSet, Originals, Split, named, numbered, random_split
 
 KANA = ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -47,7 +47,7 @@ EMNIST = ImageSet(
     title="EMNIST",
     licence="none stated",
     description="handwritten digits and letters, 62 classes, up to 2,000 of each, 28×28, light on black",
-    splits={"by_lot": Split("40 characters to train, 10 to validate, 12 to test", drawn())},
+    splits={"by_lot": Split("40 characters to train, 10 to validate, 12 to test", random_split())},
     size=28,
     channels=1,
     mirrors=False,

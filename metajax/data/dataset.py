@@ -165,7 +165,7 @@ def pool(bank: Bank, parts: int) -> Bank:
     return bank._replace(counts=counts, names=bank.names[::parts])
 
 
-def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+def split_at_random(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
     """Split classes at random, with the same result in every call.
 
     Args:
@@ -175,7 +175,7 @@ def by_lot(sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
     Returns:
         `{split: indices of its classes}`, sorted for readability.
 
-    >>> by_lot({"train": 3, "test": 2}, seed=0)
+    >>> split_at_random({"train": 3, "test": 2}, seed=0)
     {'train': [0, 1, 2], 'test': [3, 4]}
     """
     order = np.random.RandomState(seed).permutation(sum(sizes.values()))

@@ -175,7 +175,7 @@ def _split(source: Path, bank: Bank, seed: int) -> tuple[Bank, dict[str, list[in
         return bank, {split: [c for c in range(total) if owners[c] == split] for split in found}
     if total < 3:
         raise UserError(f"{source}: holds {total} classes, a split by class needs at least 3")
-    return bank, dataset.by_lot(dataset.proportional(total), seed)
+    return bank, dataset.split_at_random(dataset.proportional(total), seed)
 
 
 def _some(items: list[str], limit: int = 3) -> str:

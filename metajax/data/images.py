@@ -225,7 +225,7 @@ def numbered(validation: Iterable[int] = (), test: Iterable[int] = ()) -> Choose
     return choose
 
 
-def drawn(seed: int = 0) -> Choose:
+def random_split(seed: int = 0) -> Choose:
     """Return a function that splits classes at random: 64 % for training, 16 % for validation, 20 % for the test.
 
     Args:
@@ -234,13 +234,13 @@ def drawn(seed: int = 0) -> Choose:
     Returns:
         The function that assigns classes to splits. It gives the same result in every call.
 
-    >>> {split: len(chosen) for split, chosen in drawn()([str(c) for c in range(62)]).items()}
+    >>> {split: len(chosen) for split, chosen in random_split()([str(c) for c in range(62)]).items()}
     {'train': 40, 'validation': 10, 'test': 12}
     """
 
     def choose(names: list[str]) -> dict[str, list[int]]:
         if len(names) < 3:
             raise UserError(f"the prepared data has {len(names)} classes, a split by class needs at least 3")
-        return dataset.by_lot(dataset.proportional(len(names)), seed)
+        return dataset.split_at_random(dataset.proportional(len(names)), seed)
 
     return choose

@@ -87,7 +87,7 @@ def load_omniglot(split: str = "random_character", size: int = 28, data_dir: Pat
         background = sum(name.startswith("background/") for name in bank.names)
         classes = {"train": range(background), "test": range(background, len(bank.names))}
     else:
-        classes = dataset.by_lot(RANDOM_CHARACTER, SPLIT_SEED)
+        classes = dataset.split_at_random(RANDOM_CHARACTER, SPLIT_SEED)
     if (needed := 1 + max(c for chosen in classes.values() for c in chosen)) > len(bank.names):
         folder = records.directory(_STORE, data_dir)
         raise UserError(f"{folder}: holds {len(bank.names)} characters, the split {split} of Omniglot needs {needed}")

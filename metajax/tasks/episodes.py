@@ -111,7 +111,7 @@ def draw_episode(
     def batch(x: jax.Array, y: jax.Array, key: jax.Array) -> Batch:
         x = to_float(jnp.asarray(x))
         if rotations:
-            x = jax.vmap(turn)(x, turns[y])
+            x = jax.vmap(rotate)(x, turns[y])
         if transform is not None:
             x = jax.vmap(transform)(x, jax.random.split(key, x.shape[0]))
         return Batch(x, y)
@@ -180,7 +180,7 @@ def shuffle_first(rng: jax.Array, count: int | jax.Array, size: int) -> jax.Arra
     return order[jnp.argsort(order >= count, stable=True)]
 
 
-def turn(image: jax.Array, turns: jax.Array) -> jax.Array:
+def rotate(image: jax.Array, turns: jax.Array) -> jax.Array:
     """Rotate a square image anticlockwise by `turns` times 90°, like `jnp.rot90`. `turns` may be a traced value."""
     transposed = image.transpose(1, 0, 2)
     return jnp.select(

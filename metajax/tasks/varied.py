@@ -11,7 +11,7 @@ import numpy as np
 
 from metajax.core.checks import check_count
 from metajax.core.types import Batch, ClassBank, Task, TaskSampler
-from metajax.tasks.episodes import Transform, check_bank, draw_without_replacement, shuffle_first, to_float, turn
+from metajax.tasks.episodes import Transform, check_bank, draw_without_replacement, rotate, shuffle_first, to_float
 
 
 class Domain(NamedTuple):
@@ -200,7 +200,7 @@ def _sample(
         x = table.images[rows[y, skipped[y] + example - (ends - sizes)[y]]]
         x = to_float(x)
         if turns:
-            x = jax.vmap(turn)(x, table.turns[chosen[y]])
+            x = jax.vmap(rotate)(x, table.turns[chosen[y]])
         if any(transforms):
             keys = jax.random.split(transform_key, size)
             x = jax.lax.switch(domain, [_of_all(transform) for transform in transforms], x, keys)
