@@ -1,6 +1,7 @@
 """The code and the commands in the documentation work."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import metajax as mj
 from metajax.cli import configs
 from metajax.experiment import build
+from metajax.experiment.optimizers import optimizers
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -66,6 +68,8 @@ def options(settings: Any, prefix: str = "--") -> Iterator[str]:
 
 def test_the_options_of_a_page_are_fields_of_configs():
     known = {option for config in configs.names() for option in options(configs.load(config))}
+    arguments = {argument for each in optimizers().values() for argument in inspect.signature(each).parameters}
+    known |= {f"--{part}.options.{each.replace('_', '-')}" for part in ("inner", "outer") for each in arguments}
     for page in [ROOT / "README.md", *PAGES]:
         for option in re.findall(r"--[a-z]+\.[a-z0-9.-]*[a-z0-9]", page.read_text()):
             assert option.replace(".no-", ".") in known, f"{page}: {option}"
