@@ -56,14 +56,19 @@ def make_optimizer(
 def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Return the optimisers of optax by name: the functions whose first argument is the learning rate.
 
+    Optimisers with a line search are left out, because they evaluate the loss at other parameters.
+
     >>> {"sgd", "adam", "adamw", "rmsprop", "lion"} <= set(optimizers())
     True
     """
     functions = {name: value for name, value in vars(optax).items() if inspect.isfunction(value)}
+    arguments = {name: list(inspect.signature(function).parameters) for name, function in functions.items()}
     return {
-        name: function
-        for name, function in sorted(functions.items())
-        if next(iter(inspect.signature(function).parameters), "") == "learning_rate" and not name.startswith("scale_by")
+        name: functions[name]
+        for name in sorted(functions)
+        if arguments[name][:1] == ["learning_rate"]
+        and "linesearch" not in arguments[name]
+        and not name.startswith(("_", "scale_by"))
     }
 
 

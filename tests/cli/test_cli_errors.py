@@ -312,6 +312,7 @@ def test_other_sizes_that_a_network_takes_name_the_option(tmp_path):
     assert "; --task.size 16 makes them equal" in result.err
 
 
+@pytest.mark.slow
 def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
     source = draw_folder(tmp_path / "images", {"train": 1, "val": 2, "test": 3})
     words = ["evaluate", trained_on_images, "--on", "folder_maml_5w1s", "--task.source", source, *FITS]

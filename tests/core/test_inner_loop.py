@@ -11,6 +11,8 @@ from marks import slow_except
 
 import metajax as mj
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 A = jnp.array([[2.0, 0.5], [0.5, 1.0]])
 
 

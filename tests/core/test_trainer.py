@@ -11,6 +11,8 @@ import metajax as mj
 from metajax.core import trainer as training
 from metajax.core.trainer import init_state
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 OPTIMIZER = optax.adam(1e-2)
 
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+import metajax as mj
 from metajax.cli import configs, train
 from metajax.errors import UserError
 from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build
@@ -73,6 +74,14 @@ def test_another_optimizer_drops_the_options_of_the_config():
     words = ["omniglot_reptile_5w1s", "--inner.optimizer", "sgd", "--inner.options.momentum", "0.9"]
     _, _, other = configs.override("train", train.Options, words)
     assert other.inner.options == {"momentum": 0.9}
+
+
+def test_a_meta_gradient_through_adam_is_finite_where_a_gradient_is_zero():
+    """A dead unit's gradient is exactly 0; √ has no derivative there."""
+    inner = Inner(learning_rate=0.1, optimizer="adam", steps=2).build(Execution())
+    learner = mj.maml(lambda p, t, rng: ((p[0] - t) ** 2 + 0 * p[1], {}), inner)
+    gradient = learner.gradient(jnp.ones(2), mj.Task(0.0, 0.5), jax.random.key(0), ()).gradient
+    assert np.isfinite(gradient).all()
 
 
 def test_frozen_parts_do_not_adapt():

@@ -20,6 +20,8 @@ from metajax.kernels.windows import Geometry, windows
 from metajax.models import BatchNorm, Conv, GroupNorm, layers, max_pool
 from metajax.models.layers import convolve_and_pool
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 @settings(deadline=None, max_examples=12)
 @given(

@@ -58,7 +58,9 @@ def test_the_obvious_way_gives_the_same_meta_gradient(name, changes):
         np.testing.assert_allclose(ours[leaf], theirs[leaf], rtol=1e-7, atol=1e-9, err_msg=leaf)
 
 
-@pytest.mark.parametrize("at_once", [1, 2])  # one after the other, or made ready together
+@pytest.mark.parametrize(
+    "at_once", [pytest.param(1, marks=pytest.mark.slow), 2]
+)  # one after the other, or made ready together
 def test_implementations_are_checked_and_then_timed(tmp_path, at_once):
     settings = Settings(tmp_path, seconds=0.01, patience=300, at_once=at_once)
     measured = list(measurements([("sinusoid, 1 step", name) for name in ("metajax", *JAX)], settings))

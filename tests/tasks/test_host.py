@@ -80,7 +80,7 @@ def train_fed(tasks, state, steps, train=None, **options):
     return state, np.concatenate(losses)
 
 
-@pytest.mark.parametrize(("devices", "num_tasks"), [(None, 4), (2, 3)])
+@pytest.mark.parametrize(("devices", "num_tasks"), [pytest.param(None, 4, marks=pytest.mark.slow), (2, 3)])
 def test_training_is_that_of_the_device(bank, devices, num_tasks):
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
     options = {"tasks_per_step": num_tasks, "steps_per_call": 3, "mesh": mesh}
@@ -159,7 +159,8 @@ def test_sizes_that_the_bank_has_not_are_named(bank):
         mj.host_episodes(bank, ways=2, shots=5, queries=5)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(None, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [None, 2])
 def test_without_their_images_tasks_fetch_them(bank, devices):
     """In evaluation and in training, a task at a time, some at once, and on several devices."""
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
