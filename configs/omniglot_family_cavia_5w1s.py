@@ -1,4 +1,4 @@
-"""CAVIA on Omniglot, 5-way 1-shot, in the shared setting of the family.
+"""CAVIA on Omniglot, 5-way 1-shot, in the setting that all `omniglot_family` configs share.
 
     metajax data prepare omniglot
     metajax train omniglot_family_cavia_5w1s

@@ -1,4 +1,4 @@
-"""First-order MAML on Omniglot, 5-way 1-shot, in the shared setting of the family.
+"""First-order MAML on Omniglot, 5-way 1-shot, in the setting that all `omniglot_family` configs share.
 
     metajax data prepare omniglot
     metajax train omniglot_family_fomaml_5w1s

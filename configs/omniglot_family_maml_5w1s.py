@@ -1,4 +1,4 @@
-"""MAML on Omniglot, 5-way 1-shot, in the shared setting of the family.
+"""MAML on Omniglot, 5-way 1-shot, in the setting that all `omniglot_family` configs share.
 
     metajax data prepare omniglot
     metajax train omniglot_family_maml_5w1s

@@ -274,7 +274,7 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
 
 
 def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:
-    """Parse options into settings. Convert the exceptions that the checks of user-defined types raise."""
+    """Parse options into settings. An exception from a check in the user's own types becomes a `UserError`."""
     try:
         return parse(kind, args, prog=prog, about=about, default=default)
     except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -158,7 +158,7 @@ def _misfit_errors(on: str, directory: Path, tasks: Tasks, task: Any, trained: T
         on: The value of `--on`.
         directory: The work directory of the run.
         tasks: The task samplers of `--on`.
-        task: The task settings of `--on`.
+        task: The settings of the tasks to evaluate on, which `--on` names.
         trained: The task settings of the run.
 
     Raises:

@@ -193,7 +193,7 @@ def _is_column(values: Any, length: int) -> bool:
 
 
 def _table(head: str, rows: Mapping[str, tuple[Report, int]]) -> list[str]:
-    """Return the lines of a table with one row for each report and step."""
+    """Return the lines of a table with one row for each pair of a report and an inner step."""
     first = next(iter(rows.values()))[0]
     columns = [
         (label, name, kind)

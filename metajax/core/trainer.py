@@ -165,7 +165,7 @@ def trainer(
         if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
             tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
 
-        def step(state, _):  # state.step does not advance after a failure, so the tasks must not advance either
+        def step(state, _):  # after a failed meta-step state.step stays the same, and so must the tasks
             inputs = jax.tree.map(lambda leaf: leaf[state.step - first], (tasks, learn_keys))
             mean = _average(learner, state, draw, inputs, chunk, mesh)
             return _apply(optimizer, state, mean, skip_non_finite)

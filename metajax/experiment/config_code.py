@@ -223,7 +223,7 @@ def _fingerprint(file: Path) -> list[str]:
 
 
 def _local_modules(tree: ast.Module) -> dict[str, Path]:
-    """Return the file of each module that code imports, directly or indirectly, by the name of the module.
+    """Return the file of each local module that parsed code imports, directly or indirectly, by the module's name.
 
     Modules of metajax, of Python and of installed packages are left out. The function inspects the source code and
     imports nothing.

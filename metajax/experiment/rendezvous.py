@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Return `ADDRESS:PORT`."""
+        """Return the address of process 0 as `ADDRESS:PORT`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 

@@ -15,7 +15,7 @@ from metajax.experiment.tasks import TaskSpec
 from metajax.learners import BuildContext, MetaLearner
 
 _MOST_STEPS = 100_000
-"""Largest number of inner steps."""
+"""Upper limit of the number of inner steps."""
 
 _MOST_UNROLLED = 200
 """Largest number of inner steps that may be unrolled."""

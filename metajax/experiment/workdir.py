@@ -133,7 +133,7 @@ def check_alone(workdir: Path) -> None:
     """Check that no other process trains in a work directory now, without creating a lock file.
 
     Raises:
-        UserError: If another process trains there.
+        UserError: If another process is training in the work directory.
     """
     if os.path.lexists(_lock_file(workdir)):
         with alone(workdir):

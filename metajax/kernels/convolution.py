@@ -174,7 +174,9 @@ def _tiled_examples(role: Role, a: jax.Array, b: jax.Array, geometry: Geometry) 
     inner, outer = _channels(role, a, b)
     height, width = (geometry.height, geometry.width) if role == "input" else output_sides(geometry)
     tiles = -(-height // 2) * -(-width // 2)
-    transform_bytes = 16 * inner * a.dtype.itemsize  # bytes per tile, and per output channel of the kernel
+    transform_bytes = (
+        16 * inner * a.dtype.itemsize
+    )  # bytes of one transformed tile; a transformed output channel of the kernel has as many
     most = max(_BLOCK_BYTES, 2 * outer * transform_bytes)  # twice the transformed kernel, which each block reads
     block = largest_block(a.shape[0], tiles * transform_bytes, most)
     enough = a.shape[0] * tiles >= _TILES and 2 * block * tiles >= 3 * max(inner, outer)
