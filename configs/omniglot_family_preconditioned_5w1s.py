@@ -1,4 +1,4 @@
-"""MAML with a learned diagonal preconditioner on Omniglot, 5-way 1-shot, in the setting of all `omniglot_family` configs.
+"""MAML with a learned diagonal preconditioner on Omniglot, 5-way 1-shot, in the setting of the `omniglot_family`.
 
     metajax data prepare omniglot
     metajax train omniglot_family_preconditioned_5w1s

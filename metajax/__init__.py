@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from metajax.errors import needs
@@ -33,7 +34,7 @@ def __getattr__(name: str) -> Any:
             return getattr(importlib.import_module(_RUNS[name]), name)
     api = importlib.import_module("metajax._api")
     if name == "__all__":
-        return [*api.__all__, *_RUNS]
+        return [*api.__all__, *(_RUNS if importlib.util.find_spec("typeguard") else ())]
     if name in globals():  # a module that the import above brought
         return globals()[name]
     try:

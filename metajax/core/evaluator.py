@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -167,21 +167,33 @@ class Report:
 
 
 def _check_json(report: Any) -> None:
-    """Raise a `ValueError` that names a missing entry, unless a value has the format of `Report.to_json`."""
-    if not isinstance(report, dict):
+    """Raise a `ValueError` that names the missing entry, unless a value is a report in the form of `to_json`."""
+    if not isinstance(report, Mapping):
         raise ValueError(f"a report of an evaluation is a dict, got {type(report).__name__}")
-    steps, kinds = report.get("inner_steps"), [report[kind] for kind in _KINDS if kind in report]
-    if not isinstance(steps, int) or not 0 <= steps < 10**6 or not isinstance(report.get("num_tasks"), int):
+    steps, tasks = report.get("inner_steps"), report.get("num_tasks")
+    if not (_is_count(steps) and _is_count(tasks) and steps < 10**6):
         raise ValueError("a report of an evaluation has inner_steps and num_tasks")
-    if not kinds or not all(isinstance(kind, dict) and len(kind) > 1 for kind in kinds):
+    kinds = [report[kind] for kind in _KINDS if kind in report]
+    if "transductive" not in report or not all(isinstance(kind, Mapping) and len(kind) > 1 for kind in kinds):
         raise ValueError("a report of an evaluation has transductive metrics")
+    if any(set(kind) != set(kinds[0]) for kind in kinds) or not all(
+        _is_count(kind.get("diverged", 0)) for kind in kinds
+    ):
+        raise ValueError("a report of an evaluation has equal metrics of both kinds, and the number of diverged tasks")
     for kind in kinds:
-        for name in kinds[0]:
-            values = kind.get(name)
+        for name, values in kind.items():
             if name != "diverged" and not (
-                isinstance(values, dict) and all(_is_column(values.get(key), steps + 1) for key in ("mean", "ci95"))
+                isinstance(values, Mapping)
+                and all(_is_column(values.get(key), steps + 1) for key in ("mean", "ci95"))
+                and ("median" not in values or _is_column(values["median"], steps + 1))
             ):
                 raise ValueError(f"{name} has no mean and interval for each of {steps + 1} steps")
+    if not isinstance(report.get("domains", {}), Mapping):
+        raise ValueError("the domains of a report are a dict of reports")
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_column(values: Any, length: int) -> bool:

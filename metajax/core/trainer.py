@@ -68,12 +68,14 @@ class Trainer(NamedTuple):
         step: `(state, fed=None, *, steps=steps_per_call) -> (state, metrics)`, one call of the compiled training step.
         tasks_per_step: Number of tasks in a meta-step.
         steps_per_call: Default number of meta-steps in one call.
+        skip_non_finite: Whether failed meta-steps are skipped.
     """
 
     init: Callable[..., TrainState]
     step: TrainStep
     tasks_per_step: int
     steps_per_call: int
+    skip_non_finite: bool
 
 
 def trainer(
@@ -151,7 +153,10 @@ def trainer(
         check_count(name, value)
     check_chunk_size(chunk_size)
 
+    last: list[Any] = []  # the last call's metrics, the meta-step that failed or -1, and the key
+
     def init(params: Params, seed: int | jax.Array = 0) -> TrainState:
+        last.clear()  # a failure of an earlier training does not count
         return init_state(learner, optimizer, params, seed)
 
     def run(state: TrainState, sampler, fed, steps: int) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
@@ -178,8 +183,9 @@ def trainer(
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
     compiled = jax.jit(run, static_argnums=3, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
     partial = replicate(as_partial(sampler), mesh)
-    step = _checked_step(compiled, partial, steps_per_call, mesh, skip_non_finite)
-    return Trainer(init, step, tasks_per_step, steps_per_call)
+    sizes = (steps_per_call, tasks_per_step)
+    step = _checked_step(compiled, partial, sizes, mesh, None if skip_non_finite else last)
+    return Trainer(init, step, tasks_per_step, steps_per_call, skip_non_finite)
 
 
 def init_state(
@@ -234,15 +240,25 @@ def _apply(
 
 
 def _checked_step(
-    compiled: Callable, sampler: Callable, steps_per_call: int, mesh: Mesh | None, skip_non_finite: bool
+    compiled: Callable, sampler: Callable, sizes: tuple[int, int], mesh: Mesh | None, last: list[Any] | None
 ) -> TrainStep:
-    """Return a function that checks its arguments and the result of the previous call, then calls a compiled step."""
+    """Return a function that checks its arguments and the result of the previous call, then calls a compiled step.
+
+    `sizes` are the default number of meta-steps and the number of tasks in one. `last` keeps the result of the previous
+    call; `None` if failures are skipped.
+    """
+    steps_per_call, tasks_per_step = sizes
     checked: list[bool] = []
-    last: list[Any] = []  # the last call's metrics, the meta-step that failed or -1, and the key
 
     def step(state: TrainState, fed: PyTree = None, /, *, steps: int = steps_per_call) -> tuple[TrainState, Metrics]:
         check_state(state)
         check_count("steps", steps)
+        for leaf in jax.tree.leaves(fed):
+            if leaf.shape[:2] != (steps, tasks_per_step):
+                raise ValueError(
+                    f"fed has arrays [steps, tasks_per_step, ...], here [{steps}, {tasks_per_step}, ...], got "
+                    f"{leaf.shape}"
+                )
         if not checked:
             one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
             check_sampler(sampler, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
@@ -251,7 +267,7 @@ def _checked_step(
             _raise_if_failed(state, *last)
         # JAX would compile a second program if the state were not yet on the devices of the mesh.
         state, metrics, failure = compiled(replicate(state, mesh), sampler, fed, steps)
-        if not (skip_non_finite or isinstance(state.step, Tracer)):
+        if last is not None and not isinstance(state.step, Tracer):
             last[:] = [metrics, *failure]
         return state, metrics
 

@@ -318,7 +318,7 @@ def _read(path: Path, like: TrainState) -> TrainState:
     checksum = found.pop(_CHECKSUM)
     if checksum != _checksum(found):
         raise _DamagedError("its checksum is wrong")
-    return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"])})
+    return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"], impl=jax.random.key_impl(like.key))})
 
 
 class _DamagedError(Exception):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import numpy as np
 
 from metajax.core.checks import check_count
 from metajax.core.trainer import Trainer, TrainState, first_non_finite
-from metajax.core.types import Metrics, Params
+from metajax.core.types import Params
 from metajax.experiment import checkpoints, metrics, workdir
 from metajax.experiment.devices import any_process, is_first, wait_for_others
 from metajax.system import files
@@ -110,9 +111,10 @@ def train(
     >>> int(first.step), int(second.step), round(float(second.meta_params), 3)
     (20, 30, 3.0)
     """
-    for name, value in {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every or steps}.items():
+    checkpoint_every = steps if checkpoint_every is None else checkpoint_every
+    for name, value in {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every}.items():
         check_count(name, value)
-    directory = Path(directory)
+    directory = files.expand_home(Path(directory))
     workdir.check_writable(directory)
     with workdir.alone(directory) if is_first() else contextlib.nullcontext():
         state = resume(directory, trainer.init(params, seed), keep=keep)
@@ -121,7 +123,7 @@ def train(
             state,
             directory,
             steps=steps,
-            checkpoint_every=checkpoint_every or steps,
+            checkpoint_every=checkpoint_every,
             keep=keep,
             validate=validate,
             stream=stream,
@@ -182,7 +184,7 @@ def advance(
         return state
     lengths = functools.partial(_calls, step, steps, trainer.steps_per_call, checkpoint_every)
     # Training donates its state, so the stream gets a copy.
-    data = iter(()) if stream is None else stream(jax.tree.map(jax.numpy.copy, state), lengths())
+    data = itertools.repeat(None) if stream is None else stream(jax.tree.map(jax.numpy.copy, state), lengths())
     with (
         _record(directory, step, keep) if is_first() else contextlib.nullcontext(_Record()) as record,
         stop_requests() as stop,
@@ -195,14 +197,17 @@ def advance(
         for length in lengths():
             began = time.perf_counter()
             stop.saving = False
-            state, stacked = trainer.step(state, next(data, None), steps=length)
+            state, stacked = trainer.step(state, _next(data, step), steps=length)
             stacked = jax.device_get(stacked)
             patience.cancel()
             stop.saves = stop.saving = True
             if int(state.step) < step + length:
                 record.save(state)
-                failed, name = first_non_finite(stacked) or (0, "loss")
-                raise NotFiniteError(step + failed, name, directory / workdir.CHECKPOINTS)
+                last = {name: values[-1:] for name, values in stacked.items()}  # the failed step is repeated to the end
+                _, name = first_non_finite(last) or (0, "loss")
+                raise NotFiniteError(int(state.step), name, directory / workdir.CHECKPOINTS)
+            if trainer.skip_non_finite:
+                stacked = {name: _without_failures(values) for name, values in stacked.items()}
             step += length
             row = _row(step, stacked)
             rate = length * trainer.tasks_per_step / (time.perf_counter() - began)
@@ -225,6 +230,13 @@ def advance(
     return state
 
 
+def _next(data: Iterator[Any], step: int) -> Any:
+    try:
+        return next(data)
+    except StopIteration:
+        raise ValueError(f"the stream ended at step {step}, before the last meta-step") from None
+
+
 def _validate_late(directory: Path, state: TrainState, validate: Validate, keep: int) -> None:
     """Validate a restored checkpoint that has no validation loss, because the run stopped during its validation."""
     folder, step = directory / workdir.CHECKPOINTS, int(state.step)
@@ -242,19 +254,21 @@ def _validate_late(directory: Path, state: TrainState, validate: Validate, keep:
 
 
 def _validation_loss(row: Row) -> float | None:
-    """Return the validation loss of a row; infinity if the validation diverged, `None` if there was no validation."""
-    return math.inf if row.get("validation_loss", 0) is None else row.get("validation_loss")
+    """Return the loss that determines the best checkpoint: infinity if not finite, `None` without validation."""
+    if "validation_loss" not in row:
+        return None
+    loss = row["validation_loss"]
+    return math.inf if loss is None or not math.isfinite(loss) else float(loss)
 
 
-def _row(step: int, stacked: Metrics) -> Row:
-    return {"step": step, **{name: _mean(values) for name, values in stacked.items()}}
+def _row(step: int, stacked: Mapping[str, Any]) -> Row:
+    return {"step": step, **{name: float(values.mean()) for name, values in stacked.items()}}
 
 
-def _mean(values: jax.Array) -> float:
-    """Return the mean of a metric over the meta-steps of a call, without failed meta-steps that were skipped."""
-    array = np.asarray(values)
-    finite = np.isfinite(array)
-    return float(array.mean() if finite.all() or not finite.any() else array[finite].mean())
+def _without_failures(values: Any) -> np.ndarray:
+    """Return the values of the meta-steps that did not fail; all values if all failed."""
+    finite = np.isfinite(values)
+    return values[finite] if finite.any() else values
 
 
 def _save_during_validation(directory: Path, record: "_Record", row: Row, state: TrainState) -> None:

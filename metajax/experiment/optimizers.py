@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,17 +31,19 @@ def make_optimizer(
     Traceback (most recent call last):
     metajax.errors.UserError: inner.options: rmsprop has no argument 'decy': did you mean 'decay'?
     """
-    if name not in optimizers():
-        raise UserError(f"{field}.optimizer: optax has no optimiser {name!r}{_suggestion(name, list(optimizers()))}")
+    if not isinstance(name, str) or name not in optimizers():
+        raise UserError(
+            f"{field}.optimizer: optax has no optimiser {name!r}{_suggestion(str(name), list(optimizers()))}"
+        )
     function = optimizers()[name]
     arguments = [each for each in inspect.signature(function).parameters if each != "learning_rate"]
     if not isinstance(options, Mapping):
         raise UserError(f"{field}.options must be a dict of numbers, got {options!r}")
     for option, value in options.items():
         if option not in arguments:
-            advice = _suggestion(option, arguments)
+            advice = _suggestion(str(option), arguments)
             raise UserError(f"{field}.options: {name} has no argument {option!r}{advice}")
-        if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        if not isinstance(value, bool | int | float) or not abs(value) < 2**31:
             raise UserError(f"{field}.options: {option} must be a finite number, True or False, got {value!r}")
     if name == "adam" and field == "inner":
         options = {"eps_root": 1e-16, **options}  # the derivative of Adam's square root stays finite at a gradient of 0
@@ -56,7 +57,8 @@ def make_optimizer(
 def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Return the optimisers of optax by name: the functions whose first argument is the learning rate.
 
-    Optimisers with a line search are left out, because they evaluate the loss at other parameters.
+    Optimisers with a line search are left out, because they evaluate the loss at other parameters, and optimisers with
+    random numbers, whose keys are not saved.
 
     >>> {"sgd", "adam", "adamw", "rmsprop", "lion"} <= set(optimizers())
     True
@@ -67,7 +69,7 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
         name: functions[name]
         for name in sorted(functions)
         if arguments[name][:1] == ["learning_rate"]
-        and "linesearch" not in arguments[name]
+        and not {"linesearch", "seed", "key"} & set(arguments[name])
         and not name.startswith(("_", "scale_by"))
     }
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from metajax.core.checks import describe
 from metajax.core.evaluator import Report, evaluator
 from metajax.core.trainer import Trainer, TrainState, trainer
 from metajax.core.types import TaskSampler
@@ -46,6 +47,17 @@ _PREFETCHED_CALLS = 10_000
 and each stream starts without prefetched images."""
 
 
+@contextlib.contextmanager
+def _own_precision() -> Iterator[None]:
+    """Restore JAX's precision of matrix products after a run."""
+    before = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+@_own_precision()
 def run(
     experiment: Experiment,
     directory: str | os.PathLike[str],
@@ -79,7 +91,9 @@ def run(
             fails.
         Stopped: If a signal stopped the training. The state was saved before.
     """
-    directory = Path(directory)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"run takes a metajax.experiment.Experiment, got {describe(experiment)}")
+    directory = files.expand_home(Path(directory))
     source = None if source is None else Path(source)
     prepare_devices(devices)
     rendezvous.agree("settings", _settings(directory, experiment, source, devices))
@@ -101,9 +115,7 @@ def run(
             raise UserError(
                 f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data"
             )
-        if is_first() and not resumes:
-            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
-        _train(directory, experiment, parts, mesh, resumes, callbacks)
+        _train(directory, experiment, source, parts, mesh, resumes, callbacks)
         return _evaluate(directory, experiment, parts, mesh)
 
 
@@ -186,6 +198,7 @@ def _settings(directory: Path, experiment: Experiment, source: Path | None, devi
 def _train(
     directory: Path,
     experiment: Experiment,
+    source: Path | None,
     parts: Parts,
     mesh: Mesh,
     resumes: bool,
@@ -194,6 +207,7 @@ def _train(
     settings = experiment.training
     train = _trainer(experiment, parts, mesh)
     fresh = train.init(parts.params, purpose_key(experiment.seed, "train"))
+    validate, stream = _validation(experiment, parts, mesh), _stream(experiment, parts, mesh)
     if resumes:
         for change in workdir.changes_since(directory, experiment, mesh.size):
             _LOG.warning(change)
@@ -206,6 +220,8 @@ def _train(
         _LOG.info(_resumed(directory, experiment, int(state.step)))
     else:
         state = fresh
+        if is_first():  # after everything that can refuse the settings
+            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
         _LOG.info(f"training in {directory} on {describe_mesh(mesh)}")
     try:
         advance(
@@ -215,8 +231,8 @@ def _train(
             steps=settings.steps,
             checkpoint_every=settings.checkpoint_every,
             keep=settings.keep,
-            validate=_validation(experiment, parts, mesh),
-            stream=_stream(experiment, parts, mesh),
+            validate=validate,
+            stream=stream,
             callbacks=callbacks,
         )
     except NotFiniteError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, Protocol, runtime_checkable
 
+import jax
 import optax
 
 from metajax.core.inner_loop import InnerLoop, inner_loop
@@ -112,7 +113,13 @@ class Outer:
             *([optax.clip(self.clip_value)] if self.clip_value else []),
             *([optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []),
         ]
-        return optax.chain(*clips, make_optimizer("outer", self.optimizer, rate, self.options))
+        optimizer = optax.chain(*clips, make_optimizer("outer", self.optimizer, rate, self.options))
+        try:
+            like = {"w": jax.ShapeDtypeStruct((2, 2), "float32")}
+            jax.eval_shape(optimizer.update, like, jax.eval_shape(optimizer.init, like), like)
+        except (TypeError, ValueError, AttributeError) as error:  # for example one that takes no schedule
+            raise UserError(f"outer.optimizer: {self.optimizer} does not work with these settings: {error}") from error
+        return optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

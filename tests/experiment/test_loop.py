@@ -85,6 +85,79 @@ def test_callbacks_get_each_row_and_validation_chooses_the_best_checkpoint(tmp_p
     assert steps(tmp_path) == [8, 24]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), None])
+def test_a_validation_that_diverged_is_the_worst(tmp_path, bad):
+    losses = iter([5.0, 1.0, bad, 3.0])
+
+    def validate(state):
+        return {"validation_loss": next(losses)}
+
+    mj.train(make_trainer(), PARAMS, tmp_path, steps=16, checkpoint_every=4, keep=1, validate=validate)
+    assert steps(tmp_path) == [8, 16]
+    assert checkpoints.best_step(tmp_path / "checkpoints") == 8
+
+
+def test_the_failed_step_is_named_although_an_earlier_one_was_handled(tmp_path):
+    """An optimiser that replaces NaN by 0 handles the first step, but not the infinite update later."""
+
+    def loss_fn(params, data, rng):
+        return jnp.where(data < 2, jnp.nan, 1.0) * params["b"], {}
+
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.0), steps=1))
+    fed = jnp.arange(8.0).reshape(8, 1)
+    trainer = mj.trainer(
+        learner,
+        optax.chain(optax.zero_nans(), optax.scale_by_schedule(lambda count: jnp.where(count < 5, -1e-3, jnp.inf))),
+        lambda rng, value: mj.Task(value + 0 * jax.random.normal(rng), value),
+        tasks_per_step=1,
+        steps_per_call=8,
+    )
+    with pytest.raises(NotFiniteError, match="step 5") as error:
+        mj.train(trainer, PARAMS, tmp_path, steps=8, stream=lambda state, calls: (fed for _ in calls))
+    assert error.value.step == 5
+    assert steps(tmp_path) == [5]
+
+
+def test_a_stream_of_the_wrong_length_is_refused(tmp_path):
+    learner = mj.maml(lambda p, x, rng: (p["b"] * x, {}), mj.inner_loop(optax.sgd(0.0), steps=1))
+    sampler = lambda rng, value: mj.Task(value + jax.random.normal(rng), value)  # noqa: E731
+    trainer = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=4)
+    with pytest.raises(ValueError, match=r"here \[4, 1, ...\], got \(3, 1\)"):
+        trainer.step(trainer.init(PARAMS), jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="the stream ended at step 4"):
+        mj.train(trainer, PARAMS, tmp_path, steps=8, stream=lambda state, calls: iter([jnp.ones((4, 1))]))
+
+
+def test_a_trainer_can_start_again_after_a_failure(tmp_path):
+    trainer = make_trainer()
+    with pytest.raises(NotFiniteError):
+        mj.train(trainer, jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS), tmp_path / "bad", steps=4)
+    assert int(mj.train(trainer, PARAMS, tmp_path / "good", steps=4).step) == 4
+
+
+def test_keys_of_other_implementations_resume(tmp_path):
+    key = jax.random.key(0, impl="rbg")
+    mj.train(make_trainer(), PARAMS, tmp_path, steps=4, seed=key)
+    assert int(mj.train(make_trainer(), PARAMS, tmp_path, steps=8, seed=key).step) == 8
+
+
+def test_a_run_keeps_the_precision_of_the_caller(tmp_path):
+    experiment = load_module(small(tmp_path, text=SMALL)).config
+    execution = dataclasses.replace(experiment.execution, precision="float32")
+    mj.run(dataclasses.replace(experiment, execution=execution), tmp_path / "run", devices=1)
+    assert jax.config.jax_default_matmul_precision is None
+    with pytest.raises(TypeError, match=r"run takes a metajax\.experiment\.Experiment, got"):
+        mj.run("sinusoid_maml", tmp_path / "other")
+
+
+def test_settings_that_cannot_train_leave_no_work_directory(tmp_path):
+    experiment = load_module(small(tmp_path, text=SMALL)).config
+    outer = dataclasses.replace(experiment.outer, optimizer="rprop")
+    with pytest.raises(UserError, match=r"outer\.optimizer: rprop does not work with these settings"):
+        mj.run(dataclasses.replace(experiment, outer=outer), tmp_path / "run", devices=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_failed_meta_step_keeps_the_state_before_it(tmp_path):
     def fails_at_five(params, data, rng):
         loss, _ = loss_fn(params, data, rng)
