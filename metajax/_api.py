@@ -5,7 +5,7 @@ from metajax.analysis.ranks import mean_ranks
 from metajax.core.evaluator import Report, evaluator
 from metajax.core.functional import features, functional
 from metajax.core.inner_loop import Adapted, InnerLoop, inner_loop
-from metajax.core.losses import classification_loss, regression_loss
+from metajax.core.losses import classification_loss, regression_loss, weighted_mean
 from metajax.core.parallel import average_tasks, map_tasks, task_keys, task_mesh
 from metajax.core.trainer import Trainer, TrainState, first_non_finite, trainer
 from metajax.core.trees import invert, named
@@ -89,4 +89,5 @@ __all__ = [
     "tasks",
     "trainer",
     "varied_episodes",
+    "weighted_mean",
 ]
