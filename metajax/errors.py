@@ -1,7 +1,8 @@
-"""The exceptions for mistakes that the user can correct."""
+"""Errors for mistakes that the user can correct, and parts of their messages."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -39,3 +40,16 @@ def needs(extra: str) -> Iterator[None]:
         raise MissingPackageError(
             f"{package} is not installed: pip install 'metajax[{extra}]'", name=package
         ) from error
+
+
+def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
+    """Return the end of an error message about an unknown word.
+
+    The result is `: did you mean …?` if a choice is similar to the word. If no choice is similar, the result is
+    `advice`, or without `advice` all choices.
+    """
+    choices = list(choices)
+    near = difflib.get_close_matches(word[:100], choices, n=1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": {advice}" if advice else f": choose one of {', '.join(choices)}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from metajax import __version__
-from metajax.errors import UserError, needs
+from metajax.errors import UserError, needs, suggestion
 from metajax.system.signals import CALL_SECONDS, Stopped, end_process, ends_at_once, ends_in_time
 from metajax.system.streams import leave, put_line
 
@@ -84,9 +84,6 @@ def _run(argv: list[str]) -> int:
         if any("\0" in word for word in argv):
             raise UserError("a word of the command line contains a NUL character")
         if argv[0] not in _COMMANDS:
-            with needs("all"):
-                from metajax.cli.parse import suggestion
-
             raise UserError(f"there is no command {argv[0]!r}{suggestion(argv[0], _COMMANDS)}")
         _print_log()
         command = _import(argv[0])

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 import metajax
-from metajax.cli.parse import parse, suggestion, value_of
-from metajax.errors import UserError
+from metajax.cli.parse import parse, value_of
+from metajax.errors import UserError, suggestion
 from metajax.experiment import Domains, Experiment, TaskSpec
 from metajax.experiment.checks import shown, types_are_right
 from metajax.experiment.config_code import load_module

@@ -9,8 +9,8 @@ import tyro
 
 from metajax import data
 from metajax.cli import report
-from metajax.cli.parse import DescribedDefault, parse, suggestion
-from metajax.errors import UserError
+from metajax.cli.parse import DescribedDefault, parse
+from metajax.errors import UserError, suggestion
 from metajax.experiment.checks import LARGEST_IMAGE, shown
 from metajax.system.files import expand_home
 

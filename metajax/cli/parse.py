@@ -7,7 +7,7 @@ import io
 import os
 import re
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -65,19 +65,6 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
     following = [*args, ""][1:]
     pairs = [arg.split("=", 1) if "=" in arg else [arg, after] for arg, after in zip(args, following, strict=True)]
     return next((_expand_home(value) for name, value in reversed(pairs) if name.replace("_", "-") == option), None)
-
-
-def suggestion(word: str, choices: Iterable[str], advice: str = "") -> str:
-    """Return the end of an error message about an unknown word.
-
-    The result is `: did you mean …?` if a choice is similar to the word. If no choice is similar, the result is
-    `advice`, or without `advice` all choices.
-    """
-    choices = list(choices)
-    near = difflib.get_close_matches(word[:100], choices, n=1)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    return f": {advice}" if advice else f": choose one of {', '.join(choices)}"
 
 
 def _flags(settings: Any, prefix: str = "--") -> Iterator[str]:

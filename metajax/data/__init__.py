@@ -6,7 +6,6 @@ Prepare a data set once, by download or from local files; then load it:
     bank = load("omniglot", split="alphabet").splits["train"]
 """
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from metajax.data.disk import resolve_data_dir
 from metajax.data.fashion_mnist import load_fashion_mnist
 from metajax.data.folder import load_folder
 from metajax.data.omniglot import load_omniglot
-from metajax.errors import UserError
+from metajax.errors import UserError, suggestion
 
 __all__ = [
     "DATASETS",
@@ -100,6 +99,4 @@ def is_prepared(name: str, data_dir: Path | None = None) -> bool:
 def _info(name: str) -> DatasetInfo:
     if name in DATASETS:
         return DATASETS[name]
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(DATASETS)}"
-    raise UserError(f"there is no data set {name!r}: {hint}")
+    raise UserError(f"there is no data set {name!r}{suggestion(name, DATASETS)}")

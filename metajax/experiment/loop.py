@@ -19,6 +19,7 @@ import numpy as np
 from metajax.core.checks import check_count
 from metajax.core.trainer import Trainer, TrainState, first_non_finite
 from metajax.core.types import Params
+from metajax.errors import UserError
 from metajax.experiment import checkpoints, metrics, workdir
 from metajax.experiment.devices import any_process, is_first, wait_for_others
 from metajax.system import files
@@ -98,8 +99,8 @@ def train(
     Raises:
         NotFiniteError: If a meta-step fails.
         Stopped: If a signal stopped the training. The state was saved before.
-        UserError: If the folder cannot be written, if another process trains in the folder, or if a checkpoint does not
-            fit the model or the optimiser.
+        UserError: If the folder cannot be written, if another process trains in the folder, if a checkpoint does not
+            fit the model or the optimiser, or if the last checkpoint is later than `steps`.
 
     >>> import tempfile, jax.numpy as jnp, optax, metajax as mj
     >>> learner = mj.maml(lambda p, target, rng: ((p - target) ** 2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
@@ -115,8 +116,9 @@ def train(
     for name, value in {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every}.items():
         check_count(name, value)
     directory = files.expand_home(Path(directory))
-    workdir.check_writable(directory)
-    with workdir.alone(directory) if is_first() else contextlib.nullcontext():
+    if is_first():
+        workdir.check_writable(directory)
+    with workdir.lock(directory) if is_first() else contextlib.nullcontext():
         state = resume(directory, trainer.init(params, seed), keep=keep)
         return advance(
             trainer,
@@ -180,7 +182,11 @@ def advance(
     step = int(state.step)
     if validate is not None and (step == steps or (step and step % checkpoint_every == 0)):
         _validate_late(directory, state, validate, keep)
-    if step >= steps:
+    if step > steps:
+        raise UserError(
+            f"{directory} is trained to step {step:,}, more than {steps:,}: choose more steps or another folder"
+        )
+    if step == steps:
         return state
     lengths = functools.partial(_calls, step, steps, trainer.steps_per_call, checkpoint_every)
     # Training donates its state, so the stream gets a copy.

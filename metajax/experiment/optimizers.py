@@ -1,6 +1,5 @@
 """Optimisers of optax by name."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,7 +7,7 @@ from typing import Any
 
 import optax
 
-from metajax.errors import UserError
+from metajax.errors import UserError, suggestion
 
 
 def make_optimizer(
@@ -32,16 +31,14 @@ def make_optimizer(
     metajax.errors.UserError: inner.options: rmsprop has no argument 'decy': did you mean 'decay'?
     """
     if not isinstance(name, str) or name not in optimizers():
-        raise UserError(
-            f"{field}.optimizer: optax has no optimiser {name!r}{_suggestion(str(name), list(optimizers()))}"
-        )
+        raise UserError(f"{field}.optimizer: optax has no optimiser {name!r}{suggestion(str(name), optimizers())}")
     function = optimizers()[name]
     arguments = [each for each in inspect.signature(function).parameters if each != "learning_rate"]
     if not isinstance(options, Mapping):
         raise UserError(f"{field}.options must be a dict of numbers, got {options!r}")
     for option, value in options.items():
         if option not in arguments:
-            advice = _suggestion(str(option), arguments)
+            advice = suggestion(str(option), arguments)
             raise UserError(f"{field}.options: {name} has no argument {option!r}{advice}")
         if not isinstance(value, bool | int | float) or not abs(value) < 2**31:
             raise UserError(f"{field}.options: {option} must be a finite number, True or False, got {value!r}")
@@ -72,8 +69,3 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
         and not {"linesearch", "seed", "key"} & set(arguments[name])
         and not name.startswith(("_", "scale_by"))
     }
-
-
-def _suggestion(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word[:100], choices, n=1)
-    return f": did you mean {near[0]!r}?" if near else f": choose from {', '.join(choices)}"

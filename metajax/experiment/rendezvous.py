@@ -382,7 +382,7 @@ def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: 
 
 
 def _key(subject: str, name: int | str) -> str:
-    return f"metajax/{subject.replace(' ', '_')}/{name}"
+    return f"metajax/{subject.replace(' ', '_')}/{_agreed.count(subject)}/{name}"  # the processes may run several runs
 
 
 _SUBJECTS = ("settings", "data")

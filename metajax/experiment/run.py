@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from metajax.core.checks import describe
 from metajax.core.evaluator import Report, evaluator
-from metajax.core.trainer import Trainer, TrainState, trainer
+from metajax.core.trainer import Trainer, TrainState, init_state, trainer
 from metajax.core.types import TaskSampler
 from metajax.errors import UserError
 from metajax.experiment import checkpoints, config_code, rendezvous, workdir
@@ -100,14 +100,14 @@ def run(
     check_devices()
     if is_first():
         workdir.check_writable(directory)
-        workdir.check_alone(directory)
+        workdir.check_unlocked(directory)
     _check_run(directory, experiment, source)  # before reading the data; again below, under the lock
     use_precision(experiment.execution.precision)
     parts = build(experiment, None if data_dir is None else Path(data_dir))
     check_memory(parts.params)
     check_training(experiment, parts.tasks)
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
-    with workdir.alone(directory) if is_first() else contextlib.nullcontext():
+    with workdir.lock(directory) if is_first() else contextlib.nullcontext():
         resumes = _check_run(directory, experiment, source)
         rendezvous.agree("data", {**parts.tasks.holds, **_progress(directory, resumes)})
         changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
@@ -363,8 +363,7 @@ def load_state(
         step = int(checkpoint)
     else:
         raise UserError(f"{directory} has no checkpoint {checkpoint!r}: choose last, best, or one of {available}")
-    sampler = next(iter(parts.tasks.samplers.values()))
-    like = trainer(parts.learner, parts.optimizer, sampler, tasks_per_step=1).init(parts.params)
+    like = init_state(parts.learner, parts.optimizer, parts.params)
     state, problems = checkpoints.restore(folder, like, step)
     for problem in problems:
         _LOG.warning("%s; falling back to the previous one", problem)

@@ -114,7 +114,7 @@ def check_writable(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[None]:
     """Prevent other processes from training in a work directory, by a lock file beside it.
 
     Raises:
@@ -129,14 +129,14 @@ def alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_alone(workdir: Path) -> None:
+def check_unlocked(workdir: Path) -> None:
     """Check that no other process trains in a work directory now, without creating a lock file.
 
     Raises:
         UserError: If another process is training in the work directory.
     """
     if os.path.lexists(_lock_file(workdir)):
-        with alone(workdir):
+        with lock(workdir):
             pass
 
 

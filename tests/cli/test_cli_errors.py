@@ -86,7 +86,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         ([*TRAIN, "--inner.learning-rate", "nan"], ["inner.learning_rate", "nan"]),
         ([*TRAIN, "--inner.options.momentum", "x"], ["--inner.options.momentum takes a number", "'x'"]),
         ([*TRAIN, "--inner.options.momentum", "nan"], ["inner.options", "momentum", "finite number", "nan"]),
-        ([*TRAIN, "--inner.options.decay", "0.9"], ["sgd has no argument 'decay': choose from momentum"]),
+        ([*TRAIN, "--inner.options.decay", "0.9"], ["sgd has no argument 'decay': choose one of momentum"]),
         ([*TRAIN, "--outer.options.weight-decay", "1"], ["adam has no argument 'weight_decay'"]),
         ([*TRAIN, "--outer.optimizer", "adamz"], ["outer.optimizer", "did you mean 'adam"]),
         ([*TRAIN, "--outer.learning-rate", "0"], ["outer.learning_rate", "above 0"]),

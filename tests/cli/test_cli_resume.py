@@ -381,7 +381,7 @@ def test_a_place_that_cannot_be_used_is_told_before_the_data_is_read(copy, confi
 
     monkeypatch.setattr(experiment_run, "build", build)
     fails(run("train", config, "--workdir", tmp_path / "mine"), "is not empty and not a work directory")
-    with workdir.alone(copy):
+    with workdir.lock(copy):
         fails(run("train", config, "--workdir", copy), "another process is training", str(copy))
 
 
@@ -397,7 +397,7 @@ def test_a_run_that_another_process_begins_meanwhile_is_compared(copy, config, t
 
 
 def test_two_processes_do_not_train_in_one_place(undisturbed, copy, config):
-    with workdir.alone(copy):
+    with workdir.lock(copy):
         fails(run("train", config, "--workdir", copy), "another process is training", str(copy))
         assert run("evaluate", copy, "--output", copy / "other.json").code == 0
     (copy / "other.json").unlink()

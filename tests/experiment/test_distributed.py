@@ -136,3 +136,45 @@ def wait_for_metrics(run, step):
 def test_others_that_cannot_be_are_refused(others):
     with pytest.raises(UserError, match="--distributed is auto or ADDRESS:PORT,INDEX,COUNT"):
         join(others)
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from metajax.experiment.devices import join
+join(sys.argv[1])
+import metajax as mj
+from metajax.experiment import *
+experiment = Experiment(
+    task=Sinusoid(train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)),
+    model=MLP(hidden=(4,)),
+    learner=MAML(),
+    inner=Inner(learning_rate=0.01),
+    outer=Outer(learning_rate=1e-2),
+    training=TrainingSettings(steps=4, tasks_per_step=2, steps_per_call=2, checkpoint_every=2),
+    validation=Validation(num_tasks=2),
+    evaluation=EvaluationSettings(steps=1, num_tasks=2, non_transductive=False),
+)
+for name in ("one", "two"):
+    mj.run(experiment, Path(sys.argv[2]) / name, devices=1)
+"""
+
+
+@pytest.mark.slow
+def test_processes_can_run_several_experiments(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", SWEEP, f"localhost:{port},{index},2", str(tmp_path)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        ]
+    )
+    one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
+    assert [row["loss"] for row in one] == [row["loss"] for row in two]

@@ -192,6 +192,12 @@ def test_counts_are_checked_before_the_folder_is_made(tmp_path, option):
     assert not (tmp_path / "new").exists()
 
 
+def test_fewer_steps_than_are_trained_are_refused(tmp_path):
+    mj.train(make_trainer(), PARAMS, tmp_path, steps=8)
+    with pytest.raises(UserError, match="is trained to step 8, more than 4"):
+        mj.train(make_trainer(), PARAMS, tmp_path, steps=4)
+
+
 def test_other_parameters_do_not_resume(tmp_path):
     mj.train(make_trainer(), PARAMS, tmp_path, steps=4)
     with pytest.raises(UserError, match=r"w.*differ|differ.*w"):

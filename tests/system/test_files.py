@@ -121,7 +121,7 @@ def test_a_lock_file_keeps_its_content_and_is_no_link(tmp_path):
     assert path.read_text() == "precious"
     link = tmp_path / ".x.lock"
     link.symlink_to(path)
-    with pytest.raises(UserError, match=r"\.x\.lock is a symbolic link"), workdir.alone(tmp_path / "x"):
+    with pytest.raises(UserError, match=r"\.x\.lock is a symbolic link"), workdir.lock(tmp_path / "x"):
         pass
     assert path.read_text() == "precious"
 
