@@ -8,7 +8,7 @@ from flax import nnx
 
 from metajax import models
 from metajax.errors import UserError
-from metajax.experiment.checks import LARGEST_IMAGE, MOST_CHANNELS, MOST_FEATURES, whole
+from metajax.experiment.checks import LARGEST_IMAGE, MOST_CHANNELS, MOST_FEATURES, positive, whole
 
 
 @runtime_checkable
@@ -51,9 +51,16 @@ class Conv4:
     """Normalise by the statistics of the current batch, or by groups of channels of each example."""
     use_scale: bool = False
     """Whether batch normalisation learns a scale for each channel, in addition to an offset."""
+    init: Literal["he_normal", "glorot_uniform", "uniform_fan_in"] = "he_normal"
+    """Distribution of the initial kernels of the convolutions. MAML's code uses glorot_uniform. PyTorch's layers, and
+    the code of papers that use PyTorch, have uniform_fan_in: a uniform distribution on ±1/√fan_in, for convolutions and
+    head. With he_normal and glorot_uniform, the head has Glorot uniform values."""
+    epsilon: float = 1e-3
+    """Small constant that normalisation adds to the variance: 1e-3 in MAML's code, 1e-5 in PyTorch."""
 
     def __post_init__(self):
         whole("model", 1, MOST_CHANNELS, channels=self.channels)
+        positive("model", epsilon=self.epsilon)
 
     def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
         """Make the Conv4 network for examples of shape `shape`; see `ModelSpec.build`."""
@@ -66,6 +73,9 @@ class Conv4:
                 pool=self.pool,
                 norm=self.norm,
                 use_scale=self.use_scale,
+                kernel_init=_initializer(self.init),
+                head_init=_initializer("uniform_fan_in" if self.init == "uniform_fan_in" else "glorot_uniform"),
+                epsilon=self.epsilon,
                 rngs=rngs,
             )
         except ValueError as error:
@@ -158,6 +168,12 @@ class ViT:
             )
         except ValueError as error:
             raise UserError(f"model: {error}") from error
+
+
+def _initializer(name: Literal["he_normal", "glorot_uniform", "uniform_fan_in"]) -> nnx.Initializer:
+    if name == "uniform_fan_in":  # the variance of a uniform distribution on ±1/√fan_in is 1/(3 fan_in)
+        return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return nnx.initializers.he_normal() if name == "he_normal" else nnx.initializers.glorot_uniform()
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

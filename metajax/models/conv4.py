@@ -1,5 +1,6 @@
 """Conv4, the four-layer convolutional network that few-shot learning papers use."""
 
+import functools
 import itertools
 
 import jax
@@ -25,6 +26,10 @@ class Conv4(nnx.Module):
             channels of each example (`GroupNorm`).
         use_scale: Whether batch normalisation learns a scale in addition to an offset. MAML's code learns only an
             offset. Group normalisation always learns both.
+        kernel_init: Initialiser of the kernels of the convolutions. Default: He normal. MAML's code uses Glorot
+            uniform; PyTorch's layers use a uniform distribution on ±1/√fan_in.
+        head_init: Initialiser of the kernel of the head. Default: Glorot uniform, as in MAML's code.
+        epsilon: Small constant that is added to the variance in normalisation.
         rngs: Random streams for the initial parameters.
 
     Raises:
@@ -49,16 +54,22 @@ class Conv4(nnx.Module):
         pool: bool = False,
         norm: NormKind = "batch",
         use_scale: bool = False,
+        kernel_init: nnx.Initializer = nnx.initializers.he_normal(),  # noqa: B008
+        head_init: nnx.Initializer = nnx.initializers.glorot_uniform(),  # noqa: B008
+        epsilon: float = 1e-3,
         rngs: nnx.Rngs,
     ):
         height, width, inputs = image_shape
         if pool and min(height, width) < 16:
             raise ValueError(f"four poolings need images of at least 16×16 pixels, got {height}×{width}")
         widths = [inputs, channels, channels, channels, channels]
-        self.convs = nnx.List([Conv(a, b, stride=1 if pool else 2, rngs=rngs) for a, b in itertools.pairwise(widths)])
-        self.norms = nnx.List([make_norm(norm, channels, use_scale=use_scale, rngs=rngs) for _ in range(4)])
+        conv = functools.partial(Conv, stride=1 if pool else 2, kernel_init=kernel_init, rngs=rngs)
+        self.convs = nnx.List([conv(a, b) for a, b in itertools.pairwise(widths)])
+        self.norms = nnx.List(
+            [make_norm(norm, channels, use_scale=use_scale, epsilon=epsilon, rngs=rngs) for _ in range(4)]
+        )
         features = channels * (height // 16) * (width // 16) if pool else channels
-        self.head = nnx.Linear(features, outputs, kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs)
+        self.head = nnx.Linear(features, outputs, kernel_init=head_init, rngs=rngs)
         self.pool = pool
         self.image_shape = (height, width, inputs)
 

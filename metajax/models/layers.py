@@ -19,6 +19,7 @@ _BLOCK_BYTES = 2_000_000
 """Largest size in bytes of the activations of a block of examples: about the private cache of a CPU core."""
 _FEW_CHANNELS = 16
 """With fewer input channels, recomputing a convolution in the backward pass is faster than storing its output."""
+_HE_NORMAL = nnx.initializers.he_normal()
 _in_blocks = contextvars.ContextVar("in_blocks", default=True)
 
 
@@ -33,7 +34,10 @@ class Conv(nnx.Module):
         padding: Number of zeros added on each side of an image. Default: half the kernel size, rounded down. With the
             default, stride 1 and an odd kernel size, the output has the same height and width as the input.
         use_bias: Whether to add a bias. Before batch normalisation a bias has no effect.
-        rngs: Random streams for the initial kernel (He normal).
+        kernel_init: Initialiser of the kernel. Behind a normalisation the scale of the kernel does not change the
+            output, but gradient steps are inversely proportional to its square: with smaller initial values the same
+            learning rate changes the network more.
+        rngs: Random streams for the initial kernel.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -50,10 +54,11 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: int | None = None,
         use_bias: bool = False,
+        kernel_init: nnx.Initializer = _HE_NORMAL,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
-        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32)) if use_bias else None
         self.stride = stride
         self.padding = kernel_size // 2 if padding is None else padding
@@ -141,14 +146,16 @@ def _inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) 
     return jax.lax.rsqrt(variance + epsilon)
 
 
-def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
+def make_norm(
+    kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True, epsilon: float = 1e-3
+) -> nnx.Module:
     """Make a `BatchNorm` layer if `kind` is `"batch"`, or a `GroupNorm` layer if it is `"group"`.
 
     `GroupNorm` ignores `use_scale` and always learns a scale.
     """
     if kind == "batch":
-        return BatchNorm(features, use_scale=use_scale, rngs=rngs)
-    return GroupNorm(features, rngs=rngs)
+        return BatchNorm(features, use_scale=use_scale, epsilon=epsilon, rngs=rngs)
+    return GroupNorm(features, epsilon=epsilon, rngs=rngs)
 
 
 def check_image_shape(x: jax.Array, height: int | None, width: int | None, channels: int) -> None:
