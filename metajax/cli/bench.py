@@ -106,13 +106,13 @@ def _bench_standard(args: Sequence[str]) -> None:
 
 
 def _bench_experiment(args: Sequence[str]) -> None:
-    source, options, experiment = configs.override("bench", Options, args)
+    source, name, options, experiment = configs.override("bench", Options, args)
     report.check_output(options.output)
     report.check_seconds(options.seconds)
     if options.only:
         raise UserError(f"--only selects among the standard workloads: remove --only, or remove {args[0]}")
     check_devices()
-    tuned = tune.load(source)
+    tuned = tune.load(source, name)
     experiment = tuned.apply(experiment)
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
@@ -130,8 +130,8 @@ def _bench_experiment(args: Sequence[str]) -> None:
     )
     mesh = choose_mesh(options.devices or tuned.devices, training.params, training.tasks)
     row = _measure(training, mesh, options.seconds)
-    report.say(f"{source.stem}: {_line(row)}")
-    _write(options, {source.stem: row})
+    report.say(f"{name}: {_line(row)}")
+    _write(options, {name: row})
 
 
 def _measure(training: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:

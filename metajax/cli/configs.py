@@ -1,104 +1,89 @@
-"""`metajax configs`: list the experiments that come with metajax.
+"""`metajax configs`: list the experiments that come with metajax, or the arguments of one experiment.
 
-Other commands use the functions of this module that find, read and override a config.
+Other commands use the functions of this module that read a config from the command line.
 """
 
 import ast
 import copy
 import dataclasses
+import itertools
 import re
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import tyro
 
-import metajax
 from metajax.cli.parse import parse, value_of
-from metajax.errors import UserError, suggestion
+from metajax.errors import UserError
 from metajax.experiment import Domains, Experiment, TaskSpec
-from metajax.experiment.checks import shown, types_are_right
-from metajax.experiment.config_code import load_module
+from metajax.experiment.checks import types_are_right
 from metajax.experiment.devices import prepare_devices
-from metajax.experiment.workdir import config_folder
-from metajax.system import files
+from metajax.experiment.presets import Preset, descriptions, find, names, read
 
 T = TypeVar("T")
+ArgumentsT = TypeVar("ArgumentsT")
 
 
 @dataclasses.dataclass
 class Options:
-    """List the experiments that come with metajax, or print the config file of one experiment."""
+    """List the experiments that come with metajax, or describe one experiment and its arguments."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
-    """Name of the experiment whose config file is printed. Without a name, all experiments are listed."""
+    """Name of an experiment, or path of a config file. Without a name, all experiments are listed."""
 
 
 def run(args: Sequence[str]) -> None:
     """Run `metajax configs` with the arguments `args`."""
     name = parse(Options, args, prog="metajax configs").name
     if name is not None:
-        print(find(name).read_text(), end="")
+        prepare_devices(None)  # before the config file is executed, because it may use JAX
+        print(_about(name))
         return
     width = max(len(name) for name in names())
     for name in names():
-        docstring = ast.get_docstring(ast.parse(find(name).read_text())) or ""
-        print(f"{name:<{width}}  {docstring.splitlines()[0] if docstring else ''}")
+        print(f"{name:<{width}}  {_docstring(find(name)).partition(chr(10))[0]}")
 
 
-def directory() -> Path:
-    """Return the folder of the config files that come with metajax.
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
 
-    The folder is inside an installed package, and beside the package in a checkout of the repository.
+
+def _about(name: str) -> str:
+    """Return the docstring of a config file, and a table of the arguments of its function."""
+    preset = read(name)
+    lines = [_docstring(preset.path), "", "Arguments:"] if vars(preset.arguments) else [_docstring(preset.path)]
+    hints = typing.get_type_hints(type(preset.arguments))
+    for argument, about in descriptions(preset.arguments).items():
+        values = typing.get_args(hints[argument]) if typing.get_origin(hints[argument]) is typing.Literal else ()
+        kind = "|".join(map(str, values)) or getattr(hints[argument], "__name__", str(hints[argument]))
+        lines.append(f"  --{argument.replace('_', '-')} {kind} (default: {getattr(preset.arguments, argument)})")
+        lines.append(f"      {about}")
+    lines += ["", f"`metajax train {name} --help` lists all settings. The config file is {preset.path}"]
+    return "\n".join(lines).strip()
+
+
+class Line(NamedTuple, Generic[T]):
+    """A command line that has been read.
+
+    Attributes:
+        path: Path of the config file.
+        name: Name of the config with its arguments, for the work directory.
+        options: The command's own options.
+        experiment: The experiment with the overrides.
     """
-    package = Path(metajax.__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
-
-def names() -> list[str]:
-    """Return the names of the config files that come with metajax."""
-    return sorted(path.stem for path in directory().glob("*.py"))
-
-
-def find(config: str) -> Path:
-    """Return the path of a config file from the name or the path of the config.
-
-    Raises:
-        UserError: If there is no such config.
-    """
-    path = files.expand_home(config)
-    if path.suffix == ".py":
-        if not path.is_file():
-            raise UserError(f"there is no config file {path}")
-        return path
-    if config not in names():
-        hint = suggestion(config, names(), "`metajax configs` lists them")
-        raise UserError(f"there is no config {shown(config)}{hint}")
-    return directory() / f"{config}.py"
-
-
-def load(config: str) -> Experiment:
-    """Read an experiment from the name or path of its config.
-
-    Raises:
-        UserError: If there is no such config, or if the file does not define an experiment.
-    """
-    path = find(config)
-    experiment = getattr(load_module(path, config_folder(path)), "config", None)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path} must set `config` to a metajax.experiment.Experiment")
-    try:
-        types_are_right(experiment)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return experiment
+    path: Path
+    name: str
+    options: T
+    experiment: Experiment
 
 
 @dataclasses.dataclass
-class _Line(Generic[T]):
+class _Line(Generic[T, ArgumentsT]):
     options: Annotated[T, tyro.conf.arg(name="")]
+    arguments: Annotated[ArgumentsT, tyro.conf.arg(name="")]
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -118,8 +103,8 @@ def check_first(command: str, usage: str, args: Sequence[str]) -> None:
     raise UserError(f"{command} needs a CONFIG before its options, got {args[0]!r}: `metajax configs` lists them")
 
 
-def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T, Experiment]:
-    """Read a command line: a CONFIG, then the command's own options and the settings that override the config.
+def override(command: str, kind: type[T], args: Sequence[str]) -> Line[T]:
+    """Read a command line: a CONFIG, then its arguments, the command's own options and settings that override fields.
 
     Devices are prepared before the config file is executed, because the file may use JAX.
 
@@ -128,30 +113,62 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> tuple[Path, T,
         kind: A dataclass of the command's own options. Its docstring is the first line of the help.
         args: Arguments of the command line, CONFIG first.
 
-    Returns:
-        The path of the config file, the command's options, and the experiment with the overrides.
-
     Raises:
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
     prepare_devices(None)
-    source, loaded = find(args[0]), load(args[0])
+    prog = f"metajax {command} {args[0]}"
+    preset, arguments = _read(args[0], kind(), args, prog=prog)
+    loaded = preset.experiment(arguments)
     args, options = _take_optimizer_options(args)
     for part in options:
         chosen = value_of(f"--{part}.optimizer", args)
         if chosen is not None and chosen != getattr(loaded, part).optimizer:  # the config's options are for another one
             loaded = dataclasses.replace(loaded, **{part: dataclasses.replace(getattr(loaded, part), options={})})
     _check_domains(loaded.task, args)
-    default = _Line(kind(), dataclasses.replace(loaded, task=_hide_options(loaded.task)))
-    prog = f"metajax {command} {args[0]}"
-    line = _parse_settings(_Line[kind], args[1:], prog=prog, about=kind.__doc__, default=default)
+    default = _Line(kind(), arguments, dataclasses.replace(loaded, task=_hide_options(loaded.task)))
+    line = _parse_settings(
+        _Line[kind, type(arguments)], args[1:], prog=prog, about=kind.__doc__, default=default
+    )
     experiment = dataclasses.replace(line.experiment, task=_show_options(line.experiment.task))
     for part, changes in options.items():
         settings = getattr(experiment, part)
         changed = dataclasses.replace(settings, options={**settings.options, **changes})
         experiment = dataclasses.replace(experiment, **{part: changed})
     types_are_right(experiment)
-    return source, line.options, experiment
+    return Line(preset.path, preset.name(arguments), line.options, experiment)
+
+
+def _read(config: str, options: Any, args: Sequence[str], *, prog: str) -> tuple[Preset, Any]:
+    """Read a config file and the arguments of its function, which a command line mixes with other options.
+
+    Args:
+        config: Name or path of the config.
+        options: The command's own options, whose names the arguments must not have.
+        args: Arguments of the command line.
+        prog: The command, for error messages.
+
+    Returns:
+        The config file, and the arguments: an instance of the type of `preset.arguments`.
+    """
+    preset = read(config)
+    own = {field.name for field in (*dataclasses.fields(options), *dataclasses.fields(Experiment))}
+    flags: dict[str, Any] = {}
+    for field in dataclasses.fields(preset.arguments):
+        # `learner` and `model` are settings of an experiment, too, but only their fields are options.
+        if field.name in own - {"task", "model", "learner", "inner", "outer"}:
+            raise UserError(f"{preset.path}: the argument {field.name} has the name of an option; choose another name")
+        name = field.name.replace("_", "-")
+        flags |= {f"--{name}": field.type} | ({f"--no-{name}": bool} if field.type is bool else {})
+    words, rest = [], iter(args)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        name = name.replace("_", "-")
+        if name in flags:
+            words.append(word)
+            if not equals and flags[name] is not bool:
+                words += itertools.islice(rest, 1)  # the value of the option
+    return preset, _parse_settings(type(preset.arguments), words, prog=prog, about=None, default=preset.arguments)
 
 
 def _take_optimizer_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, bool | int | float]]]:
@@ -242,13 +259,14 @@ TaskT = TypeVar("TaskT")
 
 
 @dataclasses.dataclass
-class _TaskLine(Generic[T, TaskT]):
+class _TaskLine(Generic[T, ArgumentsT, TaskT]):
     options: Annotated[T, tyro.conf.arg(name="")]
+    arguments: Annotated[ArgumentsT, tyro.conf.arg(name="")]
     task: TaskT
 
 
 def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskSpec]:
-    """Read a command line whose `--task.FIELD` options override the task of a config.
+    """Read a command line with the arguments of a config and with `--task.FIELD` options that override its task.
 
     Args:
         default: Default values of the command's options; `tyro.MISSING` for an option without a default.
@@ -262,12 +280,12 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
     Raises:
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
-    experiment = load(config)
+    preset, arguments = _read(config, default, args, prog=prog)
+    experiment = preset.experiment(arguments)
     _check_domains(experiment.task, args)
-    kind, about = _TaskLine[type(default), type(experiment.task)], type(default).__doc__
-    line = _parse_settings(
-        kind, args, prog=prog, about=about, default=_TaskLine(default, _hide_options(experiment.task))
-    )
+    kind, about = _TaskLine[type(default), type(arguments), type(experiment.task)], type(default).__doc__
+    options = _TaskLine(default, arguments, _hide_options(experiment.task))
+    line = _parse_settings(kind, args, prog=prog, about=about, default=options)
     changed = dataclasses.replace(experiment, task=_show_options(line.task))
     types_are_right(changed)
     return line.options, changed.task

@@ -15,11 +15,12 @@ from metajax.experiment import rendezvous, workdir
 from metajax.experiment.devices import check_devices, join, prepare_devices
 from metajax.experiment.run import run as run_experiment
 
-_USAGE = """usage: metajax train CONFIG [--workdir DIR] [--devices N] [--data-dir DIR] [--FIELD VALUE ...]
+_USAGE = """usage: metajax train CONFIG [--ARGUMENT VALUE ...] [--FIELD VALUE ...] [--workdir DIR] [--devices N] [--data-dir DIR]
 
 Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. If the work
-directory exists, resume its run exactly. Every field of the config can be overridden: `metajax train CONFIG --help`
-lists the fields. A config file is executed; code in a work directory is not."""
+directory exists, resume its run exactly. A config may have arguments, such as --learner and --ways: `metajax configs
+CONFIG` describes them. Every field can be overridden: `metajax train CONFIG --help` lists the fields. A config file is
+executed; code in a work directory is not."""
 
 
 @dataclasses.dataclass
@@ -27,7 +28,7 @@ class Options:
     """Meta-train an experiment, or resume it, then evaluate it."""
 
     workdir: DescribedDefault[Path | None] = None
-    """Work directory (default: runs/CONFIG)."""
+    """Work directory (default: runs/CONFIG, with the arguments of the config that differ from their defaults)."""
     devices: DescribedDefault[int | None] = None
     """Number of devices to split tasks over (default: as many as speed up training). On a CPU each core is a device."""
     distributed: str | None = None
@@ -41,12 +42,12 @@ def run(args: Sequence[str]) -> None:
     """Run `metajax train` with the arguments `args`."""
     configs.check_first("train", _USAGE, args)
     join(value_of("--distributed", args))  # before the config file is executed, because it may use JAX
-    source, options, experiment = configs.override("train", Options, args)
-    directory = options.workdir or Path("runs") / source.stem
+    source, name, options, experiment = configs.override("train", Options, args)
+    directory = options.workdir or Path("runs") / name
     prepare_devices(options.devices)
     if not rendezvous.joined():  # JAX looks for devices in all processes at once, after they have compared settings
         check_devices()
-    tuned = tune.load(source)
+    tuned = tune.load(source, name)
     with _explained_errors(directory), Progress(experiment.training.steps) as progress:
         result = run_experiment(
             tuned.apply(experiment),

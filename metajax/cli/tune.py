@@ -60,12 +60,12 @@ class Options:
 def run(args: Sequence[str]) -> None:
     """Run `metajax tune` with the arguments `args`."""
     configs.check_first("tune", _USAGE, args)
-    source, options, experiment = configs.override("tune", Options, args)
+    source, name, options, experiment = configs.override("tune", Options, args)
     report.check_seconds(options.seconds)
     check_devices()
     use_precision(experiment.execution.precision)
     try:
-        files.check_writable(_path(source))
+        files.check_writable(_path(source, name))
     except UserError as error:
         raise UserError(f"{error}: copy {source.name} to a folder of your own, and tune the copy") from error
     parts = build(experiment, options.data_dir)
@@ -82,19 +82,23 @@ def run(args: Sequence[str]) -> None:
             best, rate = way, measured
     if not rate:
         raise UserError("no settings fit this device: try a smaller training.tasks_per_step, or execution.remat")
-    path = store(source, best)
+    path = store(source, name, best)
     report.say(f"fastest: {_described(best)}; saved in {path} for {device_name()}")
 
 
-def load(source: Path) -> Tuned:
+def load(source: Path, name: str) -> Tuned:
     """Return the fastest execution settings for a config on this kind of device.
 
     If `metajax tune` has no result for this kind of device, the fields of the returned settings are `None`.
 
+    Args:
+        source: Path of the config file.
+        name: Name of the config with its arguments.
+
     Raises:
         UserError: If the file with the tuned settings is damaged.
     """
-    path = _path(source)
+    path = _path(source, name)
     if not path.is_file():
         return Tuned()
     found = files.read_json(path)
@@ -110,9 +114,9 @@ def _fits(name: str, value: Any) -> bool:
     return name in ("devices", "chunk_size") and (value is None or (type(value) is int and value >= 1))
 
 
-def store(source: Path, tuned: Tuned) -> Path:
+def store(source: Path, name: str, tuned: Tuned) -> Path:
     """Save the fastest settings beside a config. The entries of other devices do not change."""
-    path = _path(source)
+    path = _path(source, name)
     try:
         entries = files.read_json(path)
     except UserError:  # the file is missing or damaged
@@ -122,8 +126,8 @@ def store(source: Path, tuned: Tuned) -> Path:
     return path
 
 
-def _path(source: Path) -> Path:
-    return source.with_name(f"{source.stem}.tuned.json")
+def _path(source: Path, name: str) -> Path:
+    return source.with_name(f"{name}.tuned.json")
 
 
 def _ways(experiment: Experiment, params: Params) -> Iterator[Tuned]:

@@ -1,13 +1,16 @@
 """Typed settings of experiments. A config file defines the settings, and the command line may override them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from metajax.errors import needs
+from metajax.errors import UserError, needs
 
 with needs("cli"):
     from metajax.experiment.build import Parts, build
     from metajax.experiment.domains import Domains, Source
     from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
+    from metajax.experiment.recipes import ImageModel, Learner, Length, photographs, with_learner, with_model
     from metajax.experiment.settings import (
         EvaluationSettings,
         Execution,
@@ -39,6 +42,7 @@ with needs("cli"):
     from metajax.learners.meta_sgd import MetaSGD, Preconditioned
     from metajax.learners.proto import ProtoMAML, PrototypicalNetwork
     from metajax.learners.reptile import Reptile
+    from metajax.learners.scratch import Scratch
 
 __all__ = [
     "ANIL",
@@ -56,9 +60,13 @@ __all__ = [
     "FashionMNIST",
     "Folder",
     "Glyphs",
+    "ImageModel",
     "Images",
     "Inner",
+    "Learner",
     "LearnerSpec",
+    "Length",
+    "Literal",
     "LoRA",
     "MAMLPlusPlus",
     "MetaSGD",
@@ -73,13 +81,19 @@ __all__ = [
     "Reptile",
     "ResNet12",
     "ResNet18",
+    "Scratch",
     "Shots",
     "Sinusoid",
     "Source",
     "TaskSpec",
     "Tasks",
     "TrainingSettings",
+    "UserError",
     "Validation",
     "ViT",
     "build",
+    "photographs",
+    "replace",
+    "with_learner",
+    "with_model",
 ]
