@@ -1,10 +1,10 @@
 """Record the results of a run, without its parameters, and write the pages of results from all records.
 
-    python -m benchmarks.record runs/omniglot_maml_5w1s    # writes benchmarks/results/omniglot_maml_5w1s.json
+    python -m benchmarks.record runs/omniglot    # writes benchmarks/results/omniglot.json
     python -m benchmarks.record --pages                    # writes the tables and figures of docs/ and the README
 
-The name of the work directory begins with the name of its config. More words may follow, as in
-`omniglot_maml_5w1s_seed_1`.
+A record has the name of its work directory, and the config with the options of the command line that began the run.
+Runs that differ only in their seed have names that end in `_seed_1`, `_seed_2` and so on.
 """
 
 import collections
@@ -36,17 +36,29 @@ README_WORKLOADS = (
 )
 """Workloads in the rows of the README's speed table."""
 README_RUNS = (
-    "omniglot_maml_5w1s_long",
-    "omniglot_maml_20w1s_long",
-    "omniglot_fomaml_5w1s_long",
-    "omniglot_reptile_5w1s_long",
-    "sinusoid_maml",
+    "omniglot_long",
+    "omniglot_20ways_long",
+    "omniglot_fomaml_long",
+    "omniglot_reptile_long",
+    "sinusoid",
 )
 """Runs in the rows of the README's table of results."""
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 """Pages whose tables `--pages` writes."""
-FAMILY = "omniglot_family_"
-"""Beginning of the names of the runs that compare all learners with equal settings."""
+LEARNERS = {
+    "omniglot_anil_short": "ANIL",
+    "omniglot_boil_short": "BOIL",
+    "omniglot_cavia_short": "CAVIA",
+    "omniglot_fomaml_short": "First-order MAML",
+    "omniglot_imaml_short": "iMAML",
+    "omniglot_short": "MAML",
+    "omniglot_maml_plus_plus_short": "MAML++",
+    "omniglot_meta_sgd_short": "Meta-SGD",
+    "omniglot_preconditioned_short": "MAML with a preconditioner",
+    "omniglot_proto_maml_short": "Proto-MAML",
+    "omniglot_protonet_short": "Prototypical networks",
+}
+"""The runs that compare all learners with equal settings, each with the name of its learner."""
 _SEED = "_seed_"
 _FAMILIAR = ("torch loop", "torch.func")
 """Peers that have their own columns in the speed tables."""
@@ -59,7 +71,7 @@ def record(workdir: Path) -> Path:
         SystemExit: If the run has no evaluation, or if its evaluation has other settings than its config.
     """
     config, environment = (json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "environment"))
-    environment.pop("command")  # it may contain private paths
+    command = public_command(environment.pop("command"))
     if config["task"].get("source"):
         config["task"]["source"] = Path(config["task"]["source"]).name
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -83,6 +95,7 @@ def record(workdir: Path) -> Path:
                 f"{workdir}: evaluation.json has {name} = {measured}, the config {config['evaluation'][name]}"
             )
     content = {
+        "command": command,
         "config": config,
         "environment": environment,
         "training_seconds": round(seconds),
@@ -91,6 +104,22 @@ def record(workdir: Path) -> Path:
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def public_command(words: list[str]) -> str:
+    """Return the config and the options of a `metajax train` command, without the options that have private paths.
+
+    >>> public_command(["metajax", "train", "folder", "--task.source", "/home/me/birds", "--shots=5", "--seed", "1"])
+    'folder --shots=5 --seed 1'
+    """
+    private = ("--workdir", "--data-dir", "--distributed", "--devices", "--task.source", "--task.split-lists")
+    words, kept = iter(words[words.index("train") + 1 :]), []
+    for word in words:
+        if word.partition("=")[0] in private:
+            next(words if "=" not in word else iter(()), None)
+        else:
+            kept.append(word)
+    return " ".join([Path(kept[0]).stem, *kept[1:]])
 
 
 def records() -> dict[str, dict]:
@@ -107,19 +136,18 @@ def table(names: Iterable[str], folder: str) -> str:
         folder: The relative path from the page to the folder of the configs, for links.
     """
     lines = [
-        "| config | after | transductive | non-transductive | published | difference | test tasks | meta-steps × tasks "
-        "| training alone |",
+        "| command | after | transductive | non-transductive | published | difference | test tasks "
+        "| meta-steps × tasks | training alone |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
         kept = records()[name]
         evaluation, environment, training = kept["evaluation"], kept["environment"], kept["config"]["training"]
-        config = _config_of(name)
         cells = [
-            f"[`{name}`]({folder}/{config}.py)",
+            _link(kept, folder),
             f"{evaluation['inner_steps']} steps",
             *[_score(evaluation.get(kind)) for kind in ("transductive", "non_transductive")],
-            *_published(name, evaluation),
+            *_published(kept["command"], evaluation),
             str(evaluation["num_tasks"]),
             f"{training['steps']:,} × {training['tasks_per_step']}",
             f"{kept['training_seconds'] / 60:.1f} min, {_devices(environment)}{', bfloat16' if _rounds(kept) else ''}",
@@ -146,8 +174,8 @@ def _rounds(kept: dict) -> bool:
 
 def family_table() -> str:
     """Return a Markdown table of the learners with equal settings, best first, each with its difference from MAML."""
-    kept = {name: content for name, content in records().items() if name.startswith(FAMILY)}
-    base = kept[f"{FAMILY}maml_5w1s"]["evaluation"]["transductive"]["accuracy"]
+    kept = {name: content for name, content in records().items() if name in LEARNERS}
+    base = kept["omniglot_short"]["evaluation"]["transductive"]["accuracy"]
     lines = [
         "| learner | transductive | against MAML | non-transductive | inner steps at test | training alone |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -157,9 +185,9 @@ def family_table() -> str:
         mean, half = _last(evaluation["transductive"])
         apart = math.hypot(half, 100 * base["ci95"][-1])
         difference = mean - 100 * base["mean"][-1]
-        verdict = "" if name.endswith("family_maml_5w1s") else f"{difference:+.2f} ± {apart:.2f}"
+        verdict = "" if name == "omniglot_short" else f"{difference:+.2f} ± {apart:.2f}"
         lines.append(
-            f"| [{_learner(name)}](../configs/{_config_of(name)}.py) | {_score(evaluation['transductive'])} "
+            f"| {LEARNERS[name]} | {_score(evaluation['transductive'])} "
             f"| {verdict} | {_score(evaluation['non_transductive'])} | {evaluation['inner_steps']} "
             f"| {kept[name]['training_seconds'] / 60:.1f} min |"
         )
@@ -168,17 +196,16 @@ def family_table() -> str:
 
 def sinusoid_table() -> str:
     """Return a Markdown table of the sinusoid runs: mean squared errors after 1, 5 and 10 steps, as in MAML's paper."""
-    lines = ["| config | 1 step | 5 steps | 10 steps | test tasks |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| command | 1 step | 5 steps | 10 steps | test tasks |", "| --- | --- | --- | --- | --- |"]
     for name, content in records().items():
-        if not name.startswith("sinusoid_"):
+        if not name.startswith("sinusoid"):
             continue
         losses, last = content["evaluation"]["transductive"]["loss"], content["evaluation"]["inner_steps"]
         at = [
             f"{losses['mean'][min(s, last)]:.3f} ± {losses['ci95'][min(s, last)]:.3f}" if s <= last or not last else "–"
             for s in (1, 5, 10)
         ]
-        link = f"[`{name}`](../configs/{_config_of(name)}.py)"
-        lines.append(f"| {link} | {' | '.join(at)} | {content['evaluation']['num_tasks']} |")
+        lines.append(f"| {_link(content, '../configs')} | {' | '.join(at)} | {content['evaluation']['num_tasks']} |")
     return "\n".join(lines)
 
 
@@ -191,13 +218,13 @@ def seeds_table(kept: dict[str, dict]) -> str:
         kept: Records by the name of the run.
     """
     lines = [
-        "| config | seeds | queries | accuracy by seed | mean ± standard deviation |",
+        "| command | seeds | queries | accuracy by seed | mean ± standard deviation |",
         "| --- | --- | --- | --- | --- |",
     ]
     runs = collections.defaultdict(list)
     for name, content in kept.items():
         runs[name.split(_SEED)[0]].append(content)
-    for name, several in runs.items():
+    for several in runs.values():
         if len(several) == 1:
             continue
         several.sort(key=lambda content: content["config"]["seed"])
@@ -209,8 +236,9 @@ def seeds_table(kept: dict[str, dict]) -> str:
             scores = [_last(each)[0] for each in measured]
             each = ", ".join(f"{score:.2f}" for score in scores)
             spread = f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %"
-            link = f"[`{name}`](../configs/{_config_of(name)}.py)"
-            lines.append(f"| {link} | {seeds} | {kind.replace('_', '-')} | {each} | {spread} |")
+            lines.append(
+                f"| {_link(several[0], '../configs')} | {seeds} | {kind.replace('_', '-')} | {each} | {spread} |"
+            )
     return "\n".join(lines)
 
 
@@ -225,7 +253,7 @@ def _over_seeds() -> str:
 
 def page() -> str:
     """Return the Markdown text of the page `docs/results.md`."""
-    others = [name for name in records() if not name.startswith(FAMILY)]
+    others = [name for name in records() if name not in LEARNERS]
     return f"""# Results
 
 `python -m benchmarks.record --pages` writes this page from the records of runs in `benchmarks/results/`. No number on
@@ -238,11 +266,10 @@ this page is typed by hand.
 - **Training alone**: the time of training without start-up, validation and evaluation, on a shared two-core machine
   beside other work, unless the column names an accelerator.
 - **bfloat16**: the operands of convolutions were rounded to bfloat16.
-- A name that is longer than its config's name says which setting differs: `_64_pixels` is `--task.size 64` on images of
-  Tiny ImageNet, `_by_example` is `--task.split by_example`, and `_seed_1` is `--seed 1`.
+- **Command**: the arguments of `metajax train`. Runs of `folder` with `--task.size 64` have images of Tiny ImageNet.
 
-Most runs are short: minutes on two cores instead of the 60,000 meta-steps of the papers. Runs named `_long` have 18,000
-to 100,000 meta-steps. The docstring of each config says how its settings differ from the paper's.
+Most runs are short: minutes on two cores instead of the 60,000 meta-steps of the papers. Runs with `--length long` have
+18,000 to 100,000 meta-steps. The docstring of each config says how its settings differ from the paper's.
 
 ## Every run
 
@@ -349,11 +376,11 @@ def figures() -> None:
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for i, (name, content) in enumerate(records().items()):
-        if name.startswith(FAMILY) and content["curve"]:
+        if name in LEARNERS and content["curve"]:
             seconds = [row["seconds"] for row in content["curve"]]
             accuracies = [100 * row["validation_accuracy"] for row in content["curve"]]
-            style = {"linewidth": 2.5, "color": "black"} if "_maml_5w1s" in name and "proto" not in name else {}
-            axes.plot(seconds, accuracies, marker="osD^v"[i % 5], label=_learner(name), **style)
+            style = {"linewidth": 2.5, "color": "black"} if name == "omniglot_short" else {}
+            axes.plot(seconds, accuracies, marker="osD^v"[i % 5], label=LEARNERS[name], **style)
     axes.set(
         xlabel="seconds of meta-training on two cores, beside other work",
         ylabel="validation accuracy (%), transductive",
@@ -368,10 +395,10 @@ def figures() -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, content in records().items():
-        if name.startswith("sinusoid_"):
+        if name.startswith("sinusoid"):
             losses = content["evaluation"]["transductive"]["loss"]
             steps = range(len(losses["mean"]))
-            label = name.removeprefix("sinusoid_")
+            label = name.removeprefix("sinusoid").strip("_") or "maml"
             if len(losses["mean"]) == 1:
                 axes.axhline(losses["mean"][0], color="grey", linestyle=":", label=label)
             else:
@@ -382,15 +409,9 @@ def figures() -> None:
     figure.savefig(ROOT / "docs" / "sinusoid_family.png", dpi=130)
 
 
-def _config_of(name: str) -> str:
-    """Return the name of the config of a run: the longest config name with which the run's name begins."""
-    return max((path.stem for path in (ROOT / "configs").glob("*.py") if name.startswith(path.stem)), key=len)
-
-
-def _learner(name: str) -> str:
-    """Return the name of a run's learner for readers, from the first line of the config's docstring."""
-    title = (ROOT / "configs" / f"{_config_of(name)}.py").read_text().splitlines()[0].removeprefix('"""')
-    return title.split(" on Omniglot")[0]
+def _link(record: dict, folder: str) -> str:
+    """Return the command of a record as a link to its config file."""
+    return f"[`{record['command']}`]({folder}/{record['command'].split()[0]}.py)"
 
 
 def _last(measured: dict) -> tuple[float, float]:
@@ -408,9 +429,9 @@ def _score(measured: dict | None) -> str:
     return f"MSE {values['mean'][-1]:.3f} ± {values['ci95'][-1]:.3f}"
 
 
-def _published(name: str, evaluation: dict) -> tuple[str, str]:
-    """Return the published score of a run's config, and metajax's score minus the published score, as text."""
-    published = PUBLISHED.get(_config_of(name))
+def _published(command: str, evaluation: dict) -> tuple[str, str]:
+    """Return the published score for a command, and metajax's score minus the published score, as text."""
+    published = PUBLISHED.get(re.sub(r" --seed \d+", "", command))
     if published is None:
         return "–", "–"
     if "mse" in published:

@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="Omniglot", help="measure only workloads whose name contains this text")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--config", default="glyphs_maml_5w1s")
+    parser.add_argument("--config", default="glyphs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ import pytest
 from fast_compilation import fast_compilation, settings
 from tensorboardX.proto.event_pb2 import Event
 
-from metajax.cli import main
+from metajax.cli import configs, main, train
 from metajax.core.trainer import init_state
-from metajax.experiment import build, checkpoints, loop, workdir
+from metajax.experiment import Experiment, build, checkpoints, loop, workdir
 
 SMALL = '''"""Sinusoids, small enough for a test."""
 
@@ -44,6 +44,11 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def experiment_of(command: str) -> Experiment:
+    """Return the experiment of `metajax train COMMAND`."""
+    return configs.override("train", train.Options, command.split()).experiment
 
 
 def small(folder: Path, name: str = "small.py", text: str = SMALL) -> Path:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from fast_compilation import fast_compilation
 
@@ -62,3 +63,30 @@ def compiled_fast():
     """Compile with few optimisations, and each program only once. Results are equal up to rounding."""
     with fast_compilation():
         yield
+
+
+@pytest.fixture
+def random_images(monkeypatch):
+    """Replace every data set by random images of the right size."""
+    import metajax as mj
+    from metajax import data
+    from metajax.data.dataset import Dataset
+
+    drawings = {"fashion_mnist", "omniglot", "emnist", "kmnist", "quickdraw_bitmap"}
+
+    def dataset(name: str, size: int, depth: int) -> Dataset:
+        rng = np.random.default_rng(0)
+        classes, examples = 25, 40
+        starts, counts = np.arange(classes) * examples, np.full(classes, examples)
+        images = rng.integers(0, 256, (classes * examples, size, size, depth), np.uint8)
+        splits = {split: mj.ClassBank(images, starts, counts) for split in ("train", "validation", "test")}
+        return Dataset(name, splits, {split: [f"class {i}" for i in range(classes)] for split in splits})
+
+    def load(name="folder", *args, size=None, **options):
+        usual = 28 if name in drawings else 32 if name == "cifar100" else 84
+        return dataset(str(name), size or usual, 1 if name in drawings else 3)
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load_omniglot", lambda **options: load("omniglot", **options))
+    monkeypatch.setattr(data, "load_fashion_mnist", lambda **options: load("fashion_mnist"))
+    monkeypatch.setattr(data, "load_folder", lambda *args, **options: load(size=options.get("size")))

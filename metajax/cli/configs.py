@@ -127,9 +127,7 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> Line[T]:
             loaded = dataclasses.replace(loaded, **{part: dataclasses.replace(getattr(loaded, part), options={})})
     _check_domains(loaded.task, args)
     default = _Line(kind(), arguments, dataclasses.replace(loaded, task=_hide_options(loaded.task)))
-    line = _parse_settings(
-        _Line[kind, type(arguments)], args[1:], prog=prog, about=kind.__doc__, default=default
-    )
+    line = _parse_settings(_Line[kind, type(arguments)], args[1:], prog=prog, about=kind.__doc__, default=default)
     experiment = dataclasses.replace(line.experiment, task=_show_options(line.experiment.task))
     for part, changes in options.items():
         settings = getattr(experiment, part)

@@ -15,7 +15,7 @@ from metajax.experiment import rendezvous, workdir
 from metajax.experiment.devices import check_devices, join, prepare_devices
 from metajax.experiment.run import run as run_experiment
 
-_USAGE = """usage: metajax train CONFIG [--ARGUMENT VALUE ...] [--FIELD VALUE ...] [--workdir DIR] [--devices N] [--data-dir DIR]
+_USAGE = """usage: metajax train CONFIG [--ARGUMENT VALUE ...] [--FIELD VALUE ...] [--workdir DIR] [--devices N]
 
 Meta-train CONFIG, a name from `metajax configs` or the path of a config file, and evaluate the result. If the work
 directory exists, resume its run exactly. A config may have arguments, such as --learner and --ways: `metajax configs

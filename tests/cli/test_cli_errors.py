@@ -14,9 +14,9 @@ import pytest
 from command_line import SMALL, fails, finish, rows, run, small, spawn
 from PIL import Image
 
-from metajax.cli import configs
+from metajax.experiment import presets
 
-TRAIN = ["train", "sinusoid_maml"]
+TRAIN = ["train", "sinusoid"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +60,10 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["--fly"], ["'--fly'"]),
         (["train"], ["CONFIG", "metajax configs"]),
         (["train", "--workdir", "x"], ["CONFIG", "'--workdir'"]),
-        (["train", "sinusoid_mam"], ["'sinusoid_mam'", "did you mean 'sinusoid_maml'?"]),
+        (["train", "sinusoi"], ["'sinusoi'", "did you mean 'sinusoid'?"]),
         (["train", "qqq"], ["'qqq'", "`metajax configs` lists them"]),
         (["train", "nothing.py"], ["nothing.py"]),
-        (["train", "sinusoid_maml.py"], ["sinusoid_maml.py"]),
+        (["train", "sinusoid.py"], ["sinusoid.py"]),
         ([*TRAIN, "--training.stepz", "4"], ["--training.stepz", "did you mean --training.steps?"]),
         ([*TRAIN, "--inner.learning-rat", "4"], ["--inner.learning-rat", "did you mean --inner.learning-rate?"]),
         ([*TRAIN, "--model.channels", "8"], ["--model.channels"]),  # of another model
@@ -114,7 +114,7 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["evaluate", "gone"], ["gone", "no such folder"]),
         (["plot"], ["WORKDIR"]),
         (["plot", "gone"], ["gone", "no such folder"]),
-        (["configs", "sinusoid_mam"], ["did you mean 'sinusoid_maml'?"]),
+        (["configs", "sinusoi"], ["did you mean 'sinusoid'?"]),
         (["data", "lst"], ["'lst'", "did you mean 'list'?"]),
         (["data", "prepare"], ["NAME"]),
         (["data", "prepare", "omniglt"], ["'omniglt'", "did you mean 'omniglot'?"]),
@@ -125,12 +125,12 @@ def draw_folder(folder: Path, classes: dict[str, int], images: int = 3) -> Path:
         (["data", "inspect", "cifar100", "--split", "fc10"], ["no split 'fc10'", "cifar_fs, fc100"]),
         (["data", "prepare", "cub"], ["no data set 'cub'", "caltech_birds2011"]),
         (["data", "prepare", "quickdraw_bitmap"], ["tfds build quickdraw_bitmap --file_format=array_record"]),
-        (["train", "cifar_fs_maml_5w1s"], ["cifar100 is not prepared", "metajax data prepare cifar100"]),
-        (["train", "fc100_maml_5w5s", "--task.dataset", "cifar10"], ["--task.dataset", "'cifar10'"]),
-        (["train", "omniglot_maml_5w1s"], ["omniglot is not prepared", "metajax data prepare omniglot"]),
-        (["train", "omniglot_maml_5w1s", "--data-dir", "gone"], ["gone", "metajax data prepare omniglot"]),
-        (["train", "folder_maml_5w1s"], ["task.source", "--task.source FOLDER"]),
-        (["train", "folder_maml_5w1s", "--task.source", "gone"], ["gone"]),
+        (["train", "cifar_fs"], ["cifar100 is not prepared", "metajax data prepare cifar100"]),
+        (["train", "fc100", "--task.dataset", "cifar10"], ["--task.dataset", "'cifar10'"]),
+        (["train", "omniglot"], ["omniglot is not prepared", "metajax data prepare omniglot"]),
+        (["train", "omniglot", "--data-dir", "gone"], ["gone", "metajax data prepare omniglot"]),
+        (["train", "folder"], ["task.source", "--task.source FOLDER"]),
+        (["train", "folder", "--task.source", "gone"], ["gone"]),
         ([*TRAIN, "--training.steps", "1e5"], ["--training.steps takes an integer, got '1e5': write 100000 ("]),
         ([*TRAIN, "--devices=2.0"], ["--devices takes an integer, got '2.0': write 2 ("]),
         ([*TRAIN, "--training.steps", "2.5"], ["--training.steps takes an integer, got '2.5' ("]),
@@ -172,12 +172,12 @@ def test_no_words_after_data():
         (["--steps", "-1"], ["steps"]),
         (["--seed", "-1"], ["seed"]),
         (["--seed", "4294967296"], ["seed", "4294967296"]),
-        (["--on", "sinusoid_mam"], ["did you mean 'sinusoid_maml'?"]),
+        (["--on", "sinusoi"], ["did you mean 'sinusoid'?"]),
         (["--on", "nothing.py"], ["nothing.py"]),
-        (["--on", "glyphs_maml_5w1s"], ["the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and 5 classes"]),
+        (["--on", "glyphs"], ["the tasks of glyphs do not fit", "28×28×1 and 5 classes"]),
         (["--task.source", "x"], ["--task.source goes with --on CONFIG"]),
         (["--task.test.shots=3"], ["--task.test.shots goes with --on CONFIG"]),
-        (["--on", "omniglot_maml_5w1s"], ["metajax data prepare omniglot"]),
+        (["--on", "omniglot"], ["metajax data prepare omniglot"]),
         (["--output", "gone/deep/x.json"], ["--output", "no folder gone/deep"]),
         (["--output", "."], ["--output", "a folder"]),
         (["--devices", "0"], ["--devices"]),
@@ -298,7 +298,7 @@ FITS = ["--task.size", 16, "--task.channels", 1, "--task.ways", 3, "--task.test.
 )
 def test_tasks_that_do_not_fit_a_network_name_the_options(trained_on_images, tmp_path, options, said):
     source = draw_folder(tmp_path / "images", {"test": 5})
-    words = ["--on", "folder_maml_5w1s", "--task.source", source, *options]
+    words = ["--on", "folder", "--task.source", source, *options]
     fails(run("evaluate", trained_on_images, *words), said)
 
 
@@ -315,7 +315,7 @@ def test_other_sizes_that_a_network_takes_name_the_option(tmp_path):
 @pytest.mark.slow
 def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
     source = draw_folder(tmp_path / "images", {"train": 1, "val": 2, "test": 3})
-    words = ["evaluate", trained_on_images, "--on", "folder_maml_5w1s", "--task.source", source, *FITS]
+    words = ["evaluate", trained_on_images, "--on", "folder", "--task.source", source, *FITS]
     result = run(*words)
     assert result.code == 0, result.err
     fails(run(*words, "--split", "train"), "has only 1 class in its split 'train', and a task has 3 ways")
@@ -362,7 +362,7 @@ def test_images_that_were_moved(tmp_path):
 def test_more_than_a_data_set_holds(tmp_path, options, said):
     source = draw_folder(tmp_path / "images", {"train": 3, "test": 3})
     fits = ["--task.train.shots", 1, "--task.train.queries", 2, "--task.test.queries", 2]
-    result = run("train", "folder_maml_5w1s", "--task.source", source, *fits, *options)
+    result = run("train", "folder", "--task.source", source, *fits, *options)
     fails(result, *said)
     assert not Path("runs").exists()
 
@@ -452,21 +452,21 @@ def test_the_line_is_whole_whatever_standard_output_is(encoding):
     assert code == 2
     assert err.getvalue() == (
         "metajax: error: invalid choice 'step' for argument '--outer.schedule'. Expected one of "
-        "('constant', 'linear', 'cosine') (metajax train sinusoid_maml --help lists the options)\n"
+        "('constant', 'linear', 'cosine') (metajax train sinusoid --help lists the options)\n"
     )
 
 
 def test_in_a_process_of_its_own(tmp_path):
     """Exit status and streams are real."""
-    result = finish(spawn("train", "sinusoid_mam"))
-    fails(result, "did you mean 'sinusoid_maml'?")
+    result = finish(spawn("train", "sinusoi"))
+    fails(result, "did you mean 'sinusoid'?")
     assert result.out == ""
     fails(finish(spawn("train", small(tmp_path, text="import jax\n1 / 0\n"))), ":2: ZeroDivisionError")
 
 
 def test_shipped_configs_all_refuse_alike():
     """Every config is read before anything is written, and each of its fields is checked."""
-    for name in configs.names():
+    for name in presets.names():
         fails(run("train", name, "--training.steps", 0), "training.steps must be at least 1, got 0")
     assert list(Path().iterdir()) == []
 

@@ -30,7 +30,7 @@ from command_line import (
 
 import metajax
 from metajax import __version__
-from metajax.cli import configs
+from metajax.experiment import presets
 
 IMAGES = '''"""Three glyphs, small enough for a test."""
 
@@ -222,7 +222,7 @@ def test_without_a_name_a_run_lies_below_runs(tmp_path, monkeypatch, config):
 def test_a_shipped_config_trains_with_overrides(tmp_path):
     options = ["--training.steps", 4, "--training.steps-per-call", 2, "--validation.num-tasks", 2]
     options += ["--evaluation.num-tasks", 3, "--evaluation.steps", 1, "--model.hidden", 6, 7]
-    result = run("train", "sinusoid_maml", "--workdir", tmp_path / "run", *options)
+    result = run("train", "sinusoid", "--workdir", tmp_path / "run", *options)
     assert result.code == 0, result.err
     assert report(tmp_path / "run", "config.json")["model"]["hidden"] == [6, 7]
     assert report(tmp_path / "run")["inner_steps"] == 1
@@ -243,7 +243,7 @@ def test_other_settings_are_refused_with_field_and_both_values(copy, config):
     fails(result, str(copy), "inner.learning_rate is 0.01 in the run and 0.5 now")
     result = run("train", config, "--workdir", copy)
     fails(result, "seed is 5 in the run and 0 now")
-    result = run("train", "glyphs_maml_5w1s", "--workdir", copy)
+    result = run("train", "glyphs", "--workdir", copy)
     fails(result, "tasks:Sinusoid in the run and", "tasks:Glyphs now")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
@@ -370,10 +370,10 @@ def test_configs_lists_and_shows():
     result = run("configs")
     assert (result.code, result.err) == (0, "")
     listed = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in result.out.splitlines())
-    assert list(listed) == configs.names()
-    assert listed["sinusoid_maml"].startswith("MAML on sinusoid")
-    result = run("configs", "sinusoid_maml")
-    assert result.out == configs.find("sinusoid_maml").read_text()
+    assert list(listed) == presets.names()
+    assert listed["sinusoid"].startswith("MAML on sinusoid")
+    result = run("configs", "sinusoid")
+    assert result.out == presets.find("sinusoid").read_text()
 
 
 def test_data_lists(tmp_path, monkeypatch):
@@ -391,7 +391,7 @@ def test_data_lists(tmp_path, monkeypatch):
     [
         ([], ["train", "evaluate", "plot", "data", "configs", "--version"]),
         (["train"], ["CONFIG", "--workdir"]),
-        (["train", "sinusoid_maml"], ["--training.steps", "--inner.learning-rate", "--workdir", "--devices"]),
+        (["train", "sinusoid"], ["--training.steps", "--inner.learning-rate", "--workdir", "--devices"]),
         (["evaluate"], ["WORKDIR", "--checkpoint", "--on", "--split", "--num-tasks"]),
         (["plot"], ["WORKDIR", "--format"]),
         (["data"], ["list", "prepare", "inspect"]),
@@ -412,8 +412,8 @@ def test_help(words, named, flag):
 @pytest.mark.parametrize(
     "words",
     [
-        *[["train", name] for name in ("sinusoid_maml", "fc100_maml_5w5s", "folder_maml_5w1s", "varied_proto_maml")],
-        *[["evaluate"], ["plot"], ["bench"], ["tune", "sinusoid_maml"], ["data", "list"], ["data", "prepare"]],
+        *[["train", name] for name in ("sinusoid", "fc100", "folder", "varied")],
+        *[["evaluate"], ["plot"], ["bench"], ["tune", "sinusoid"], ["data", "list"], ["data", "prepare"]],
         *[["data", "inspect"], ["configs"]],
     ],
 )
@@ -439,7 +439,7 @@ def test_files_of_the_current_folder_are_not_imported(tmp_path):
     process = spawn("configs", cwd=tmp_path, env={"PYTHONPATH": str(package)})
     result = finish(process)
     assert (result.code, result.err) == (0, "")
-    assert "sinusoid_maml" in result.out
+    assert "sinusoid" in result.out
 
 
 def test_no_words_show_the_usage():
@@ -485,7 +485,7 @@ def test_an_error_on_a_terminal_is_the_same_line(tmp_path):
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
     options = {"stdin": follower, "stdout": follower, "stderr": follower, "text": False}
-    process = spawn("train", "sinusoid_maml", "--training.stepz", "3", env={"TERM": "xterm"}, **options)
+    process = spawn("train", "sinusoid", "--training.stepz", "3", env={"TERM": "xterm"}, **options)
     os.close(follower)
     assert process.wait(timeout=60) == 2
     text = os.read(leader, 1 << 16).decode()

@@ -14,10 +14,10 @@ from metajax.cli import bench, configs, evaluate, plot, train, tune
 from metajax.cli.parse import _flags
 from metajax.core.evaluator import Report, Scores
 from metajax.errors import UserError
-from metajax.experiment import Experiment, rendezvous
+from metajax.experiment import Experiment, presets, rendezvous
 from metajax.experiment.checks import types_are_right
 
-CONFIGS = ["sinusoid_maml", "glyphs_maml_5w1s", "omniglot_lora_vit_5w1s", "varied_proto_maml", "sinusoid_reptile"]
+CONFIGS = ["sinusoid", "glyphs", "omniglot", "varied", "folder"]
 
 VALUES = [
     *("0", "1", "2", "-1", "7.5", "1e-3", "1e400", "-inf", "nan", "None", "True", "no", "", " ", "''", "٣", "1_000"),
@@ -115,14 +115,15 @@ def _too_long(signum, frame):
 
 
 def test_a_right_line_reaches_the_work(reached):
-    check(["train", "sinusoid_maml", "--seed", "1", "--outer.clip-norm", "None", "--seed", "2"], reached)
+    check(["train", "sinusoid", "--seed", "1", "--outer.clip-norm", "None", "--seed", "2"], reached)
     assert [(each.seed, each.outer.clip_norm) for each in reached.experiments] == [(2, None)]
-    check(["bench", "glyphs_maml_5w1s", "--task.ways=7"], reached)
+    check(["bench", "glyphs", "--task.ways=7"], reached)
     assert [each.task.ways for each in reached.experiments] == [7]
 
 
 def flags_of(config: str) -> list[str]:
-    line = configs._Line(train.Options(), configs.load(config))
+    preset = presets.read(config)
+    line = configs._Line(train.Options(), preset.arguments, preset.experiment())
     return list(_flags(line))
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, fails, run, small
 
-from metajax.cli import configs
 from metajax.errors import UserError
-from metajax.experiment import config_code, workdir
+from metajax.experiment import config_code, presets, workdir
 
 MODEL = """
 import dataclasses
@@ -99,11 +98,11 @@ def test_a_folder_that_is_gone_is_named(mine, tmp_path, monkeypatch):
 def test_two_configs_may_each_have_a_module_of_one_name(mine, tmp_path):
     shutil.copytree(mine, tmp_path / "other")
     (tmp_path / "other" / "my_model.py").write_text(MODEL.replace("class Net:", "class Net:\n    more: int = 3\n"))
-    first = configs.load(str(mine / "exp.py"))
-    second = configs.load(str(tmp_path / "other" / "exp.py"))
+    first = presets.load(str(mine / "exp.py"))
+    second = presets.load(str(tmp_path / "other" / "exp.py"))
     assert not hasattr(first.model, "more")
     assert second.model.more == 3
-    assert not hasattr(configs.load(str(mine / "exp.py")).model, "more")
+    assert not hasattr(presets.load(str(mine / "exp.py")).model, "more")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def test_training_never_executes_code_of_the_work_directory(handed, tmp_path):
     fails(result, "begun with other code than")
     result = run("train", tmp_path / "small.py", "--workdir", handed, *TINY, "--seed", 3)
     fails(result, "seed is 0 in the run and 3 now")
-    result = run("train", "sinusoid_maml", "--workdir", handed)
+    result = run("train", "sinusoid", "--workdir", handed)
     fails(result, "model is metajax_config:Mine in the run and metajax.experiment.models:MLP now")
     assert not (handed / "executed").exists()
 

@@ -17,7 +17,7 @@ from metajax.experiment.devices import join
 TRAIN = [
     *(
         "train",
-        "sinusoid_maml",
+        "sinusoid",
         "--devices",
         "1",
         "--training.steps-per-call",

@@ -225,6 +225,6 @@ def test_an_option_of_one_domain_that_domains_do_not_use_is_refused(tmp_path, co
 
 def test_other_options_of_one_domain_are_set(tmp_path):
     config = small(tmp_path, "two.py", TWO)
-    _, _, experiment = configs.override("train", train.Options, [str(config), "--task.sources.0.task.size", "9"])
+    *_, experiment = configs.override("train", train.Options, [str(config), "--task.sources.0.task.size", "9"])
     assert [type(source.task) for source in experiment.task.sources] == [Folder, FashionMNIST]
     assert experiment.task.sources[0].task == Folder(ways=7, size=9)

@@ -12,7 +12,7 @@ from flax import nnx
 import metajax as mj
 from metajax.cli import configs, train
 from metajax.errors import UserError
-from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build
+from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build, presets
 from metajax.experiment.build import check_training, purpose_key
 
 
@@ -61,18 +61,18 @@ def test_an_optimizer_has_its_name_and_arguments_in_optax(name, part):
 
 
 def test_options_of_optimizers_are_set_on_the_command_line():
-    words = ["sinusoid_maml", "--inner.optimizer", "rmsprop", "--inner.options.decay", "0.95"]
+    words = ["sinusoid", "--inner.optimizer", "rmsprop", "--inner.options.decay", "0.95"]
     words += ["--outer.options.b1=0.5", "--outer.options.nesterov", "true"]
-    _, _, experiment = configs.override("train", train.Options, words)
+    *_, experiment = configs.override("train", train.Options, words)
     assert (experiment.inner.optimizer, experiment.inner.options) == ("rmsprop", {"decay": 0.95})
     assert experiment.outer.options == {"b1": 0.5, "nesterov": True}
 
 
 def test_another_optimizer_drops_the_options_of_the_config():
-    _, _, reptile = configs.override("train", train.Options, ["omniglot_reptile_5w1s"])
+    *_, reptile = configs.override("train", train.Options, ["omniglot", "--learner", "reptile"])
     assert (reptile.inner.optimizer, reptile.inner.options) == ("adam", {"b1": 0.0})
-    words = ["omniglot_reptile_5w1s", "--inner.optimizer", "sgd", "--inner.options.momentum", "0.9"]
-    _, _, other = configs.override("train", train.Options, words)
+    words = ["omniglot", "--learner", "reptile", "--inner.optimizer", "sgd", "--inner.options.momentum", "0.9"]
+    *_, other = configs.override("train", train.Options, words)
     assert other.inner.options == {"momentum": 0.9}
 
 
@@ -100,7 +100,7 @@ def test_each_use_of_a_seed_has_a_key_of_its_own():
     assert len({np.asarray(jax.random.key_data(each)).tobytes() for each in keys}) == len(keys)
 
 
-SMALL = dataclasses.replace(configs.load("sinusoid_maml"), seed=1)
+SMALL = dataclasses.replace(presets.load("sinusoid"), seed=1)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_seed_determines_the_initial_values():
 def test_more_ways_in_training_than_in_test():
     """The model has outputs for the most, and a task of fewer neither chooses nor moves the others."""
     task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
-    experiment = dataclasses.replace(configs.load("glyphs_maml_5w1s"), task=task)
+    experiment = dataclasses.replace(presets.load("glyphs"), task=task)
     parts = build(experiment)
     train, test = (parts.tasks.samplers[split](jax.random.key(0)) for split in ("train", "test"))
     assert sorted(set(train.support.y.tolist())) == [0, 1, 2, 3]
@@ -182,7 +182,7 @@ def test_more_ways_in_training_than_in_test():
 def test_minibatches_do_not_go_with_more_ways_in_training_than_in_test():
     """A minibatch without a task's last class would look like a task of fewer."""
     task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
-    experiment = configs.load("glyphs_maml_5w1s")
+    experiment = presets.load("glyphs")
     inner = dataclasses.replace(experiment.inner, batch_size=2)
     with pytest.raises(UserError, match=r"batch_size .* must be None where ways differ"):
         build(dataclasses.replace(experiment, task=task, inner=inner))

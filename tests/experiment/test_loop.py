@@ -147,7 +147,7 @@ def test_a_run_keeps_the_precision_of_the_caller(tmp_path):
     mj.run(dataclasses.replace(experiment, execution=execution), tmp_path / "run", devices=1)
     assert jax.config.jax_default_matmul_precision is None
     with pytest.raises(TypeError, match=r"run takes a metajax\.experiment\.Experiment, got"):
-        mj.run("sinusoid_maml", tmp_path / "other")
+        mj.run("sinusoid", tmp_path / "other")
 
 
 def test_settings_that_cannot_train_leave_no_work_directory(tmp_path):

@@ -1,53 +1,31 @@
 """Every preset's training step and evaluation lower for accelerators, and give the same on eight devices as on one."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
+from command_line import experiment_of
 from jax import export
 
 import metajax as mj
-from metajax import data
-from metajax.cli import configs
+from benchmarks.record import records
 from metajax.core.evaluator import measure_task
 from metajax.core.parallel import map_tasks
-from metajax.data.dataset import Dataset
-from metajax.experiment import Folder, build
+from metajax.experiment import Folder, build, presets
 from metajax.experiment.build import evaluation_batch_size
 from metajax.experiment.run import _trainer
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
+pytestmark = pytest.mark.usefixtures("compiled_fast", "random_images")
 
-PRESETS = sorted(configs.names())
-FEW = ["omniglot_maml_5w1s", "sinusoid_maml"]
-
-
-@pytest.fixture(autouse=True)
-def _random_images(monkeypatch):
-    """Replace every data set by random images of the right size."""
-    drawings = {"fashion_mnist", "omniglot", "emnist", "kmnist", "quickdraw_bitmap"}
-
-    def dataset(name: str, size: int, depth: int) -> Dataset:
-        rng = np.random.default_rng(0)
-        classes, examples = 25, 40
-        starts, counts = np.arange(classes) * examples, np.full(classes, examples)
-        images = rng.integers(0, 256, (classes * examples, size, size, depth), np.uint8)
-        splits = {split: mj.ClassBank(images, starts, counts) for split in ("train", "validation", "test")}
-        return Dataset(name, splits, {split: [f"class {i}" for i in range(classes)] for split in splits})
-
-    def load(name="folder", *args, size=None, **options):
-        usual = 28 if name in drawings else 32 if name == "cifar100" else 84
-        return dataset(str(name), size or usual, 1 if name in drawings else 3)
-
-    monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(data, "load_omniglot", lambda **options: load("omniglot", **options))
-    monkeypatch.setattr(data, "load_fashion_mnist", lambda **options: load("fashion_mnist"))
-    monkeypatch.setattr(data, "load_folder", lambda *args, **options: load(size=options.get("size")))
+RECORDED = {re.sub(r" --(seed|task\.\S+) \S+", "", each["command"]) for each in records().values()}
+PRESETS = sorted(RECORDED.union(presets.names()))
+FEW = ["omniglot", "sinusoid"]
 
 
 def built(preset: str, tmp_path):
-    experiment = configs.load(preset)
+    experiment = experiment_of(preset)
     if isinstance(experiment.task, Folder):
         experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, source=tmp_path))
     training = dataclasses.replace(experiment.training, steps_per_call=1)

@@ -5,12 +5,13 @@ import typing
 import pytest
 
 import metajax as mj
-from metajax.cli import configs, evaluate
+from metajax.cli import evaluate
+from metajax.experiment import presets
 from metajax.experiment.protocols import PROTOCOLS
 
 
 def test_mamls_protocol_has_as_many_queries_as_shots_and_ten_steps():
-    experiment = PROTOCOLS["maml"].apply(configs.load("omniglot_maml_5w1s"))
+    experiment = PROTOCOLS["maml"].apply(presets.load("omniglot"))
     assert (experiment.task.test.shots, experiment.task.test.queries) == (1, 1)
     assert (experiment.evaluation.num_tasks, experiment.evaluation.steps) == (600, 10)
 
@@ -19,7 +20,7 @@ def test_mamls_protocol_has_as_many_queries_as_shots_and_ten_steps():
     ("name", "batch"), [("reptile", 5), ("reptile_20_way", 10), ("reptile_mini_imagenet_5_shot", 15)]
 )
 def test_reptiles_protocols_have_one_query_and_fifty_steps(name, batch):
-    experiment = PROTOCOLS[name].apply(configs.load("omniglot_reptile_5w1s"))
+    experiment = PROTOCOLS[name].apply(presets.load("omniglot", learner="reptile"))
     assert experiment.task.test.queries == 1
     evaluation = experiment.evaluation
     assert (evaluation.num_tasks, evaluation.steps, evaluation.batch_size) == (10_000, 50, batch)
@@ -37,6 +38,6 @@ def test_tasks_without_shots_have_no_protocol():
     class Own:
         def tasks(self, data_dir): ...
 
-    experiment = dataclasses.replace(configs.load("sinusoid_maml"), task=Own())
+    experiment = dataclasses.replace(presets.load("sinusoid"), task=Own())
     with pytest.raises(mj.UserError, match="protocol"):
         PROTOCOLS["maml"].apply(experiment)

@@ -16,10 +16,9 @@ from command_line import SMALL, read_events, small
 from tensorboardX.proto.event_pb2 import SessionLog
 
 import metajax
-from metajax.cli import configs
 from metajax.core.evaluator import Report
 from metajax.errors import UserError
-from metajax.experiment import Experiment, Folder, config_code, metrics, workdir
+from metajax.experiment import Experiment, Folder, config_code, metrics, presets, workdir
 from metajax.report import plots
 from metajax.system import files
 
@@ -61,12 +60,12 @@ def _own_records(tmp_path_factory, monkeypatch):
 
 
 def experiment_of(folder: Path, text: str = SMALL) -> Experiment:
-    return configs.load(str(small(folder, text=text)))
+    return presets.load(str(small(folder, text=text)))
 
 
-@pytest.mark.parametrize("name", configs.names())
+@pytest.mark.parametrize("name", presets.names())
 def test_every_config_survives_json(tmp_path, name):
-    experiment = configs.load(name)
+    experiment = presets.load(name)
     text = json.dumps(workdir.to_json(experiment))
     assert workdir.from_json(json.loads(text), tmp_path) == experiment
 
@@ -188,7 +187,7 @@ def test_differences_name_the_field_and_both_values(tmp_path):
         "inner.learning_rate is 0.01 in the run and 0.5 now",
         "seed is 0 in the run and 3 now",
     ]
-    glyphs = dataclasses.replace(one, task=configs.load("glyphs_maml_5w1s").task)
+    glyphs = dataclasses.replace(one, task=presets.load("glyphs").task)
     lines = workdir.differences(tmp_path / "run", glyphs)
     assert "task is metajax.experiment.tasks:Sinusoid in the run and metajax.experiment.tasks:Glyphs now" in lines
     assert "task.ways is absent in the run and 5 now" in lines
@@ -353,10 +352,10 @@ def test_a_name_that_is_not_utf_8(tmp_path):
 def test_a_config_in_another_encoding(tmp_path):
     path = tmp_path / "small.py"
     path.write_bytes(b"# -*- coding: latin-1 -*-\n# Andr\xe9\n" + SMALL.encode())
-    experiment = configs.load(str(path))
+    experiment = presets.load(str(path))
     workdir.create(tmp_path / "run", experiment, path, devices=1)
     assert "# André" in (tmp_path / "run" / "config.py").read_text()
-    assert configs.load(str(tmp_path / "run" / "config.py")) == experiment
+    assert presets.load(str(tmp_path / "run" / "config.py")) == experiment
 
 
 LINES = [{"step": step, "loss": 0.5 + step} for step in (5, 10, 15, 20)]

@@ -16,8 +16,9 @@ import metajax as mj
 from benchmarks import peers, throughput
 from benchmarks.peers import PEERS, jax_obvious
 from benchmarks.throughput import JAX, Settings, flattened, measurements
-from metajax.cli import bench, configs, main, tune
+from metajax.cli import bench, main, tune
 from metajax.core.parallel import task_mesh
+from metajax.experiment import presets
 from metajax.experiment.devices import device_name
 from metajax.profiling import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
 
@@ -146,7 +147,7 @@ def small(tmp_path):
     ((128, 128), 4, {4, 1}),
 ])  # fmt: skip
 def test_tuning_tries_all_devices_those_of_the_default_and_one(small, hidden, tasks, devices):
-    experiment = configs.load(str(small))
+    experiment = presets.load(str(small))
     training = dataclasses.replace(experiment.training, tasks_per_step=tasks)
     params = {"w": np.zeros((*hidden, 100))}
     assert {way.devices for way in tune._ways(dataclasses.replace(experiment, training=training), params)} == devices
@@ -158,7 +159,7 @@ def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, 
     assert main(["tune", str(small), "--seconds", "0.01"]) == 0
     said = capsys.readouterr().out
     assert "fastest: " in said
-    found = tune.load(small)
+    found = tune.load(small, "small")
     assert found.chunk_size in (1, 2, 4)
     assert main(["train", str(small)]) == 0
     execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
@@ -170,7 +171,7 @@ def test_what_is_tuned_is_kept_beside_the_config_and_taken_by_later_runs(small, 
 
 def test_what_was_tuned_gives_way_to_what_the_user_says(small, monkeypatch, capsys):
     monkeypatch.chdir(small.parent)
-    tune.store(small, tune.Tuned(devices=2, chunk_size=2, unroll=True))
+    tune.store(small, "small", tune.Tuned(devices=2, chunk_size=2, unroll=True))
     assert main(["train", str(small), "--execution.remat", "--devices", "3"]) == 0
     assert "3 cpu devices" in capsys.readouterr().out
     execution = json.loads((small.parent / "runs" / "small" / "config.json").read_text())["execution"]
@@ -185,8 +186,8 @@ def test_a_damaged_file_of_what_was_tuned_is_named_and_tuning_again_mends_it(sma
     path.write_text(text.replace("DEVICE", device_name()))
     assert main(["train", str(small)]) == 2
     assert f"{path} is damaged" in capsys.readouterr().err
-    tune.store(small, tune.Tuned(chunk_size=2))
-    assert tune.load(small).chunk_size == 2
+    tune.store(small, "small", tune.Tuned(chunk_size=2))
+    assert tune.load(small, "small").chunk_size == 2
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_a_damaged_file_of_what_was_tuned_is_named_and_tuning_again_mends_it(sma
     [
         (["bench", "--only", "MNIST"], "no workload's name contains 'MNIST': choose from sinusoid, 1 step"),
         (["bench", "--only", "sinusoid, 1 step", "--devices", "0"], "--devices must be at least 1, got 0"),
-        (["bench", "sinusoid_maml", "--only", "mini"], "--only selects among the standard workloads: remove --only"),
-        (["bench", "--only", "mini", "sinusoid_maml"], "Unrecognized options: sinusoid_maml"),
+        (["bench", "sinusoid", "--only", "mini"], "--only selects among the standard workloads: remove --only"),
+        (["bench", "--only", "mini", "sinusoid"], "Unrecognized options: sinusoid"),
         (["bench", "--only", "sinusoid, 1 step", "--output", "gone/x.json"], "--output: there is no folder gone"),
         (["bench", "--data-dir", "x"], "--data-dir is for a CONFIG, which comes first"),
-        (["bench", "sinusoid_mamal"], "did you mean 'sinusoid_maml'?"),
-        (["bench", "sinusoid_maml", "--devices", "99"], "--devices is 99, but there are only 8"),
+        (["bench", "sinusoi"], "did you mean 'sinusoid'?"),
+        (["bench", "sinusoid", "--devices", "99"], "--devices is 99, but there are only 8"),
         (["tune"], "tune needs a CONFIG"),
         (["tune", "nothing.py"], "there is no config file nothing.py"),
     ],

@@ -11,8 +11,7 @@ import matplotlib as mpl
 import pytest
 
 import metajax as mj
-from metajax.cli import configs
-from metajax.experiment import build
+from metajax.experiment import build, presets
 from metajax.experiment.optimizers import optimizers
 
 ROOT = Path(__file__).parents[2]
@@ -47,13 +46,13 @@ def config_blocks() -> Iterator[Any]:
 def test_a_config_of_a_page_is_complete(code, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(code)
-    assert build(configs.load(str(path))).tasks.outputs == 1
+    assert build(presets.load(str(path))).tasks.outputs == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_commands_of_a_page_name_configs_that_exist(page):
     commands = set(re.findall(r"metajax (?:train|tune|bench) ([a-z]\w+)(?![\w./])", page.read_text()))
-    assert commands <= set(configs.names())
+    assert commands <= set(presets.names())
 
 
 def options(settings: Any, prefix: str = "--") -> Iterator[str]:
@@ -67,7 +66,7 @@ def options(settings: Any, prefix: str = "--") -> Iterator[str]:
 
 
 def test_the_options_of_a_page_are_fields_of_configs():
-    known = {option for config in configs.names() for option in options(configs.load(config))}
+    known = {option for config in presets.names() for option in options(presets.load(config))}
     arguments = {argument for each in optimizers().values() for argument in inspect.signature(each).parameters}
     known |= {f"--{part}.options.{each.replace('_', '-')}" for part in ("inner", "outer") for each in arguments}
     for page in [ROOT / "README.md", *PAGES]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import metajax as mj
-from metajax.cli import configs
+from metajax.experiment import presets
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -29,19 +29,19 @@ def test_the_import_example_runs_and_learns():
 def test_the_commands_name_configs_that_exist():
     commands = re.findall(r"metajax train ([a-z]\w+)", README)
     assert len(commands) >= 4
-    assert set(commands) <= set(configs.names())
+    assert set(commands) <= set(presets.names())
 
 
 def test_every_config_builds_its_model_and_says_what_to_expect():
     """Its docstring is its record: the command, the device, the time, the score."""
-    for name in configs.names():
-        text = configs.find(name).read_text()
+    for name in presets.names():
+        text = presets.find(name).read_text()
         # Some data cannot be had where the others were measured, or take long: then the record says so.
         measured = ("two cores", "minutes", "±")
         record = ("Not measured here: ",) if "Not measured" in text else measured
         for word in (f"metajax train {name}", *record):
             assert word in text, f"{name}: {word!r} is missing"
-        configs.load(name)
+        presets.load(name)
 
 
 def test_the_links_lead_to_files():
@@ -58,7 +58,7 @@ def test_it_fits_on_a_screen():
 def test_the_commands_stand_alone():
     """CI and newcomers copy them: one line each, into a new environment."""
     new = "python3 -m venv .venv && .venv/bin/pip install -q "
-    run = ".venv/bin/metajax train sinusoid_maml && .venv/bin/metajax plot runs/sinusoid_maml"
+    run = ".venv/bin/metajax train sinusoid && .venv/bin/metajax plot runs/sinusoid"
     assert f"\n{new}'.[all]' && {run}\n" in README
     assert f"\n{new}-e '.[test]' && .venv/bin/python -m pytest -n 2\n" in README
 

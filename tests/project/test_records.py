@@ -1,10 +1,13 @@
 """The pages of results say what the records say."""
 
+import re
+from collections.abc import Iterator
+
 import pytest
+from command_line import experiment_of
 
 from benchmarks import record
-from metajax.cli import configs
-from metajax.experiment import workdir
+from metajax.experiment import presets, workdir
 
 
 @pytest.mark.parametrize("page", record.PAGES, ids=lambda page: page.name)
@@ -25,10 +28,15 @@ def test_the_page_of_results_is_that_of_the_records():
 def test_scores_over_seeds_are_averaged():
     def run(seed: int, mean: float) -> dict:
         measured = {"accuracy": {"mean": [0.2, mean], "ci95": [0.0, 0.01]}}
-        return {"config": {"seed": seed}, "evaluation": {"transductive": measured, "non_transductive": measured}}
+        command = f"omniglot --seed {seed}" if seed else "omniglot"
+        return {
+            "command": command,
+            "config": {"seed": seed},
+            "evaluation": {"transductive": measured, "non_transductive": measured},
+        }
 
-    name = "omniglot_maml_5w1s"
-    kept = {name: run(0, 0.96), f"{name}_seed_2": run(2, 0.98), f"{name}_seed_1": run(1, 0.97), "sinusoid_maml": {}}
+    name = "omniglot"
+    kept = {name: run(0, 0.96), f"{name}_seed_2": run(2, 0.98), f"{name}_seed_1": run(1, 0.97), "sinusoid": {}}
     lost = {"config": {"seed": 0}, "evaluation": {"transductive": {"loss": {}}}}  # nor has it each query alone
     kept = {"sinusoid_cavia": lost, "sinusoid_cavia_seed_1": lost, **kept}
     *_, transductive, alone = record.seeds_table(kept).splitlines()
@@ -47,38 +55,45 @@ def test_a_record_says_when_convolutions_were_rounded(model, asked, on_the_devic
     assert record._rounds({"config": config, "environment": {"precision": on_the_device}}) == rounded
 
 
-OTHERWISE = {
-    "64_pixels": {"task.size": 64},
-    "by_example": {"task.split": "by_example"},
-    "seed_1": {"seed": 1},
-    "seed_2": {"seed": 2},
-}
-"""What ends of a name say was set."""
-
-
 RECORDS = record.records()
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record_has_the_settings_of_its_config(name):
-    """But for what the name says, where its data lies, and how it was carried out, which changes rounding alone."""
+def test_a_record_has_the_settings_of_its_command(name):
+    """Except settings of execution, calls and checkpoints, which change only rounding, and where the data is."""
 
     def settings(config: dict) -> dict:
-        passed = ("execution", "task.source")
-        return {field: value for field, value in workdir._leaves(config) if not field.startswith(passed)}
+        ignored = ("execution", "task.source", "training.steps_per_call", "training.checkpoint_every")
+        return {field: value for field, value in workdir._leaves(config) if not field.startswith(ignored)}
 
-    now = settings(workdir.to_json(configs.load(record._config_of(name))))
+    now = settings(workdir.to_json(experiment_of(RECORDS[name]["command"])))
     then = settings(RECORDS[name]["config"])
-    set_otherwise = {field: value for field, value in then.items() if field in now and value != now[field]}
-    said = [fields for words, fields in OTHERWISE.items() if name.endswith(f"_{words}")]
-    assert set_otherwise == (said[0] if said else {})
+    assert {field: value for field, value in then.items() if field in now and value != now[field]} == {}
 
 
-@pytest.mark.parametrize("config", sorted({record._config_of(name) for name in RECORDS}))
-def test_a_config_says_what_its_first_record_says(config):
-    """That of the shortest name; of others it may speak or not."""
-    name = min((name for name in RECORDS if record._config_of(name) == config), key=len)
-    told = " ".join(configs.find(config).read_text().split())
-    for kind in ("transductive", "non_transductive"):
-        score = record._score(RECORDS[name]["evaluation"].get(kind))
-        assert score == "–" or score.removeprefix("MSE ").removesuffix(" %") in told
+@pytest.mark.parametrize("config", presets.names())
+def test_the_scores_of_a_config_are_recorded(config):
+    """Scores in docstrings are those of records. `glyphs` and `varied` have evaluations on other tasks, too."""
+    recorded = {
+        f"{values['mean'][step]:.{digits}f} ± {values['ci95'][step]:.{digits}f}"
+        for kept in RECORDS.values()
+        if kept["command"].split()[0] == config
+        for step, values, digits in scores(kept)
+    }
+    told = re.findall(r"\d+\.\d+ ± \d+\.\d+", " ".join(presets.find(config).read_text().split()))
+    assert set(told) <= recorded
+    assert told or config in ("cifar_fs", "fc100")
+
+
+def scores(kept: dict) -> Iterator[tuple[int, dict, int]]:
+    """Yield the inner step, the percentages or errors, and the decimal places of each score in a record."""
+    for evaluation in (each for name, each in kept.items() if name.startswith("evaluation")):
+        reports = [evaluation, *evaluation.get("domains", {}).values()]
+        measured = [each.get(kind, {}) for each in reports for kind in ("transductive", "non_transductive")]
+        for metrics in measured:
+            for metric in {"accuracy", "loss"} & set(metrics):
+                values = metrics[metric]
+                factor, digits = (100, 2) if metric == "accuracy" else (1, 3)
+                scaled = {part: [factor * value for value in values[part]] for part in ("mean", "ci95")}
+                for step in range(len(scaled["mean"])):
+                    yield step, scaled, digits

@@ -266,7 +266,7 @@ def test_on_takes_overrides_of_the_other_task(trained, tmp_path):
     fails(
         run(*words, other, "--task.oracle"), "the tasks of", "do not fit", "inputs of 3", "have inputs of 1 and targets"
     )
-    fails(run(*words, "glyphs_maml_5w1s"), "the tasks of glyphs_maml_5w1s do not fit", "28×28×1 and 5 classes")
+    fails(run(*words, "glyphs"), "the tasks of glyphs do not fit", "28×28×1 and 5 classes")
     assert "--task.test.shots" in run("evaluate", "--on", other, "--help").out
 
 
@@ -277,7 +277,7 @@ def test_on_takes_overrides_of_the_other_task(trained, tmp_path):
         ("data", "inspect", "folder", "--source", "~nosuchuser/x"),
         ("data", "list", "--data-dir=~nosuchuser/x"),
         ("data", "prepare", "~nosuchuser/x"),
-        ("train", "folder_maml_5w1s", "--task.source", "~nosuchuser/x"),
+        ("train", "folder", "--task.source", "~nosuchuser/x"),
     ],
 )
 def test_the_home_folder_of_an_unknown_user_is_no_crash(words, tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_a_signal_in_a_long_validation_saves_at_once(tmp_path, signum, code):
 
 @pytest.mark.parametrize("delay", [0.6, 1.2])
 def test_ctrl_c_while_it_imports_is_a_line(tmp_path, delay):
-    process = spawn("train", "sinusoid_maml", "--workdir", tmp_path / "run")
+    process = spawn("train", "sinusoid", "--workdir", tmp_path / "run")
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     said = finish(process)
@@ -231,7 +231,7 @@ def test_a_first_step_that_is_not_finite_may_be_the_data(tmp_path):
 
 
 def test_a_variable_that_jax_does_not_understand_is_a_line():
-    fails(finish(spawn("train", "sinusoid_maml", env={"JAX_ENABLE_X64": "maybe"})), "JAX does not start", "'maybe'")
+    fails(finish(spawn("train", "sinusoid", env={"JAX_ENABLE_X64": "maybe"})), "JAX does not start", "'maybe'")
 
 
 @pytest.mark.parametrize("argument", [None, ["--version"]])
