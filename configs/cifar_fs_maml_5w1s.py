@@ -14,9 +14,9 @@ Not measured here: the data cannot be downloaded on the authors' machine.
 from metajax.experiment import *
 
 config = Experiment(
-    task=Images(dataset="cifar100", split="cifar_fs", ways=5, train=Shots(shots=1, queries=15), test=Shots()),
-    model=Conv4(channels=32, pool=True),
-    learner=MAML(),
+    task=ImagesConfig(dataset="cifar100", split="cifar_fs", ways=5, train=Shots(shots=1, queries=15), test=Shots()),
+    model=Conv4Config(channels=32, pool=True),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.05, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=10_000, tasks_per_step=4),

@@ -19,9 +19,9 @@ accuracy on unseen classes.
 from metajax.experiment import *
 
 config = Experiment(
-    task=FashionMNIST(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15)),
-    model=ResNet18(stem="large"),
-    learner=MAML(),
+    task=FashionMNISTConfig(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15)),
+    model=ResNet18Config(stem="large"),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.01, steps=1),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=60, tasks_per_step=10, steps_per_call=5, checkpoint_every=20),

@@ -15,9 +15,9 @@ Not measured here: the data cannot be downloaded on the authors' machine.
 from metajax.experiment import *
 
 config = Experiment(
-    task=Images(dataset="cifar100", split="fc100", ways=5, train=Shots(shots=5), test=Shots(shots=5)),
-    model=Conv4(channels=32, pool=True),
-    learner=MAML(),
+    task=ImagesConfig(dataset="cifar100", split="fc100", ways=5, train=Shots(shots=5), test=Shots(shots=5)),
+    model=Conv4Config(channels=32, pool=True),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.05, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=10_000, tasks_per_step=4),

@@ -15,9 +15,9 @@ Measured with `--task.size 64` on 128/32/40 classes of 60 natural images of 64×
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
-    model=Conv4(channels=32, pool=True),
-    learner=MAML(),
+    task=FolderConfig(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
+    model=Conv4Config(channels=32, pool=True),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.05, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),

@@ -13,9 +13,9 @@ non-transductive score.
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
-    model=Conv4(channels=32, pool=True),
-    learner=MAML(),
+    task=FolderConfig(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
+    model=Conv4Config(channels=32, pool=True),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.05, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=300, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),

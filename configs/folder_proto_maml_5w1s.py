@@ -13,9 +13,9 @@ accuracy is that of prototypical networks (28.15 %, in float32), and the inner s
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
-    model=Conv4(channels=32, pool=True),
-    learner=ProtoMAML(),
+    task=FolderConfig(ways=5, train=Shots(shots=1, queries=15), test=Shots(shots=1, queries=15), size=84),
+    model=Conv4Config(channels=32, pool=True),
+    learner=ProtoMAMLConfig(),
     inner=Inner(learning_rate=0.01, steps=5),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=1_000, tasks_per_step=4, steps_per_call=10, checkpoint_every=200),

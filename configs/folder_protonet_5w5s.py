@@ -12,9 +12,9 @@ bfloat16), seed 0, 200 test tasks, after 300 meta-steps: 40.17 ± 1.11 % transdu
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
-    model=Conv4(channels=32, pool=True),
-    learner=PrototypicalNetwork(),
+    task=FolderConfig(ways=5, train=Shots(shots=5, queries=15), test=Shots(shots=5, queries=15), size=84),
+    model=Conv4Config(channels=32, pool=True),
+    learner=PrototypicalNetworkConfig(),
     inner=Inner(learning_rate=0.01, steps=0),
     outer=Outer(learning_rate=1e-3, schedule="cosine", clip_value=10.0),
     training=TrainingSettings(steps=300, tasks_per_step=4, steps_per_call=10, checkpoint_every=100),

@@ -13,9 +13,9 @@ transductive, 87.32 ± 0.64 % non-transductive.
 from metajax.experiment import *
 
 config = Experiment(
-    task=Glyphs(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=GlyphsConfig(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=2.0, steps=1, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=3_000, tasks_per_step=32),

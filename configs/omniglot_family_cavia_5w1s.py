@@ -16,9 +16,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=Conv4(use_scale=True),
-    learner=CAVIA(size=100, shifts=("norms",)),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(use_scale=True),
+    learner=CAVIAConfig(size=100, shifts=("norms",)),
     inner=Inner(learning_rate=1.0, steps=3),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),

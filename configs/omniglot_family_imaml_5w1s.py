@@ -16,9 +16,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=IMAML(strength=2.0, cg_steps=5, damping=22.0, pull_once=True),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=IMAMLConfig(strength=2.0, cg_steps=5, damping=22.0, pull_once=True),
     inner=Inner(learning_rate=0.1, steps=16),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),

@@ -12,9 +12,9 @@ transductive, 89.71 ± 0.59 % non-transductive; 3.1 minutes of training, 4.8 min
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=2.0, steps=1, first_order=True, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=7_000, tasks_per_step=32),

@@ -14,9 +14,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=1.0, steps=3, first_order=True, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=18_000, tasks_per_step=16, steps_per_call=100, checkpoint_every=2_000),

@@ -14,9 +14,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=ViT(patch=7, width=64, layers=3, heads=4),
-    learner=LoRA(rank=4, adapts=("kernel",)),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=ViTConfig(patch=7, width=64, layers=3, heads=4),
+    learner=LoRAConfig(rank=4, adapts=("kernel",)),
     inner=Inner(learning_rate=0.3, steps=3),
     outer=Outer(learning_rate=1e-3, schedule="cosine", final_fraction=0.01, clip_norm=10.0),
     training=TrainingSettings(steps=1_500, tasks_per_step=16, checkpoint_every=500),

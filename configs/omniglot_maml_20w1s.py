@@ -15,9 +15,9 @@ work. At 60 tasks per second, the paper's 60,000 meta-steps would take 4.4 hours
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=20, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=OmniglotConfig(ways=20, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=2.0, steps=5, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=3_000, tasks_per_step=16, checkpoint_every=500),

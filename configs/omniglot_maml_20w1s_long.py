@@ -14,9 +14,9 @@ meta-step 25,000. On two cores, at 60 tasks per second, this training would take
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=20, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=OmniglotConfig(ways=20, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=2.0, steps=5, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=40_000, tasks_per_step=16, steps_per_call=100, checkpoint_every=5_000),

@@ -14,9 +14,9 @@ report.
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=MAML(),
+    task=OmniglotConfig(ways=5, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=2.0, steps=1, frozen=("norms",)),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=40_000, tasks_per_step=32, steps_per_call=100, checkpoint_every=2_000),

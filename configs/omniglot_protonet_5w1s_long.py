@@ -13,9 +13,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 15 queries per 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(ways=5, train=Shots(ways=20, shots=1, queries=5), test=Shots(shots=1, queries=15)),
-    model=Conv4(),
-    learner=PrototypicalNetwork(),
+    task=OmniglotConfig(ways=5, train=Shots(ways=20, shots=1, queries=5), test=Shots(shots=1, queries=15)),
+    model=Conv4Config(),
+    learner=PrototypicalNetworkConfig(),
     inner=Inner(learning_rate=0.1, steps=0),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=25_000, tasks_per_step=4, steps_per_call=100, checkpoint_every=2_500),

@@ -18,15 +18,15 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks, after 50 steps: 9
 from metajax.experiment import *
 
 config = Experiment(
-    task=Omniglot(
+    task=OmniglotConfig(
         ways=5,
         train=Shots(shots=10, queries=1),
         test=Shots(shots=1, queries=1),
         rotations="train",
         invert=False,
     ),
-    model=Conv4(),
-    learner=Reptile(carry_optimizer=True),
+    model=Conv4Config(),
+    learner=ReptileConfig(carry_optimizer=True),
     inner=Inner(learning_rate=1e-3, optimizer="adam", options={"b1": 0.0}, steps=5, batch_size=10),
     outer=Outer(learning_rate=1.0, optimizer="sgd", schedule="linear"),
     training=TrainingSettings(steps=12_000, tasks_per_step=5, steps_per_call=100, checkpoint_every=2_000),

@@ -12,9 +12,9 @@ steps: 0.330 ± 0.040 / 0.074 ± 0.023 / 0.060 ± 0.020; 0.5 minutes of training
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=CAVIA(size=5, shifts=("layers/0/bias",)),
+    task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=CAVIAConfig(size=5, shifts=("layers/0/bias",)),
     inner=Inner(learning_rate=1.0, steps=1),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),

@@ -18,9 +18,9 @@ Measured on two cores (2 CPU devices), 600 test tasks of 5 points, mean squared 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=MAML(),
+    task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.01, steps=1),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),

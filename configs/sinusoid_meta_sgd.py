@@ -12,9 +12,9 @@ steps: 0.505 ± 0.058 / 0.033 ± 0.007 / 0.021 ± 0.004; 2.9 minutes of training
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=MetaSGD(),
+    task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=MetaSGDConfig(),
     inner=Inner(learning_rate=0.01, steps=5),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),

@@ -12,9 +12,9 @@ steps: 2.452 ± 0.195 / 2.149 ± 0.179 / 2.202 ± 0.203; 0.2 minutes of training
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=MAML(),
+    task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.01, steps=0),
     outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
     training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),

@@ -12,9 +12,9 @@ Measured on two cores (2 CPU devices), seed 0, 600 test tasks of 10 points, afte
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=50, queries=10), test=Shots(shots=10, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=Reptile(),
+    task=SinusoidConfig(train=Shots(shots=50, queries=10), test=Shots(shots=10, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=ReptileConfig(),
     inner=Inner(learning_rate=0.005, steps=10, batch_size=10),
     outer=Outer(learning_rate=0.3, optimizer="sgd", schedule="linear"),
     training=TrainingSettings(steps=30_000, tasks_per_step=5, steps_per_call=500, checkpoint_every=5_000),

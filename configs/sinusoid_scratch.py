@@ -10,12 +10,11 @@ Measured on two cores (one CPU device is used), seed 0, 600 test tasks of 5 poin
 """
 
 from metajax.experiment import *
-from metajax.learners.scratch import Scratch
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-    model=MLP(hidden=(40, 40)),
-    learner=Scratch(),
+    task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+    model=MLPConfig(hidden=(40, 40)),
+    learner=ScratchConfig(),
     inner=Inner(learning_rate=0.01, steps=1, optimizer="adam"),
     outer=Outer(learning_rate=1e-3),
     training=TrainingSettings(steps=1, tasks_per_step=1),

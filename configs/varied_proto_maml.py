@@ -18,10 +18,10 @@ training, the accuracy on clothing, which is not in the training data, falls to 
 from metajax.experiment import *
 
 config = Experiment(
-    task=Domains(
+    task=DomainsConfig(
         sources=(
-            Source(name="omniglot", task=Omniglot()),
-            Source(name="fashion_mnist", task=FashionMNIST(), train=False),
+            SourceConfig(name="omniglot", task=OmniglotConfig()),
+            SourceConfig(name="fashion_mnist", task=FashionMNISTConfig(), train=False),
         ),
         min_ways=5,
         max_ways=10,
@@ -29,8 +29,8 @@ config = Experiment(
         max_support_per_class=10,
         max_queries=5,
     ),
-    model=Conv4(norm="group"),
-    learner=ProtoMAML(),
+    model=Conv4Config(norm="group"),
+    learner=ProtoMAMLConfig(),
     inner=Inner(learning_rate=0.1, steps=3),
     outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
     training=TrainingSettings(steps=1_500, tasks_per_step=8, checkpoint_every=500),

@@ -13,7 +13,7 @@ from metajax.cli import configs
 from metajax.core.evaluator import measure_task
 from metajax.core.parallel import map_tasks
 from metajax.data.dataset import Dataset
-from metajax.experiment import Folder, build
+from metajax.experiment import FolderConfig, build
 from metajax.experiment.build import evaluation_batch_size
 from metajax.experiment.run import _trainer
 
@@ -48,7 +48,7 @@ def _random_images(monkeypatch):
 
 def built(preset: str, tmp_path):
     experiment = configs.load(preset)
-    if isinstance(experiment.task, Folder):
+    if isinstance(experiment.task, FolderConfig):
         experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, source=tmp_path))
     training = dataclasses.replace(experiment.training, steps_per_call=1)
     return dataclasses.replace(experiment, training=training), build(experiment)
