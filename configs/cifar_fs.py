@@ -32,6 +32,6 @@ def config(
         length: Length of training: 1,000, 10,000 or 60,000 meta-steps.
     """
     sizes = Shots(shots=shots, queries=15)
-    task = Images(dataset="cifar100", split="cifar_fs", ways=ways, train=sizes, test=sizes)
+    task = ImagesConfig(dataset="cifar100", split="cifar_fs", ways=ways, train=sizes, test=sizes)
     experiment = photographs(task, steps={"short": 1_000, "medium": 10_000, "long": 60_000}[length])
     return with_learner(with_model(experiment, model, image_size=32), learner)

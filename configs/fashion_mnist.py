@@ -32,9 +32,9 @@ def config(*, learner: Learner = "maml", model: ImageModel = "resnet18", ways: i
     """
     sizes = Shots(shots=shots, queries=15)
     experiment = Experiment(
-        task=FashionMNIST(ways=ways, train=sizes, test=sizes),
-        model=ResNet18(stem="large"),
-        learner=MAML(),
+        task=FashionMNISTConfig(ways=ways, train=sizes, test=sizes),
+        model=ResNet18Config(stem="large"),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=0.01, steps=1),
         outer=Outer(learning_rate=1e-3, schedule="cosine", clip_norm=10.0),
         training=TrainingSettings(steps=60, tasks_per_step=10, steps_per_call=5, checkpoint_every=20),

@@ -37,7 +37,7 @@ def config(
         shots: Number of support examples of each class.
         length: Length of training: 1,000 meta-steps (300 with several shots), 10,000, or the paper's 60,000.
     """
-    task = Folder(ways=ways, train=Shots(shots=shots, queries=15), test=Shots(shots=shots, queries=15), size=84)
+    task = FolderConfig(ways=ways, train=Shots(shots=shots, queries=15), test=Shots(shots=shots, queries=15), size=84)
     steps = {"short": 1_000 if shots == 1 else 300, "medium": 10_000, "long": 60_000}[length]
     experiment = photographs(task, steps=steps, evaluation_tasks=200 if length == "short" else 600)
     experiment = with_learner(with_model(experiment, model, image_size=84), learner)

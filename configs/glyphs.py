@@ -32,9 +32,9 @@ def config(
         length: Length of training.
     """
     experiment = Experiment(
-        task=Glyphs(ways=ways, train=Shots(shots=shots, queries=shots), test=Shots(shots=shots, queries=15)),
-        model=Conv4(),
-        learner=MAML(),
+        task=GlyphsConfig(ways=ways, train=Shots(shots=shots, queries=shots), test=Shots(shots=shots, queries=15)),
+        model=Conv4Config(),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=2.0, steps=1 if ways < 20 else 5, frozen=("norms",)),
         outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
         training=TrainingSettings(steps={"short": 1_000, "medium": 3_000, "long": 40_000}[length], tasks_per_step=32),

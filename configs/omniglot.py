@@ -80,9 +80,9 @@ def paper_setting(ways: int, shots: int, length: Length) -> Experiment:
 def shared_setting(ways: int, shots: int, length: Length) -> Experiment:
     """Return MAML's experiment in the setting in which all learners are compared."""
     return Experiment(
-        task=Omniglot(ways=ways, train=Shots(shots=shots, queries=5), test=Shots(shots=shots, queries=15)),
-        model=Conv4(),
-        learner=MAML(),
+        task=OmniglotConfig(ways=ways, train=Shots(shots=shots, queries=5), test=Shots(shots=shots, queries=15)),
+        model=Conv4Config(),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=1.0, steps=3, frozen=("norms",)),
         outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
         training=TrainingSettings(
@@ -102,15 +102,15 @@ def reptile(ways: int, shots: int, length: Length) -> Experiment:
     task and used in evaluation. Rotated characters are classes in training only, and ink is not inverted.
     """
     return Experiment(
-        task=Omniglot(
+        task=OmniglotConfig(
             ways=ways,
             train=Shots(shots=shots + 9, queries=1),
             test=Shots(shots=shots, queries=1),
             rotations="train",
             invert=False,
         ),
-        model=Conv4(),
-        learner=Reptile(carry_optimizer=True),
+        model=Conv4Config(),
+        learner=ReptileConfig(carry_optimizer=True),
         inner=Inner(
             learning_rate=1e-3 if ways < 20 else 5e-4,
             optimizer="adam",

@@ -50,9 +50,9 @@ def config(
             inputs; its error is a lower bound for learners that adapt.
     """
     experiment = Experiment(
-        task=Sinusoid(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
-        model=MLP(hidden=(40, 40)),
-        learner=MAML(),
+        task=SinusoidConfig(train=Shots(shots=10, queries=10), test=Shots(shots=5, queries=100)),
+        model=MLPConfig(hidden=(40, 40)),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=0.01, steps=1),
         outer=Outer(learning_rate=2e-3, schedule="cosine", clip_norm=10.0),
         training=TrainingSettings(steps=25_000, tasks_per_step=25, steps_per_call=500, checkpoint_every=2_500),
@@ -70,8 +70,8 @@ def config(
     if learner == "reptile":
         return replace(
             experiment,
-            task=Sinusoid(train=Shots(shots=50, queries=10), test=Shots(shots=10, queries=100)),
-            learner=Reptile(),
+            task=SinusoidConfig(train=Shots(shots=50, queries=10), test=Shots(shots=10, queries=100)),
+            learner=ReptileConfig(),
             inner=Inner(learning_rate=0.005, steps=10, batch_size=10),
             outer=Outer(learning_rate=0.3, optimizer="sgd", schedule="linear"),
             training=TrainingSettings(steps=30_000, tasks_per_step=5, steps_per_call=500, checkpoint_every=5_000),
@@ -81,11 +81,11 @@ def config(
     if learner == "cavia":  # a context among the inputs shifts the biases of the first layer
         return replace(
             experiment,
-            learner=CAVIA(size=5, shifts=("layers/0/bias",)),
+            learner=CAVIAConfig(size=5, shifts=("layers/0/bias",)),
             inner=replace(experiment.inner, learning_rate=1.0),
         )
     if learner == "meta_sgd":  # with rates learned for one step, one task in a few hundred diverges within ten steps
-        return replace(experiment, learner=MetaSGD(), inner=replace(experiment.inner, steps=5))
+        return replace(experiment, learner=MetaSGDConfig(), inner=replace(experiment.inner, steps=5))
     if learner == "scratch":
         return replace(with_learner(experiment, learner), outer=Outer(learning_rate=1e-3))
     return with_learner(experiment, learner)

@@ -23,14 +23,14 @@ def config(*, learner: Learner = "proto_maml", model: ImageModel = "conv4") -> E
     """Return the experiment.
 
     Args:
-        learner: The meta-learner; Reptile is not possible, because its minibatches need tasks of equal size.
+        learner: The meta-learner; ReptileConfig is not possible, because its minibatches need tasks of equal size.
         model: The network.
     """
     experiment = Experiment(
-        task=Domains(
+        task=DomainsConfig(
             sources=(
-                Source(name="omniglot", task=Omniglot()),
-                Source(name="fashion_mnist", task=FashionMNIST(), train=False),
+                SourceConfig(name="omniglot", task=OmniglotConfig()),
+                SourceConfig(name="fashion_mnist", task=FashionMNISTConfig(), train=False),
             ),
             min_ways=5,
             max_ways=10,
@@ -38,8 +38,8 @@ def config(*, learner: Learner = "proto_maml", model: ImageModel = "conv4") -> E
             max_support_per_class=10,
             max_queries=5,
         ),
-        model=Conv4(norm="group"),
-        learner=MAML(),
+        model=Conv4Config(norm="group"),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=0.1, steps=3),
         outer=Outer(learning_rate=2e-3, schedule="cosine", final_fraction=0.01),
         training=TrainingSettings(steps=1_500, tasks_per_step=8, checkpoint_every=500),

@@ -26,9 +26,9 @@ SMALL = '''"""Sinusoids, small enough for a test."""
 from metajax.experiment import *
 
 config = Experiment(
-    task=Sinusoid(train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)),
-    model=MLP(hidden=(8,)),
-    learner=MAML(),
+    task=SinusoidConfig(train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)),
+    model=MLPConfig(hidden=(8,)),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.01),
     outer=Outer(learning_rate=1e-2, clip_norm=10.0),
     training=TrainingSettings(steps=40, tasks_per_step=4, steps_per_call=5, checkpoint_every=10, keep=2),

@@ -17,7 +17,7 @@ import tyro
 
 from metajax.cli.parse import parse, value_of
 from metajax.errors import UserError
-from metajax.experiment import Domains, Experiment, TaskSpec
+from metajax.experiment import DomainsConfig, Experiment, TaskConfig
 from metajax.experiment.checks import types_are_right
 from metajax.experiment.devices import prepare_devices
 from metajax.experiment.presets import Preset, descriptions, find, names, read
@@ -201,12 +201,12 @@ _NOT_OF_DOMAINS = ("ways", "train", "test", "images")
 """Fields of a data set's task that cannot be set if the data set is one of several domains."""
 
 
-def _hide_options(task: TaskSpec) -> TaskSpec:
+def _hide_options(task: TaskConfig) -> TaskConfig:
     """Return a task whose help does not list the options that `_check_domains` refuses."""
     return _with_kinds(task, _hiding_options)
 
 
-def _show_options(task: TaskSpec) -> TaskSpec:
+def _show_options(task: TaskConfig) -> TaskConfig:
     """Return a task from `_hide_options` with its original types, which have all options."""
     return _with_kinds(task, lambda kind: kind.__base__ if kind.__dict__.get("_hides_options") else kind)
 
@@ -220,12 +220,12 @@ def _hiding_options(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {**body, "__slots__": ()})
 
 
-def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
+def _with_kinds(task: TaskConfig, change: Callable[[Any], Any]) -> TaskConfig:
     """Return a task with several domains after changing the type of each domain's task by `change(type)`.
 
     Tasks that are not from several domains are returned unchanged.
     """
-    if not isinstance(task, Domains):
+    if not isinstance(task, DomainsConfig):
         return task
     sources = []
     for source in task.sources:
@@ -235,12 +235,12 @@ def _with_kinds(task: TaskSpec, change: Callable[[Any], Any]) -> TaskSpec:
     return dataclasses.replace(task, sources=tuple(sources))
 
 
-def _check_domains(task: TaskSpec, args: Sequence[str]) -> None:
+def _check_domains(task: TaskConfig, args: Sequence[str]) -> None:
     """Raise a `UserError` if an option sets a field that a domain's task does not use.
 
-    If tasks come from several domains, `Domains` sets the sizes of tasks, and all images are on the device.
+    If tasks come from several domains, `DomainsConfig` sets the sizes of tasks, and all images are on the device.
     """
-    if not isinstance(task, Domains):
+    if not isinstance(task, DomainsConfig):
         return
     for arg in args:
         option = re.match(rf"--task\.sources\.\d+\.task\.({'|'.join(_NOT_OF_DOMAINS)})(?=[.=]|$)", arg)
@@ -263,7 +263,7 @@ class _TaskLine(Generic[T, ArgumentsT, TaskT]):
     task: TaskT
 
 
-def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskSpec]:
+def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskConfig]:
     """Read a command line with the arguments of a config and with `--task.FIELD` options that override its task.
 
     Args:

@@ -11,7 +11,7 @@ from metajax import data
 from metajax.cli import report
 from metajax.cli.parse import DescribedDefault, parse
 from metajax.errors import UserError, suggestion
-from metajax.experiment.checks import LARGEST_IMAGE, shown
+from metajax.limits import LARGEST_IMAGE, shown
 from metajax.system.files import expand_home
 
 _USAGE = """usage: metajax data list

@@ -13,7 +13,7 @@ import tyro
 from metajax.cli import configs, report
 from metajax.cli.parse import DescribedDefault, parse, value_of
 from metajax.errors import UserError
-from metajax.experiment import Domains, Experiment, Tasks, TaskSpec, build, workdir
+from metajax.experiment import DomainsConfig, Experiment, TaskConfig, Tasks, build, workdir
 from metajax.experiment.devices import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.experiment.protocols import PROTOCOLS
 from metajax.experiment.run import describe_task, evaluate_run, load_state, sampler_of, tasks_of_run
@@ -117,7 +117,7 @@ def run(args: Sequence[str]) -> None:
     report.say(f"the whole report is {path}")
 
 
-def _parse(args: Sequence[str]) -> tuple[Options, TaskSpec | None]:
+def _parse(args: Sequence[str]) -> tuple[Options, TaskConfig | None]:
     """Return the options, and the task of `--on` (`None` without `--on`)."""
     on = value_of("--on", args)
     if not on:
@@ -151,7 +151,7 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
 
 
 @contextlib.contextmanager
-def _misfit_errors(on: str, directory: Path, tasks: Tasks, task: Any, trained: TaskSpec) -> Iterator[None]:
+def _misfit_errors(on: str, directory: Path, tasks: Tasks, task: Any, trained: TaskConfig) -> Iterator[None]:
     """Convert errors into a `UserError` which says that the tasks of `--on` do not fit the model of a run.
 
     Args:
@@ -202,7 +202,7 @@ def _ways_options(task: Any, outputs: int | None) -> list[str]:
     """Return the options that set the ways of a task so that its model has `outputs` outputs."""
     if outputs is None or _outputs(task) in (None, outputs):
         return []
-    if isinstance(task, Domains):
+    if isinstance(task, DomainsConfig):
         return [f"--task.max-ways {outputs}"]
     parts = [name for name in ("train", "test") if getattr(getattr(task, name, None), "ways", None)]
     return [f"--task.ways {outputs}", *(f"--task.{name}.ways {outputs}" for name in parts)]
@@ -210,7 +210,7 @@ def _ways_options(task: Any, outputs: int | None) -> list[str]:
 
 def _outputs(task: Any) -> int | None:
     """Return the number of model outputs that a task needs; `None` if the task's settings have no ways."""
-    if isinstance(task, Domains):
+    if isinstance(task, DomainsConfig):
         return task.max_ways
     ways = getattr(task, "ways", None)
     if ways is None:
@@ -226,7 +226,7 @@ def _described(task: dict[str, Any], ways: int | None) -> str:
     return f"inputs of {shapes.get('inputs')} and {classes if targets == 'classes' else f'targets of {targets}'}"
 
 
-def _recorded_options(options: Options, task: TaskSpec | None) -> dict[str, Any]:
+def _recorded_options(options: Options, task: TaskConfig | None) -> dict[str, Any]:
     """Return the entries of the report for `--on` and `--protocol`, with the task settings of `--on`."""
     recorded: dict[str, Any] = {"on": options.on, "task": workdir.to_json(task)} if options.on else {}
     if options.protocol is not None:
@@ -239,7 +239,7 @@ def _recorded_options(options: Options, task: TaskSpec | None) -> dict[str, Any]
     return recorded
 
 
-def _report_name(options: Options, overridden: TaskSpec | None) -> str:
+def _report_name(options: Options, overridden: TaskConfig | None) -> str:
     """Return the default file name of the report.
 
     The name is `evaluation.json` only if no option changes the evaluation, so that another evaluation does not

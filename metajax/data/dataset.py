@@ -11,10 +11,9 @@ import numpy as np
 
 from metajax.core.types import ClassBank
 from metajax.errors import UserError
+from metajax.limits import LARGEST_IMAGE
 
 _LOG = logging.getLogger("metajax.data")
-LARGEST_IMAGE = 4096
-"""Largest accepted image side in pixels. The limit catches mistyped sizes, which would need terabytes of memory."""
 
 
 class Dataset(NamedTuple):

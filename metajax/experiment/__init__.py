@@ -8,89 +8,86 @@ from metajax.errors import UserError, needs
 
 with needs("cli"):
     from metajax.experiment.build import Parts, build
-    from metajax.experiment.domains import Domains, Source
-    from metajax.experiment.models import MLP, Conv4, ModelSpec, ResNet12, ResNet18, ViT
     from metajax.experiment.recipes import ImageModel, Learner, Length, photographs, with_learner, with_model
     from metajax.experiment.settings import (
         EvaluationSettings,
         Execution,
         Experiment,
         Inner,
-        LearnerSpec,
         Outer,
         TrainingSettings,
         Validation,
     )
-    from metajax.experiment.tasks import (
-        FashionMNIST,
-        Folder,
-        Glyphs,
-        Images,
-        Omniglot,
-        Shots,
-        Sinusoid,
-        Tasks,
-        TaskSpec,
-    )
-    from metajax.learners.anil import ANIL, BOIL
-    from metajax.learners.cavia import CAVIA
-    from metajax.learners.foml import FOML
-    from metajax.learners.imaml import IMAML
-    from metajax.learners.lora import LoRA
-    from metajax.learners.maml import MAML
-    from metajax.learners.maml_plus_plus import MAMLPlusPlus
-    from metajax.learners.meta_sgd import MetaSGD, Preconditioned
-    from metajax.learners.proto import ProtoMAML, PrototypicalNetwork
-    from metajax.learners.reptile import Reptile
-    from metajax.learners.scratch import Scratch
+    from metajax.learners.anil import ANILConfig, BOILConfig
+    from metajax.learners.cavia import CAVIAConfig
+    from metajax.learners.config import LearnerConfig
+    from metajax.learners.foml import FOMLConfig
+    from metajax.learners.imaml import IMAMLConfig
+    from metajax.learners.lora import LoRAConfig
+    from metajax.learners.maml import MAMLConfig
+    from metajax.learners.maml_plus_plus import MAMLPlusPlusConfig
+    from metajax.learners.meta_sgd import MetaSGDConfig, PreconditionedConfig
+    from metajax.learners.proto import ProtoMAMLConfig, PrototypicalNetworkConfig
+    from metajax.learners.reptile import ReptileConfig
+    from metajax.learners.scratch import ScratchConfig
+    from metajax.models.config import ModelConfig
+    from metajax.models.conv4 import Conv4Config
+    from metajax.models.mlp import MLPConfig
+    from metajax.models.resnet import ResNet12Config, ResNet18Config
+    from metajax.models.transformer import ViTConfig
+    from metajax.tasks.config import Shots, TaskConfig, Tasks
+    from metajax.tasks.datasets import FashionMNISTConfig, FolderConfig, ImagesConfig, OmniglotConfig
+    from metajax.tasks.domains import DomainsConfig, SourceConfig
+    from metajax.tasks.glyphs import GlyphsConfig
+    from metajax.tasks.sinusoid import SinusoidConfig
 
 __all__ = [
-    "ANIL",
-    "BOIL",
-    "CAVIA",
-    "FOML",
-    "IMAML",
-    "MAML",
-    "MLP",
-    "Conv4",
-    "Domains",
+    "ANILConfig",
+    "BOILConfig",
+    "CAVIAConfig",
+    "Conv4Config",
+    "DomainsConfig",
     "EvaluationSettings",
     "Execution",
     "Experiment",
-    "FashionMNIST",
-    "Folder",
-    "Glyphs",
+    "FOMLConfig",
+    "FashionMNISTConfig",
+    "FolderConfig",
+    "GlyphsConfig",
+    "IMAMLConfig",
     "ImageModel",
-    "Images",
+    "ImagesConfig",
     "Inner",
     "Learner",
-    "LearnerSpec",
+    "LearnerConfig",
     "Length",
     "Literal",
-    "LoRA",
-    "MAMLPlusPlus",
-    "MetaSGD",
-    "ModelSpec",
-    "Omniglot",
+    "LoRAConfig",
+    "MAMLConfig",
+    "MAMLPlusPlusConfig",
+    "MLPConfig",
+    "MetaSGDConfig",
+    "ModelConfig",
+    "OmniglotConfig",
     "Outer",
     "Parts",
     "Path",
-    "Preconditioned",
-    "ProtoMAML",
-    "PrototypicalNetwork",
-    "Reptile",
-    "ResNet12",
-    "ResNet18",
-    "Scratch",
+    "PreconditionedConfig",
+    "ProtoMAMLConfig",
+    "PrototypicalNetworkConfig",
+    "ReptileConfig",
+    "ResNet12Config",
+    "ResNet18Config",
+    "ScratchConfig",
     "Shots",
-    "Sinusoid",
-    "Source",
-    "TaskSpec",
+    "SinusoidConfig",
+    "SourceConfig",
+    "TaskConfig",
     "Tasks",
     "TrainingSettings",
     "UserError",
     "Validation",
-    "ViT",
+    "ViTConfig",
     "build",
     "photographs",
     "replace",

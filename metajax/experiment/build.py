@@ -14,9 +14,9 @@ from metajax.core.trees import named, names
 from metajax.core.types import ApplyFn, LossFn, Params, TaskSampler
 from metajax.errors import UserError
 from metajax.experiment.settings import Experiment
-from metajax.experiment.tasks import Tasks
 from metajax.learners import BuildContext, MetaLearner
 from metajax.models import BatchNorm
+from metajax.tasks.config import Tasks
 
 
 class Parts(NamedTuple):

@@ -75,6 +75,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
         if isinstance(error, ModuleNotFoundError):
             gone = f"the folder of the config, {folder}, is gone: put its modules on PYTHONPATH"
             reason += f" (searched in {folder} and on PYTHONPATH)" if folder.is_dir() else f" ({gone})"
+        reason += _renamed(error, module)
         raise UserError(reason) from error
     return module
 
@@ -113,6 +114,12 @@ def _line_of(error: BaseException, path: Path) -> str:
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
     return f":{lines[-1]}" if lines else ""
+
+
+def _renamed(error: BaseException, module: ModuleType) -> str:
+    """Return advice if a config uses a name of metajax 0.1, where settings had the names of their components."""
+    name = f"{error.name}Config" if isinstance(error, NameError) else ""
+    return f": metajax calls these settings {name} since version 0.2" if name in vars(module) else ""
 
 
 def _message(error: BaseException) -> str:

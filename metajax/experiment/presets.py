@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import metajax
 from metajax.errors import UserError, needs, suggestion
-from metajax.experiment.checks import field_types_are_right, shown, types_are_right
+from metajax.experiment.checks import field_types_are_right, types_are_right
 from metajax.experiment.config_code import load_module
 from metajax.experiment.settings import Experiment
 from metajax.experiment.workdir import config_folder
+from metajax.limits import shown
 from metajax.system import files
 
 with needs("cli"):

@@ -4,7 +4,7 @@ import dataclasses
 
 from metajax.errors import UserError
 from metajax.experiment.settings import Experiment
-from metajax.experiment.tasks import Shots
+from metajax.tasks.config import Shots
 
 
 @dataclasses.dataclass(frozen=True)

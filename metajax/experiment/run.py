@@ -33,11 +33,12 @@ from metajax.experiment.devices import (
     prepare_devices,
     use_precision,
 )
-from metajax.experiment.domains import Domains
 from metajax.experiment.loop import NotFiniteError, Row, Stream, Validate, advance, resume
 from metajax.experiment.settings import Experiment
-from metajax.experiment.tasks import Folder, Tasks
 from metajax.system import files
+from metajax.tasks.config import Tasks
+from metajax.tasks.datasets import FolderConfig
+from metajax.tasks.domains import DomainsConfig
 from metajax.tasks.host import feed
 
 _LOG = logging.getLogger("metajax")
@@ -432,10 +433,10 @@ def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None)
     except UserError as error:
         task = experiment.task
         folders = {"--task.source": task}
-        if isinstance(task, Domains):
+        if isinstance(task, DomainsConfig):
             folders = {f"--task.sources.{i}.task.source": each.task for i, each in enumerate(task.sources)}
         for option, each in folders.items():
-            if isinstance(each, Folder) and each.source is not None and not each.source.exists():
+            if isinstance(each, FolderConfig) and each.source is not None and not each.source.exists():
                 raise UserError(
                     f"{error}. If the images were moved, the `metajax train` command of {directory} with {option} "
                     "FOLDER records their new place"

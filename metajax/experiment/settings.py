@@ -1,7 +1,7 @@
 """The settings of an experiment, with the meaning, unit and check of each setting."""
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import jax
 import optax
@@ -9,11 +9,11 @@ import optax
 from metajax.core.inner_loop import InnerLoop, inner_loop
 from metajax.core.trees import invert, named
 from metajax.errors import UserError
-from metajax.experiment.checks import LARGEST, MOST_EXAMPLES, MOST_TASKS, in_range, positive, shown, whole
-from metajax.experiment.models import ModelSpec
 from metajax.experiment.optimizers import make_optimizer
-from metajax.experiment.tasks import TaskSpec
-from metajax.learners import BuildContext, MetaLearner
+from metajax.learners.config import LearnerConfig
+from metajax.limits import LARGEST, MOST_EXAMPLES, MOST_TASKS, in_range, positive, shown, whole
+from metajax.models.config import ModelConfig
+from metajax.tasks.config import TaskConfig
 
 _MOST_STEPS = 100_000
 """Upper limit of the number of inner steps."""
@@ -23,15 +23,6 @@ _MOST_UNROLLED = 200
 
 _MOST_MEASURED = 100_000_000
 """Largest product of tasks and inner steps of an evaluation, because the host keeps all metrics in memory."""
-
-
-@runtime_checkable
-class LearnerSpec(Protocol):
-    """Settings of a meta-learner; the module of each learner defines its own class."""
-
-    def build(self, context: BuildContext) -> MetaLearner:
-        """Make the meta-learner for the loss, the inner loop and the model in `context`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,9 +202,9 @@ class Execution:
 class Experiment:
     """The complete settings of a meta-learning experiment, which determine the run, including its random numbers."""
 
-    task: TaskSpec
-    model: ModelSpec
-    learner: LearnerSpec
+    task: TaskConfig
+    model: ModelConfig
+    learner: LearnerConfig
     inner: Inner
     outer: Outer
     training: TrainingSettings

@@ -6,6 +6,7 @@ The modules `metrics` and `checkpoints` write the metrics and checkpoints in the
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import jax
 import metajax
 from metajax.core.precision import products_precision
 from metajax.errors import UserError
-from metajax.experiment import Experiment, Folder, config_code
+from metajax.experiment import Experiment, FolderConfig, config_code
 from metajax.experiment.checks import field_types_are_right
 from metajax.system import files
 
@@ -161,7 +162,7 @@ def load_experiment(workdir: Path, *, trust: bool = False) -> Experiment:
             trusted.
     """
     value = _read_config(workdir)
-    own = sorted(_own_type_names(value))
+    own = sorted(itertools.filterfalse(_is_shipped, _type_names(value)))
     module = _load_code(workdir, own[0], trust) if own else None
     return from_json(value, workdir, module)
 
@@ -176,18 +177,38 @@ def _read_config(workdir: Path) -> dict[str, Any]:
     value = files.read_json(workdir / CONFIG)
     if not (isinstance(value, dict) and value.get(_TYPE) == config_code.type_name(Experiment)):
         raise UserError(f"{workdir / CONFIG} is damaged: it does not contain an experiment")
+    for name in sorted(filter(_is_shipped, _type_names(value))):
+        try:
+            config_code.find_type(name, None)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{workdir / CONFIG} is from another version of metajax: this version has no settings of type {name}. "
+                f"Use the version that began the run{_version(workdir)}, or begin it again in another --workdir"
+            ) from error
+        except (TypeError, ValueError):  # not a type of settings; `from_json` raises an error that names the field
+            continue
     return value
 
 
-def _own_type_names(value: Any) -> set[str]:
-    """Return the names of the user-defined types in the JSON values of a config."""
+def _version(workdir: Path) -> str:
+    """Return the version of metajax that began a run, in brackets; empty if there is no record of it."""
+    versions = _began(workdir).get("versions")
+    version = versions.get("metajax") if isinstance(versions, dict) else None
+    return f" ({version})" if isinstance(version, str) else ""
+
+
+def _type_names(value: Any) -> set[str]:
+    """Return the names of the types in the JSON values of a config."""
     if isinstance(value, list):
-        return set().union(*map(_own_type_names, value))
+        return set().union(*map(_type_names, value))
     if not isinstance(value, dict):
         return set()
     name = value.get(_TYPE)
-    own = {name} if isinstance(name, str) and not config_code.is_shipped(name.partition(":")[0]) else set()
-    return own.union(*map(_own_type_names, value.values()))
+    return ({name} if isinstance(name, str) else set()).union(*map(_type_names, value.values()))
+
+
+def _is_shipped(name: str) -> bool:
+    return config_code.is_shipped(name.partition(":")[0])
 
 
 def _load_code(workdir: Path, needed: str, trust: bool) -> ModuleType:
@@ -257,7 +278,7 @@ def _without_places(value: Any) -> Any:
         return [_without_places(each) for each in value]
     if not isinstance(value, dict):
         return value
-    places = ("source", "split_lists") if value.get(_TYPE) == config_code.type_name(Folder) else ()
+    places = ("source", "split_lists") if value.get(_TYPE) == config_code.type_name(FolderConfig) else ()
     return {key: _without_places(each) for key, each in value.items() if key not in places}
 
 

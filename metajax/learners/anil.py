@@ -97,7 +97,7 @@ def boil(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier, head: str = "h
 
 
 @dataclasses.dataclass(frozen=True)
-class ANIL:
+class ANILConfig:
     """Settings of ANIL."""
 
     head: str = "head"
@@ -109,7 +109,7 @@ class ANIL:
 
 
 @dataclasses.dataclass(frozen=True)
-class BOIL:
+class BOILConfig:
     """Settings of BOIL."""
 
     head: str = "head"

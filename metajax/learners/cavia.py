@@ -103,7 +103,7 @@ def cavia(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CAVIA:
+class CAVIAConfig:
     """Settings of CAVIA."""
 
     size: int = 5

@@ -61,7 +61,7 @@ def foml(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
 
 @dataclasses.dataclass(frozen=True)
-class FOML:
+class FOMLConfig:
     """Settings of FOML."""
 
     def build(self, context: BuildContext) -> MetaLearner:

@@ -129,7 +129,7 @@ def _conjugate_gradients(product: Callable[[PyTree], PyTree], target: PyTree, st
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IMAML:
+class IMAMLConfig:
     """Settings of iMAML."""
 
     strength: float = 2.0

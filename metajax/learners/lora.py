@@ -102,7 +102,7 @@ def lora(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRAConfig:
     """Settings of MAML with low-rank inner updates."""
 
     rank: int = 4

@@ -182,7 +182,7 @@ def _check_steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class MAML:
+class MAMLConfig:
     """Settings of MAML. `inner.first_order` gives first-order MAML; `inner.steps = 0` gives joint training."""
 
     def build(self, context: BuildContext) -> MetaLearner:

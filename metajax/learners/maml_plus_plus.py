@@ -182,7 +182,7 @@ def maml_plus_plus(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MAMLPlusPlus:
+class MAMLPlusPlusConfig:
     """Settings of MAML++."""
 
     per_step: tuple[str, ...] | None = None

@@ -82,7 +82,7 @@ def meta_sgd(loss_fn: LossFn, inner: InnerLoop, *modifiers: Modifier) -> MetaLea
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaSGD:
+class MetaSGDConfig:
     """Settings of Meta-SGD. Its learned rates start at `inner.learning_rate`."""
 
     def build(self, context: BuildContext) -> MetaLearner:
@@ -91,7 +91,7 @@ class MetaSGD:
 
 
 @dataclasses.dataclass(frozen=True)
-class Preconditioned:
+class PreconditionedConfig:
     """Settings of MAML with a meta-learned positive diagonal preconditioner of the inner updates."""
 
     def build(self, context: BuildContext) -> MetaLearner:

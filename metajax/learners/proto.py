@@ -136,7 +136,7 @@ def prototypical_network(
 
 
 @dataclasses.dataclass(frozen=True)
-class ProtoMAML:
+class ProtoMAMLConfig:
     """Settings of Proto-MAML."""
 
     head: str = "head"
@@ -149,7 +149,7 @@ class ProtoMAML:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrototypicalNetwork:
+class PrototypicalNetworkConfig:
     """Settings of prototypical networks. `inner.steps` must be 0; inner steps in evaluation fine-tune the network."""
 
     head: str = "head"

@@ -67,7 +67,7 @@ def reptile(loss_fn: LossFn, inner: InnerLoop, *, carry_optimizer: bool = False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reptile:
+class ReptileConfig:
     """Settings of Reptile."""
 
     carry_optimizer: bool = False

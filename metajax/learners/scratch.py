@@ -51,7 +51,7 @@ def scratch(loss_fn: LossFn, inner: InnerLoop) -> MetaLearner:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scratch:
+class ScratchConfig:
     """Settings of training from scratch. One meta-step is enough, because meta-steps do not change the parameters."""
 
     def build(self, context: BuildContext) -> MetaLearner:

@@ -1,12 +1,17 @@
 """Conv4, the four-layer convolutional network that few-shot learning papers use."""
 
+import dataclasses
 import functools
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.errors import UserError
+from metajax.limits import MOST_CHANNELS, positive, whole
+from metajax.models.config import as_image
 from metajax.models.layers import BatchNorm, Conv, NormKind, check_image_shape, convolve_and_pool, make_norm, max_pool
 
 
@@ -89,3 +94,53 @@ class Conv4(nnx.Module):
             x = nnx.relu(x)
         x = x.reshape(x.shape[0], -1) if self.pool else x.mean((1, 2))
         return self.head(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv4Config:
+    """Four blocks of convolution, normalisation and ReLU."""
+
+    channels: int = 64
+    """Number of channels of each block."""
+    pool: bool = False
+    """True: each block ends in 2×2 max-pooling, and the last features are flattened (mini-ImageNet). False: the
+    convolutions have stride 2, and the last features are averaged over all positions (Omniglot)."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
+    use_scale: bool = False
+    """Whether batch normalisation learns a scale for each channel, in addition to an offset."""
+    init: Literal["he_normal", "glorot_uniform", "uniform_fan_in"] = "he_normal"
+    """Distribution of the initial kernels of the convolutions. MAML's code uses glorot_uniform. PyTorch's layers, and
+    the code of papers that use PyTorch, have uniform_fan_in: a uniform distribution on ±1/√fan_in, for convolutions and
+    head. With he_normal and glorot_uniform, the head has Glorot uniform values."""
+    epsilon: float = 1e-3
+    """Small constant that normalisation adds to the variance: 1e-3 in MAML's code, 1e-5 in PyTorch."""
+
+    def __post_init__(self):
+        whole("model", 1, MOST_CHANNELS, channels=self.channels)
+        positive("model", epsilon=self.epsilon)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the Conv4 network for examples of shape `shape`; see `ModelConfig.build`."""
+        height, width, depth = as_image(shape)
+        try:
+            return Conv4(
+                outputs,
+                image_shape=(height, width, depth),
+                channels=self.channels,
+                pool=self.pool,
+                norm=self.norm,
+                use_scale=self.use_scale,
+                kernel_init=_initializer(self.init),
+                head_init=_initializer("uniform_fan_in" if self.init == "uniform_fan_in" else "glorot_uniform"),
+                epsilon=self.epsilon,
+                rngs=rngs,
+            )
+        except ValueError as error:
+            raise UserError(f"model.pool: {error}") from error
+
+
+def _initializer(name: Literal["he_normal", "glorot_uniform", "uniform_fan_in"]) -> nnx.Initializer:
+    if name == "uniform_fan_in":  # the variance of a uniform distribution on ±1/√fan_in is 1/(3 fan_in)
+        return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return nnx.initializers.he_normal() if name == "he_normal" else nnx.initializers.glorot_uniform()

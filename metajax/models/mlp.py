@@ -1,12 +1,15 @@
 """A multi-layer perceptron: MAML's model for sinusoids, and MAML's fully connected model for Omniglot."""
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 from flax import nnx
 
 from metajax.kernels.product import dot_general
+from metajax.limits import MOST_FEATURES, whole
 from metajax.models.layers import BatchNorm
 
 
@@ -64,3 +67,21 @@ class MLP(nnx.Module):
             x = layer(x)
             x = nnx.relu(self.norms[i](x) if len(self.norms) else x)
         return self.head(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPConfig:
+    """A multi-layer perceptron."""
+
+    hidden: tuple[int, ...] = (40, 40)
+    """Number of features of each hidden layer."""
+    normalise: bool = False
+    """Whether to use batch normalisation before each ReLU."""
+
+    def __post_init__(self):
+        for width in self.hidden:
+            whole("model", 1, MOST_FEATURES, hidden=width)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the perceptron for examples of shape `shape`; see `ModelConfig.build`."""
+        return MLP(math.prod(shape), outputs, hidden=self.hidden, normalise=self.normalise, rngs=rngs)

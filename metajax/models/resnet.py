@@ -1,11 +1,15 @@
 """Residual networks: ResNet-12 as used in few-shot learning, and ResNet-18."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.limits import MOST_CHANNELS, whole
+from metajax.models.config import as_image
 from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, max_pool
 
 
@@ -127,6 +131,60 @@ class ResNet18(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet12Config:
+    """The ResNet-12 of the few-shot learning literature."""
+
+    widths: tuple[int, int, int, int] = (64, 160, 320, 640)
+    """Number of channels of each of the four blocks."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
+
+    def __post_init__(self):
+        for width in self.widths:
+            whole("model", 1, MOST_CHANNELS, widths=width)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the ResNet-12 for examples of shape `shape`; see `ModelConfig.build`."""
+        height, width, channels = as_image(shape)
+        return ResNet12(
+            outputs,
+            in_channels=channels,
+            image_size=(height, width),
+            widths=self.widths,
+            norm=self.norm,
+            rngs=rngs,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet18Config:
+    """The ResNet-18, for small or large images."""
+
+    width: int = 64
+    """Channels of the first stage; each later stage doubles the channels."""
+    stem: Literal["small", "large"] = "small"
+    """The first layers: small is for images of about 32×32 pixels, large for about 224×224 pixels."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalise by the statistics of the current batch, or by groups of channels of each example."""
+
+    def __post_init__(self):
+        whole("model", 1, MOST_CHANNELS // 8, width=self.width)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the ResNet-18 for examples of shape `shape`; see `ModelConfig.build`."""
+        height, width, channels = as_image(shape)
+        return ResNet18(
+            outputs,
+            in_channels=channels,
+            image_size=(height, width),
+            width=self.width,
+            stem=self.stem,
+            norm=self.norm,
+            rngs=rngs,
+        )
 
 
 class _Block(nnx.Module):

@@ -1,9 +1,14 @@
 """Transformers: a causal language model, and a vision Transformer whose tokens are the patches of an image."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.errors import UserError
+from metajax.limits import LARGEST_IMAGE, MOST_FEATURES, whole
+from metajax.models.config import as_image
 from metajax.models.layers import check_image_shape
 
 
@@ -148,3 +153,37 @@ class _Block(nnx.Module):
         attended = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.project(attended.reshape(x.shape))
         return x + self.contract(jax.nn.gelu(self.expand(self.mlp_norm(x))))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A small vision Transformer."""
+
+    patch: int = 7
+    """Side of a patch in pixels; it must divide the side of the image."""
+    width: int = 128
+    """Number of features of each patch."""
+    layers: int = 4
+    """Number of Transformer blocks."""
+    heads: int = 4
+    """Attention heads of a block; the number must divide the width."""
+
+    def __post_init__(self):
+        whole("model", 1, LARGEST_IMAGE, patch=self.patch)
+        whole("model", 1, MOST_FEATURES, width=self.width, heads=self.heads)
+        whole("model", 1, 1000, layers=self.layers)
+
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the vision Transformer for examples of shape `shape`; see `ModelConfig.build`."""
+        try:
+            return ViT(
+                outputs,
+                image_shape=as_image(shape),
+                patch=self.patch,
+                width=self.width,
+                layers=self.layers,
+                heads=self.heads,
+                rngs=rngs,
+            )
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error

@@ -4,11 +4,17 @@ A class is a character with one to four random strokes. An example imitates how 
 strokes are noisy, slanted, stretched and shifted, and the pen has a random width.
 """
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
 from metajax.core.checks import check_count
+from metajax.core.losses import classification_loss
 from metajax.core.types import Batch, Task, TaskSampler
+from metajax.limits import LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
+from metajax.tasks.config import Shots, Tasks, with_ways
 
 MAX_STROKES = 4
 _POINTS_PER_STROKE = 12
@@ -139,3 +145,38 @@ def _squared_distance(a: jax.Array, b: jax.Array, size: int) -> jax.Array:
     px, py = xs[..., None] - a[:, 0], ys[..., None] - a[:, 1]
     along = jnp.clip((px * dx + py * dy) / jnp.maximum(dx * dx + dy * dy, 1e-6), 0, 1)
     return ((px - along * dx) ** 2 + (py - along * dy) ** 2).min(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlyphsConfig:
+    """Randomly generated characters. There is no limit to the number of classes."""
+
+    ways: int = 5
+    """Number of classes (characters) in a task."""
+    train: Shots = Shots(shots=1, queries=1)
+    test: Shots = Shots()
+    size: int = 28
+    """Height and width of the images, in pixels."""
+    drawer: float = 1.0
+    """Strength of the differences between drawers: 0 for none, 1 for about those of Omniglot."""
+
+    def __post_init__(self):
+        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
+        whole("task", 1, LARGEST_IMAGE, size=self.size)
+        in_range("task", 0, 100, drawer=self.drawer)
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
+
+        def sampler(sizes: Shots) -> TaskSampler:
+            return glyphs(
+                ways=sizes.ways or self.ways,
+                shots=sizes.shots,
+                queries=sizes.queries,
+                size=self.size,
+                drawer=self.drawer,
+            )
+
+        test = sampler(self.test)
+        samplers = {"train": sampler(self.train), "validation": test, "test": test}
+        return with_ways(Tasks(samplers, self.ways, classification_loss), self.train, self.test)

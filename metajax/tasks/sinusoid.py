@@ -1,12 +1,17 @@
 """Sample sinusoid regression tasks, the smallest benchmark of meta-learning."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from metajax.core.checks import check_count
+from metajax.core.losses import regression_loss
 from metajax.core.types import Batch, Task, TaskSampler
+from metajax.errors import UserError
+from metajax.tasks.config import Shots, Tasks
 
 
 def sinusoid(
@@ -58,3 +63,23 @@ def sinusoid(
         return Task(Batch(x[:shots], y[:shots]), Batch(x[shots:], y[shots:]))
 
     return sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SinusoidConfig:
+    """Regression tasks: sinusoids with random amplitude and phase."""
+
+    train: Shots = Shots(shots=10, queries=10)
+    test: Shots = Shots(shots=5, queries=100)
+    oracle: bool = False
+    """Give the model the amplitude and phase of the task as inputs. Its error is then a lower bound for adaptation."""
+
+    def __post_init__(self):
+        if self.train.ways or self.test.ways:
+            raise UserError("task: sinusoids have no classes, so train and test can have no ways")
+
+    def tasks(self, data_dir: Path | None) -> Tasks:
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
+        test = sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
+        train = sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
+        return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)

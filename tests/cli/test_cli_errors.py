@@ -206,10 +206,10 @@ def test_evaluate_tells_in_one_line_and_leaves_the_report(trained, words, said):
         ),
         ("learning_rate=0.01", 'learning_rate=0.01, frozen="bias"', ["inner.frozen", "tuple", "'bias'"]),
         ("learning_rate=0.01", "learning_rate=0.01, options=None", ["inner.options must be a dict", "got None"]),
-        ("MLP(hidden=(8,))", "MLP(hidden=(8, 8.5))", ["model.hidden", "tuple", "8.5"]),
-        ("MLP(hidden=(8,))", "ResNet12(widths=(0, 1, 1, 1))", ["model.widths must be at least 1, got 0"]),
-        ("MLP(hidden=(8,))", "7", ["model must be settings of a model, got 7"]),
-        ("MLP(hidden=(8,))", "MLP", ["model must be settings, MLP(...), got the class MLP"]),
+        ("MLPConfig(hidden=(8,))", "MLPConfig(hidden=(8, 8.5))", ["model.hidden", "tuple", "8.5"]),
+        ("MLPConfig(hidden=(8,))", "ResNet12Config(widths=(0, 1, 1, 1))", ["model.widths must be at least 1, got 0"]),
+        ("MLPConfig(hidden=(8,))", "7", ["model must be settings of a model, got 7"]),
+        ("MLPConfig(hidden=(8,))", "MLPConfig", ["model must be settings, MLPConfig(...), got the class MLPConfig"]),
     ],
 )
 def test_a_config_with_a_field_of_a_wrong_type(tmp_path, right, wrong, said):
@@ -234,7 +234,8 @@ def test_plot_says_when_there_is_no_learning_curve(trained, tmp_path):
 @pytest.mark.slow
 def test_a_split_that_the_tasks_do_not_have(tmp_path):
     source = draw_folder(tmp_path / "images", {"train": 3, "test": 3})
-    text = SMALL.replace("task=Sinusoid(", "task=Folder(").replace("MLP(hidden=(8,))", "Conv4(channels=4)")
+    text = SMALL.replace("SinusoidConfig(", "FolderConfig(")
+    text = text.replace("MLPConfig(hidden=(8,))", "Conv4Config(channels=4)")
     text = text.replace("train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)", "source=None")
     options = ["--task.source", source, "--task.ways", 3, "--task.size", 8, "--task.channels", 1]
     options += ["--task.train.queries", 2, "--task.test.queries", 2, "--training.steps", 1]
@@ -263,9 +264,9 @@ def test_a_split_that_the_tasks_do_not_have(tmp_path):
 IMAGES = """from metajax.experiment import *
 
 config = Experiment(
-    task=Glyphs(ways=3, size=16, test=Shots(queries=2)),
-    model=Conv4(channels=4, pool=True),
-    learner=MAML(),
+    task=GlyphsConfig(ways=3, size=16, test=Shots(queries=2)),
+    model=Conv4Config(channels=4, pool=True),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.1),
     outer=Outer(learning_rate=1e-3),
     training=TrainingSettings(steps=1, tasks_per_step=2),
@@ -327,7 +328,9 @@ def test_only_the_evaluated_split_is_needed(trained_on_images, tmp_path):
 def test_images_that_were_moved(tmp_path):
     source, moved = draw_folder(tmp_path / "images", {"train": 3, "test": 3}), tmp_path / "moved"
     directory = tmp_path / "run"
-    config = small(tmp_path, text=IMAGES.replace("Glyphs(ways=3, size=16,", "Folder(ways=3, size=16, channels=1,"))
+    config = small(
+        tmp_path, text=IMAGES.replace("GlyphsConfig(ways=3, size=16,", "FolderConfig(ways=3, size=16, channels=1,")
+    )
     words = ["train", config, "--workdir", directory, "--task.train.queries", 2, "--task.source"]
     assert run(*words, source).code == 0
     before = json.loads((directory / "evaluation.json").read_text())
@@ -393,10 +396,11 @@ def test_a_place_that_is_taken(tmp_path, kind):
         ("config = 3\n", ["must set `config`"]),
         ("from metajax.experiment import *\nconfig = Inner(learning_rate=-1)\n", ["inner.learning_rate"]),
         ("from metajax.experiment import *\nconfig = Inner(lerning_rate=1)\n", [":2: ", "lerning_rate"]),
-        ("from metajax.experiment import *\nconfig = Experiment(task=Sinusoid())\n", [":2: ", "'model'"]),
+        ("from metajax.experiment import *\nconfig = Experiment(task=SinusoidConfig())\n", [":2: ", "'model'"]),
         ("\0", ["SyntaxError"]),
+        (SMALL.replace("MAMLConfig", "MAML"), [":8: ", "'MAML'", "calls these settings MAMLConfig since version 0.2"]),
         (SMALL.replace("learner=", "my_learner="), [":5: ", "my_learner"]),
-        (SMALL.replace("MLP(hidden=(8,))", "Conv4()"), ["model", "images"]),
+        (SMALL.replace("MLPConfig(hidden=(8,))", "Conv4Config()"), ["model", "images"]),
     ],
 )
 def test_a_broken_config_file(tmp_path, text, said):

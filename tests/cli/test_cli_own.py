@@ -64,7 +64,7 @@ class Affine:
 config = Experiment(
     task=Lines(slope=Range(low=0.0)),
     model=Affine(),
-    learner=Reptile(),
+    learner=ReptileConfig(),
     inner=Inner(learning_rate=0.1, steps=2),
     outer=Outer(learning_rate=0.5, optimizer="sgd"),
     training=TrainingSettings(steps=20, tasks_per_step=4, steps_per_call=5, checkpoint_every=10),

@@ -37,9 +37,9 @@ IMAGES = '''"""Three glyphs, small enough for a test."""
 from metajax.experiment import *
 
 config = Experiment(
-    task=Glyphs(ways=3, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=2), size=16),
-    model=Conv4(channels=4),
-    learner=MAML(),
+    task=GlyphsConfig(ways=3, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=2), size=16),
+    model=Conv4Config(channels=4),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.4),
     outer=Outer(learning_rate=1e-2),
     training=TrainingSettings(steps=4, tasks_per_step=2, steps_per_call=2, checkpoint_every=2),
@@ -244,7 +244,7 @@ def test_other_settings_are_refused_with_field_and_both_values(copy, config):
     result = run("train", config, "--workdir", copy)
     fails(result, "seed is 5 in the run and 0 now")
     result = run("train", "glyphs", "--workdir", copy)
-    fails(result, "tasks:Sinusoid in the run and", "tasks:Glyphs now")
+    fails(result, "tasks:SinusoidConfig in the run and", "tasks:GlyphsConfig now")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

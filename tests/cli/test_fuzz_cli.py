@@ -183,7 +183,8 @@ def test_random_command_lines(reached, part):
 
 WRONG = [
     *("None", "True", "3", "-1", "2.5", "'x'", "()", "[1]", "{}", "object()", "Inner", "lambda: 0", "float('nan')"),
-    *("10**400", "MLP()", "Sinusoid()", "1j", "b'x'", "...", "Path('.')", "print", "jnp", "nan", "1/0", "exit(3)"),
+    *("10**400", "MLPConfig()", "SinusoidConfig()", "1j", "b'x'", "..."),
+    *("Path('.')", "print", "jnp", "nan", "1/0", "exit(3)"),
 ]
 TAILS = [
     *("config = None", "config = [config]", "del config", "config.seed = 3", "raise KeyError", "while True: break"),

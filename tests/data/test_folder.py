@@ -21,7 +21,7 @@ from metajax.data import disk, folder, load, load_folder, pixels, prepare
 from metajax.data.disk import clear_leftovers, open_zip
 from metajax.data.pixels import BadImageError, decode
 from metajax.errors import UserError
-from metajax.experiment import Folder, Shots
+from metajax.experiment import FolderConfig, Shots
 from metajax.system.files import read_file
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "tiny_imagenet" / "tiny_imagenet_60.zip"
@@ -350,7 +350,7 @@ def test_a_run_can_tell_as_many_other_images(tmp_path):
     names = [f"{split}/{split}{c}" for split in ("train", "test") for c in range(2)]
     images = {f"{name}/{i}.png": colour((60 * at, 0, 9 * i)) for at, name in enumerate(names) for i in range(3)}
     source = put(tmp_path / "images", images)
-    spec = Folder(source=source, size=8, ways=2, train=Shots(queries=2), test=Shots(queries=2))
+    spec = FolderConfig(source=source, size=8, ways=2, train=Shots(queries=2), test=Shots(queries=2))
     before = spec.tasks(tmp_path / "data").holds
     assert spec.tasks(tmp_path / "data").holds == before
     one, other, aside = source / "train" / "train0", source / "test" / "test0", tmp_path / "aside"
@@ -704,7 +704,7 @@ def test_sizes_that_no_image_has(tmp_path, capsys):
         with pytest.raises(UserError, match="must be a positive whole number of at most 4096"):
             load_folder(source, size=int(size), data_dir=tmp_path)
         with pytest.raises(UserError, match=r"task.size must be at most 4[,]?096"):
-            Folder(source=source, size=int(size))
+            FolderConfig(source=source, size=int(size))
 
 
 def test_images_that_do_not_fit_in_memory(tmp_path, monkeypatch):
@@ -731,16 +731,16 @@ def test_a_path_in_place_of_a_name(tmp_path, capsys, monkeypatch):
 def test_too_few_classes_or_images_for_the_tasks(tmp_path):
     source = classes(tmp_path / "x", *(f"c{c:02d}" for c in range(10)), count=4)
     shots = Shots(shots=1, queries=2)
-    made = Folder(source=source, size=8, train=shots, test=shots).tasks(tmp_path / "data")
+    made = FolderConfig(source=source, size=8, train=shots, test=shots).tasks(tmp_path / "data")
     assert list(made.samplers) == ["train"]
     assert list(made.unusable) == ["validation", "test"]
     said = made.unusable["validation"]
     assert f"folder/x ({source}) has only 2 classes in its split 'validation', and a task has 5 ways" in said
     assert "add classes (a random split needs about 29 in all), or set --task.ways 2" in said
-    spec = Folder(source=source, size=8, ways=2, train=shots, test=Shots(shots=1, queries=9))
+    spec = FolderConfig(source=source, size=8, ways=2, train=shots, test=Shots(shots=1, queries=9))
     said = spec.tasks(tmp_path / "data").unusable["test"]
     assert "has only 4 examples: set fewer --task.test.queries or shots" in said
-    assert list(Folder(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").samplers)
+    assert list(FolderConfig(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").samplers)
 
 
 CONFIG = '''"""A folder of images."""
@@ -748,9 +748,9 @@ CONFIG = '''"""A folder of images."""
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=2, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=1), size=16),
-    model=Conv4(channels=2),
-    learner=PrototypicalNetwork(),
+    task=FolderConfig(ways=2, train=Shots(shots=1, queries=1), test=Shots(shots=1, queries=1), size=16),
+    model=Conv4Config(channels=2),
+    learner=PrototypicalNetworkConfig(),
     inner=Inner(learning_rate=0.1, steps=0),
     outer=Outer(learning_rate=1e-2),
     training=TrainingSettings(steps=1, tasks_per_step=1, steps_per_call=1, checkpoint_every=1),

@@ -27,7 +27,7 @@ from metajax.data.disk import clear_leftovers
 from metajax.data.download import obtain
 from metajax.data.pixels import decode
 from metajax.errors import UserError
-from metajax.experiment import Images, Shots
+from metajax.experiment import ImagesConfig, Shots
 
 # The official table of CIFAR-100.
 SUPERCLASSES = {
@@ -579,25 +579,25 @@ def test_damaged_records(tmp_path):
 
 def test_tasks_of_a_data_set(prepared):
     settings = {"train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1), "size": 8}
-    made = Images(dataset="caltech_birds2011", **settings).tasks(prepared)
+    made = ImagesConfig(dataset="caltech_birds2011", **settings).tasks(prepared)
     assert list(made.samplers) == ["train", "validation", "test"]
     task = made.samplers["test"](jax.random.key(0))
     assert task.support.x.shape == (5, 8, 8, 3)
     assert made.outputs == 5
     with pytest.raises(UserError, match="caltech_birds2011 has no split 'by_colour': choose one of closer_look"):
-        Images(dataset="caltech_birds2011", split="by_colour").tasks(prepared)
-    made = Images(dataset="caltech_birds2011").tasks(prepared)
+        ImagesConfig(dataset="caltech_birds2011", split="by_colour").tasks(prepared)
+    made = ImagesConfig(dataset="caltech_birds2011").tasks(prepared)
     assert made.samplers == {}
     assert all("has only 2 examples" in said for said in made.unusable.values())
     assert list(made.unusable) == ["train", "validation", "test"]
     with pytest.raises(UserError, match=f"run `metajax data prepare cifar100 --data-dir {prepared}`"):
-        Images().tasks(prepared)
+        ImagesConfig().tasks(prepared)
 
 
 @pytest.mark.parametrize(("flip", "mirrored"), [(None, True), (True, True), (False, False)])
 def test_photographs_are_mirrored_in_training_unless_told(prepared, flip, mirrored):
     shots = Shots(shots=1, queries=1)
-    spec = Images(dataset="caltech_birds2011", size=8, shift=0, flip=flip, train=shots, test=shots)
+    spec = ImagesConfig(dataset="caltech_birds2011", size=8, shift=0, flip=flip, train=shots, test=shots)
     bank = load("caltech_birds2011", size=8, data_dir=prepared).splits["train"]
     known = {image.tobytes() for image in bank.images}
     drawn = [spec.tasks(prepared).samplers["train"](jax.random.key(k)).support.x for k in range(3)]
@@ -607,7 +607,7 @@ def test_photographs_are_mirrored_in_training_unless_told(prepared, flip, mirror
 
 
 def test_the_choice_of_data_sets_is_the_catalogue():
-    (choices,) = [field.type for field in Images.__dataclass_fields__.values() if field.name == "dataset"]
+    (choices,) = [field.type for field in ImagesConfig.__dataclass_fields__.values() if field.name == "dataset"]
     assert set(choices.__args__) == set(IMAGE_SETS)
     assert not [name for name, each in IMAGE_SETS.items() if each.mirrors and name in ("emnist", "kmnist")]
 

@@ -12,7 +12,7 @@ from metajax.data.listing import Entry
 from metajax.data.lists import arrange_by_lists
 from metajax.data.pixels import encode_png
 from metajax.errors import UserError
-from metajax.experiment import Folder, Shots
+from metajax.experiment import FolderConfig, Shots
 
 SOURCE = Path("images")
 
@@ -222,7 +222,7 @@ def test_the_tasks_of_a_folder_with_lists(tmp_path):
     source = draw(tmp_path / "images", 6)
     lists = write(tmp_path / "lists", train_txt="c0\nc1", test_txt="c2\nc3")
     shots = Shots(shots=1, queries=1)
-    spec = Folder(source=source, split_lists=lists, ways=2, train=shots, test=shots, size=4)
+    spec = FolderConfig(source=source, split_lists=lists, ways=2, train=shots, test=shots, size=4)
     assert spec.tasks(tmp_path / "data").class_names == {"train": ["c0", "c1"], "test": ["c2", "c3"]}
 
 

@@ -38,7 +38,7 @@ class Net:
         return Body(rngs)
 """
 CONFIG = SMALL.replace("from metajax.experiment import *", "from metajax.experiment import *\nfrom my_model import Net")
-CONFIG = CONFIG.replace("MLP(hidden=(8,))", "Net()")
+CONFIG = CONFIG.replace("MLPConfig(hidden=(8,))", "Net()")
 TINY = ["--training.steps", 10, "--validation.num-tasks", 0, "--evaluation.num-tasks", 2, "--evaluation.steps", 1]
 
 
@@ -193,7 +193,7 @@ import pathlib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mine(MLP):
+class Mine(MLPConfig):
     pass
 
 
@@ -301,7 +301,7 @@ def test_training_never_executes_code_of_the_work_directory(handed, tmp_path):
     result = run("train", tmp_path / "small.py", "--workdir", handed, *TINY, "--seed", 3)
     fails(result, "seed is 0 in the run and 3 now")
     result = run("train", "sinusoid", "--workdir", handed)
-    fails(result, "model is metajax_config:Mine in the run and metajax.experiment.models:MLP now")
+    fails(result, "model is metajax_config:Mine in the run and metajax.experiment.models:MLPConfig now")
     assert not (handed / "executed").exists()
 
 

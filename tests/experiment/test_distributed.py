@@ -146,9 +146,9 @@ join(sys.argv[1])
 import metajax as mj
 from metajax.experiment import *
 experiment = Experiment(
-    task=Sinusoid(train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)),
-    model=MLP(hidden=(4,)),
-    learner=MAML(),
+    task=SinusoidConfig(train=Shots(shots=5, queries=5), test=Shots(shots=3, queries=10)),
+    model=MLPConfig(hidden=(4,)),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.01),
     outer=Outer(learning_rate=1e-2),
     training=TrainingSettings(steps=4, tasks_per_step=2, steps_per_call=2, checkpoint_every=2),

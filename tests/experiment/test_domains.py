@@ -20,18 +20,18 @@ from metajax.core.parallel import task_mesh
 from metajax.core.trainer import init_state
 from metajax.errors import UserError
 from metajax.experiment import (
-    MAML,
-    MLP,
-    Conv4,
-    Domains,
+    Conv4Config,
+    DomainsConfig,
     EvaluationSettings,
     Experiment,
-    FashionMNIST,
-    Folder,
+    FashionMNISTConfig,
+    FolderConfig,
     Inner,
+    MAMLConfig,
+    MLPConfig,
     Outer,
-    Sinusoid,
-    Source,
+    SinusoidConfig,
+    SourceConfig,
     TrainingSettings,
     build,
     workdir,
@@ -57,17 +57,17 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def experiment(folders, tmp_path):
-    dark, bright = (Folder(source=each, size=16, channels=1, flip=False, shift=0) for each in folders)
+    dark, bright = (FolderConfig(source=each, size=16, channels=1, flip=False, shift=0) for each in folders)
     return Experiment(
-        task=Domains(
-            sources=(Source(name="dark", task=dark), Source(name="bright", task=bright, train=False)),
+        task=DomainsConfig(
+            sources=(SourceConfig(name="dark", task=dark), SourceConfig(name="bright", task=bright, train=False)),
             min_ways=2,
             max_ways=3,
             max_support=6,
             max_queries=2,
         ),
-        model=Conv4(channels=4, norm="group"),
-        learner=MAML(),
+        model=Conv4Config(channels=4, norm="group"),
+        learner=MAMLConfig(),
         inner=Inner(learning_rate=0.1),
         outer=Outer(learning_rate=1e-3),
         training=TrainingSettings(steps=2, tasks_per_step=2),
@@ -98,7 +98,7 @@ def test_each_domain_says_what_it_holds(experiment, tmp_path):
 
 
 def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
-    experiment = dataclasses.replace(experiment, model=MLP(hidden=(4,)))
+    experiment = dataclasses.replace(experiment, model=MLPConfig(hidden=(4,)))
     parts = build(experiment, tmp_path)
     state = init_state(parts.learner, parts.optimizer, parts.params)
     result = evaluate_run(experiment, parts, state, task_mesh(jax.devices()[:1]))
@@ -127,7 +127,7 @@ def test_the_command_line_overrides_them(experiment):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": Conv4(channels=4)}, "batch normalisation would count the padding .* --model.norm group"),
+        ({"model": Conv4Config(channels=4)}, "batch normalisation would count the padding .* --model.norm group"),
         ({"inner": Inner(learning_rate=0.1, batch_size=2)}, "must be None where ways differ"),
     ],
 )
@@ -166,13 +166,13 @@ def test_the_users_batch_normalisation_would_see_the_padding_too(experiment, tmp
 def test_what_can_be_no_domain_is_named(experiment, tmp_path):
     source = experiment.task.sources[0]
     with pytest.raises(UserError, match="waves has no classes, so it cannot be a domain"):
-        Domains(sources=(Source(name="waves", task=Sinusoid()),)).tasks(tmp_path)
+        DomainsConfig(sources=(SourceConfig(name="waves", task=SinusoidConfig()),)).tasks(tmp_path)
     hosted = dataclasses.replace(source, task=dataclasses.replace(source.task, images="host"))
     with pytest.raises(UserError, match="images of dark must be on the device: set images='device'"):
-        Domains(sources=(hosted,)).tasks(tmp_path)
+        DomainsConfig(sources=(hosted,)).tasks(tmp_path)
     with pytest.raises(UserError, match="must have different names, got dark, dark"):
-        Domains(sources=(source, source))
-    few = Domains(sources=(source,))
+        DomainsConfig(sources=(source, source))
+    few = DomainsConfig(sources=(source,))
     with pytest.raises(UserError, match=r"domain 0 has only 3 classes \(split 'train'; domain 0 is dark\)"):
         build(dataclasses.replace(experiment, task=few), tmp_path)
     untrained = dataclasses.replace(experiment.task, sources=experiment.task.sources[1:])
@@ -184,11 +184,13 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
 TWO = """from metajax.experiment import *
 
 config = Experiment(
-    task=Domains(
-        sources=(Source(name="a", task=Folder(ways=7)), Source(name="b", task=FashionMNIST())), min_ways=2, max_ways=3
+    task=DomainsConfig(
+        sources=(SourceConfig(name="a", task=FolderConfig(ways=7)), SourceConfig(name="b", task=FashionMNISTConfig())),
+        min_ways=2,
+        max_ways=3,
     ),
-    model=Conv4(norm="group"),
-    learner=MAML(),
+    model=Conv4Config(norm="group"),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.1),
     outer=Outer(learning_rate=1e-3),
     training=TrainingSettings(steps=2, tasks_per_step=2),
@@ -226,5 +228,5 @@ def test_an_option_of_one_domain_that_domains_do_not_use_is_refused(tmp_path, co
 def test_other_options_of_one_domain_are_set(tmp_path):
     config = small(tmp_path, "two.py", TWO)
     *_, experiment = configs.override("train", train.Options, [str(config), "--task.sources.0.task.size", "9"])
-    assert [type(source.task) for source in experiment.task.sources] == [Folder, FashionMNIST]
-    assert experiment.task.sources[0].task == Folder(ways=7, size=9)
+    assert [type(source.task) for source in experiment.task.sources] == [FolderConfig, FashionMNISTConfig]
+    assert experiment.task.sources[0].task == FolderConfig(ways=7, size=9)

@@ -12,7 +12,7 @@ from flax import nnx
 import metajax as mj
 from metajax.cli import configs, train
 from metajax.errors import UserError
-from metajax.experiment import Execution, Glyphs, Inner, Outer, Shots, Sinusoid, build, presets
+from metajax.experiment import Execution, GlyphsConfig, Inner, Outer, Shots, SinusoidConfig, build, presets
 from metajax.experiment.build import check_training, purpose_key
 
 
@@ -166,7 +166,7 @@ def test_the_seed_determines_the_initial_values():
 @pytest.mark.slow
 def test_more_ways_in_training_than_in_test():
     """The model has outputs for the most, and a task of fewer neither chooses nor moves the others."""
-    task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
+    task = GlyphsConfig(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
     experiment = dataclasses.replace(presets.load("glyphs"), task=task)
     parts = build(experiment)
     train, test = (parts.tasks.samplers[split](jax.random.key(0)) for split in ("train", "test"))
@@ -181,7 +181,7 @@ def test_more_ways_in_training_than_in_test():
 
 def test_minibatches_do_not_go_with_more_ways_in_training_than_in_test():
     """A minibatch without a task's last class would look like a task of fewer."""
-    task = Glyphs(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
+    task = GlyphsConfig(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
     experiment = presets.load("glyphs")
     inner = dataclasses.replace(experiment.inner, batch_size=2)
     with pytest.raises(UserError, match=r"batch_size .* must be None where ways differ"):
@@ -190,4 +190,4 @@ def test_minibatches_do_not_go_with_more_ways_in_training_than_in_test():
 
 def test_sinusoids_have_no_ways():
     with pytest.raises(UserError, match="no ways"):
-        Sinusoid(train=Shots(ways=5))
+        SinusoidConfig(train=Shots(ways=5))

@@ -15,19 +15,19 @@ from metajax.core.trainer import init_state
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 LEARNERS = [
-    ex.MAML(),
-    ex.Reptile(),
-    ex.FOML(),
-    ex.ANIL(),
-    ex.BOIL(),
-    ex.MetaSGD(),
-    ex.Preconditioned(),
-    ex.MAMLPlusPlus(second_order_from=1),
-    ex.IMAML(),
-    ex.CAVIA(shifts=("norms",)),
-    ex.LoRA(),
-    ex.ProtoMAML(),
-    ex.PrototypicalNetwork(),
+    ex.MAMLConfig(),
+    ex.ReptileConfig(),
+    ex.FOMLConfig(),
+    ex.ANILConfig(),
+    ex.BOILConfig(),
+    ex.MetaSGDConfig(),
+    ex.PreconditionedConfig(),
+    ex.MAMLPlusPlusConfig(second_order_from=1),
+    ex.IMAMLConfig(),
+    ex.CAVIAConfig(shifts=("norms",)),
+    ex.LoRAConfig(),
+    ex.ProtoMAMLConfig(),
+    ex.PrototypicalNetworkConfig(),
 ]
 
 
@@ -47,9 +47,9 @@ class Blobs:
 def small(learner) -> ex.Experiment:
     return ex.Experiment(
         task=Blobs(),
-        model=ex.MLP(hidden=(5,), normalise=True),
+        model=ex.MLPConfig(hidden=(5,), normalise=True),
         learner=learner,
-        inner=ex.Inner(learning_rate=0.1, steps=0 if isinstance(learner, ex.PrototypicalNetwork) else 2),
+        inner=ex.Inner(learning_rate=0.1, steps=0 if isinstance(learner, ex.PrototypicalNetworkConfig) else 2),
         outer=ex.Outer(learning_rate=1e-2),
         training=ex.TrainingSettings(steps=2, tasks_per_step=3),
         evaluation=ex.EvaluationSettings(steps=3, num_tasks=4),
@@ -81,27 +81,27 @@ def test_a_learner_trains_and_evaluates_alike_in_every_strategy(learner):
 
 def test_settings_that_a_learner_refuses_are_one_line():
     with pytest.raises(mj.UserError, match=r"learner\.strength must be a number above 0"):
-        ex.IMAML(strength=-1.0)
+        ex.IMAMLConfig(strength=-1.0)
     with pytest.raises(mj.UserError, match="learner: there is no linear layer 'top'"):
-        ex.build(small(ex.ProtoMAML(head="top")))
+        ex.build(small(ex.ProtoMAMLConfig(head="top")))
     with pytest.raises(mj.UserError, match="learner: shifts: no parameter path has a part 'nothing'"):
-        ex.build(small(ex.CAVIA(shifts=("nothing",))))
+        ex.build(small(ex.CAVIAConfig(shifts=("nothing",))))
 
 
 def test_a_head_that_does_not_exist_cannot_adapt():
     with pytest.raises(mj.UserError, match=r"learner: the name of the head \(head='top'\): no parameter path has"):
-        ex.build(small(ex.ANIL(head="top")))
+        ex.build(small(ex.ANILConfig(head="top")))
 
 
 @pytest.mark.parametrize(
     ("learner", "inner", "message"),
     [
-        (ex.ANIL(), {"frozen": ("head",)}, "no parameter adapts"),
-        (ex.CAVIA(), {"frozen": ("bias",)}, "mask of the inner loop: no parameter path has a part 'bias'"),
-        (ex.CAVIA(shifts=("bias", "bais")), {}, "no parameter path has a part 'bais'; there are"),
-        (ex.MAMLPlusPlus(), {"steps": 0}, "an inner step"),
-        (ex.FOML(), {"steps": 0}, "at least one inner step"),
-        (ex.PrototypicalNetwork(), {"steps": 2}, "set inner.steps to 0"),
+        (ex.ANILConfig(), {"frozen": ("head",)}, "no parameter adapts"),
+        (ex.CAVIAConfig(), {"frozen": ("bias",)}, "mask of the inner loop: no parameter path has a part 'bias'"),
+        (ex.CAVIAConfig(shifts=("bias", "bais")), {}, "no parameter path has a part 'bais'; there are"),
+        (ex.MAMLPlusPlusConfig(), {"steps": 0}, "an inner step"),
+        (ex.FOMLConfig(), {"steps": 0}, "at least one inner step"),
+        (ex.PrototypicalNetworkConfig(), {"steps": 2}, "set inner.steps to 0"),
     ],
 )
 def test_an_inner_loop_that_a_learner_cannot_use_is_one_line(learner, inner, message):
@@ -113,7 +113,12 @@ def test_an_inner_loop_that_a_learner_cannot_use_is_one_line(learner, inner, mes
 
 @pytest.mark.parametrize(
     ("learner", "field"),
-    [(ex.MAMLPlusPlus, "anneal_loss"), (ex.CAVIA, "size"), (ex.LoRA, "rank"), (ex.IMAML, "cg_steps")],
+    [
+        (ex.MAMLPlusPlusConfig, "anneal_loss"),
+        (ex.CAVIAConfig, "size"),
+        (ex.LoRAConfig, "rank"),
+        (ex.IMAMLConfig, "cg_steps"),
+    ],
 )
 def test_settings_out_of_range_are_one_line(learner, field):
     with pytest.raises(mj.UserError, match=f"learner.{field} must be .*, got 0"):
@@ -121,7 +126,7 @@ def test_settings_out_of_range_are_one_line(learner, field):
 
 
 def test_the_seed_chooses_a_learners_initial_values():
-    learner = ex.CAVIA(shifts=("norms",))
+    learner = ex.CAVIAConfig(shifts=("norms",))
     first, again, other = (ex.build(dataclasses.replace(small(learner), seed=seed)) for seed in (0, 0, 1))
     maps = [
         parts.learner.init(parts.params)[0]["context_maps"]["norms"][0]["offset"] for parts in (first, again, other)

@@ -36,7 +36,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mine(MLP):
+class Mine(MLPConfig):
     pass
 
 
@@ -106,7 +106,7 @@ def any_json(rng: random.Random, depth: int = 0) -> Any:
         "\ud800",
         "a\0b",
     ]
-    names = ["metajax.experiment.models:MLP", "os:system", "metajax_config:X", "metajax.cli:main", ":", "metajax.:x"]
+    names = ["metajax.models.mlp:MLPConfig", "os:system", "metajax_config:X", "metajax.cli:main", ":", "metajax.:x"]
     values: list[Callable[[], Any]] = [
         lambda: rng.choice(plain),
         lambda: [any_json(rng, depth + 1) for _ in range(rng.randrange(3))],

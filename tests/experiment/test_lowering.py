@@ -13,7 +13,7 @@ import metajax as mj
 from benchmarks.record import records
 from metajax.core.evaluator import measure_task
 from metajax.core.parallel import map_tasks
-from metajax.experiment import Folder, build, presets
+from metajax.experiment import FolderConfig, build, presets
 from metajax.experiment.build import evaluation_batch_size
 from metajax.experiment.run import _trainer
 
@@ -26,7 +26,7 @@ FEW = ["omniglot", "sinusoid"]
 
 def built(preset: str, tmp_path):
     experiment = experiment_of(preset)
-    if isinstance(experiment.task, Folder):
+    if isinstance(experiment.task, FolderConfig):
         experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, source=tmp_path))
     training = dataclasses.replace(experiment.training, steps_per_call=1)
     return dataclasses.replace(experiment, training=training), build(experiment)

@@ -29,9 +29,9 @@ def config(*, hidden: int = 8, learner: Literal["maml", "reptile"] = "maml", ora
             description continues.
     """
     return Experiment(
-        task=Sinusoid(oracle=oracle),
-        model=MLP(hidden=(hidden,)),
-        learner={"maml": MAML(), "reptile": Reptile()}[learner],
+        task=SinusoidConfig(oracle=oracle),
+        model=MLPConfig(hidden=(hidden,)),
+        learner={"maml": MAMLConfig(), "reptile": ReptileConfig()}[learner],
         inner=Inner(learning_rate=0.01),
         outer=Outer(learning_rate=1e-2),
         training=TrainingSettings(steps=2, tasks_per_step=2, steps_per_call=1),

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import SessionLog
 import metajax
 from metajax.core.evaluator import Report
 from metajax.errors import UserError
-from metajax.experiment import Experiment, Folder, config_code, metrics, presets, workdir
+from metajax.experiment import Experiment, FolderConfig, config_code, metrics, presets, workdir
 from metajax.report import plots
 from metajax.system import files
 
@@ -71,7 +71,7 @@ def test_every_config_survives_json(tmp_path, name):
 
 
 def test_paths_and_nones_survive_json(tmp_path):
-    for task in (Folder(source=tmp_path / "images"), Folder()):
+    for task in (FolderConfig(source=tmp_path / "images"), FolderConfig()):
         assert workdir.from_json(json.loads(json.dumps(workdir.to_json(task))), tmp_path) == task
 
 
@@ -189,7 +189,7 @@ def test_differences_name_the_field_and_both_values(tmp_path):
     ]
     glyphs = dataclasses.replace(one, task=presets.load("glyphs").task)
     lines = workdir.differences(tmp_path / "run", glyphs)
-    assert "task is metajax.experiment.tasks:Sinusoid in the run and metajax.experiment.tasks:Glyphs now" in lines
+    assert "task is metajax.tasks.sinusoid:SinusoidConfig in the run and metajax.tasks.glyphs:GlyphsConfig now" in lines
     assert "task.ways is absent in the run and 5 now" in lines
 
 
@@ -251,15 +251,15 @@ def test_a_config_that_holds_no_experiment_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"class": "metajax.experiment.models:Nothing"}, "Nothing"),
+        ({"class": "metajax.models.mlp:Nothing"}, "Nothing"),
         ({"class": 3}, "does not fit"),
         ({"class": "metajax.errors:UserError"}, "not a type of settings"),
-        ({"class": "metajax.experiment.models:nnx.Module"}, "not a type of settings"),
+        ({"class": "metajax.models.mlp:nnx.Module"}, "not a type of settings"),
         ({"class": "metajax.nowhere:MLP"}, "metajax.nowhere"),
-        ({"class": "metajax.experiment.models:MLP", "depth": 3}, "depth"),
-        ({"class": "metajax.experiment.models:MLP", "hidden": [0]}, "model.hidden must be at least 1"),
-        ({"class": "metajax.experiment.models:MLP", "hidden": ["a"]}, "model.hidden must be a number, got 'a'"),
-        ({"class": "metajax.experiment.models:MLP", "hidden": [1.5]}, "model.hidden must be tuple"),
+        ({"class": "metajax.models.mlp:MLPConfig", "depth": 3}, "depth"),
+        ({"class": "metajax.models.mlp:MLPConfig", "hidden": [0]}, "model.hidden must be at least 1"),
+        ({"class": "metajax.models.mlp:MLPConfig", "hidden": ["a"]}, "model.hidden must be a number, got 'a'"),
+        ({"class": "metajax.models.mlp:MLPConfig", "hidden": [1.5]}, "model.hidden must be tuple"),
         ("x", "model must be settings of a model, got 'x'"),
         (None, "model must be"),
         ([], "model must be"),
@@ -272,6 +272,29 @@ def test_a_wrong_value_in_a_config_is_refused_by_name(tmp_path, model, said):
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         workdir.load_experiment(tmp_path / "run")
     assert str(path) in str(caught.value)
+
+
+def test_a_run_of_an_older_version_is_refused_in_one_line(tmp_path):
+    experiment = experiment_of(tmp_path)
+    run = tmp_path / "run"
+    workdir.create(run, experiment, tmp_path / "small.py", devices=1)
+    path = run / "config.json"
+    path.write_text(path.read_text().replace("metajax.models.mlp:MLPConfig", "metajax.experiment.models:MLP"))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["versions"]["metajax"] = "0.1.0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    expected = (
+        f"{path} is from another version of metajax: this version has no settings of type "
+        "metajax.experiment.models:MLP. Use the version that began the run (0.1.0), or begin it again in another "
+        "--workdir"
+    )
+    for read in (workdir.load_experiment, workdir.training_steps, lambda run: workdir.differences(run, experiment)):
+        with pytest.raises(UserError) as caught:
+            read(run)
+        assert str(caught.value) == expected
+    (run / "environment.json").unlink()
+    with pytest.raises(UserError, match=r"the version that began the run, or begin it again in another --workdir$"):
+        workdir.load_experiment(run)
 
 
 @pytest.mark.parametrize("name", ["nowhere:MLP", "os:getcwd", "subprocess:Popen", "metajax_config:Mine"])

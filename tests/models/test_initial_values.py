@@ -8,11 +8,11 @@ from flax import nnx
 
 from metajax.core.functional import functional
 from metajax.errors import UserError
-from metajax.experiment import Conv4
+from metajax.experiment import Conv4Config
 
 
 def kernels(init: str) -> tuple[np.ndarray, np.ndarray]:
-    module = Conv4(channels=64, init=init).build((28, 28, 1), 5, nnx.Rngs(0))
+    module = Conv4Config(channels=64, init=init).build((28, 28, 1), 5, nnx.Rngs(0))
     return np.asarray(module.convs[1].kernel[...]), np.asarray(module.head.kernel[...])
 
 
@@ -43,7 +43,7 @@ def test_the_head_has_glorot_values_or_those_of_pytorch(init, limit):
 
 def test_behind_a_normalisation_a_gradient_is_inversely_proportional_to_the_scale_of_the_kernel():
     x = jax.random.normal(jax.random.key(0), (6, 16, 16, 2))
-    module = Conv4(channels=4, epsilon=1e-30).build((16, 16, 2), 3, nnx.Rngs(0))
+    module = Conv4Config(channels=4, epsilon=1e-30).build((16, 16, 2), 3, nnx.Rngs(0))
     apply, params = functional(module)
 
     def loss(kernel):
@@ -57,4 +57,4 @@ def test_behind_a_normalisation_a_gradient_is_inversely_proportional_to_the_scal
 
 def test_an_epsilon_of_zero_is_refused():
     with pytest.raises(UserError, match=r"model\.epsilon must be a number above 0, got 0"):
-        Conv4(epsilon=0.0)
+        Conv4Config(epsilon=0.0)

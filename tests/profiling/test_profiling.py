@@ -133,7 +133,7 @@ def small(tmp_path):
     path = tmp_path / "small.py"
     path.write_text(
         "from metajax.experiment import *\n"
-        "config = Experiment(task=Sinusoid(), model=MLP(hidden=(8,)), learner=MAML(),\n"
+        "config = Experiment(task=SinusoidConfig(), model=MLPConfig(hidden=(8,)), learner=MAMLConfig(),\n"
         "    inner=Inner(learning_rate=0.01, steps=2), outer=Outer(learning_rate=1e-3),\n"
         "    training=TrainingSettings(steps=4, tasks_per_step=4, steps_per_call=2, checkpoint_every=4),\n"
         "    validation=Validation(num_tasks=0), evaluation=EvaluationSettings(steps=1, num_tasks=4))\n"

@@ -45,10 +45,10 @@ def test_scores_over_seeds_are_averaged():
 
 
 @pytest.mark.parametrize(("model", "asked", "on_the_device", "rounded"), [
-    ("metajax.experiment.models:Conv4", None, "bfloat16", True),  # by default there
-    ("metajax.experiment.models:Conv4", "bfloat16", None, True),  # before environments said it
-    ("metajax.experiment.models:ResNet12", "float32", "float32", False),
-    ("metajax.experiment.models:MLP", None, "bfloat16", False),  # convolutions only
+    ("metajax.models.conv4:Conv4Config", None, "bfloat16", True),  # by default there
+    ("metajax.models.conv4:Conv4Config", "bfloat16", None, True),  # before environments said it
+    ("metajax.models.resnet:ResNet12Config", "float32", "float32", False),
+    ("metajax.models.mlp:MLPConfig", None, "bfloat16", False),  # convolutions only
 ])  # fmt: skip
 def test_a_record_says_when_convolutions_were_rounded(model, asked, on_the_device, rounded):
     config = {"model": {"class": model}, "execution": {"precision": asked}}

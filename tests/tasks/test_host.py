@@ -205,9 +205,9 @@ CONFIG = '''"""A folder of images, kept on the host."""
 from metajax.experiment import *
 
 config = Experiment(
-    task=Folder(ways=2, train=Shots(shots=1, queries=2), test=Shots(shots=1, queries=2), size=16, images="host"),
-    model=Conv4(channels=4),
-    learner=MAML(),
+    task=FolderConfig(ways=2, train=Shots(shots=1, queries=2), test=Shots(shots=1, queries=2), size=16, images="host"),
+    model=Conv4Config(channels=4),
+    learner=MAMLConfig(),
     inner=Inner(learning_rate=0.1),
     outer=Outer(learning_rate=1e-2),
     training=TrainingSettings(steps=12, tasks_per_step=4, steps_per_call=2, checkpoint_every=4),

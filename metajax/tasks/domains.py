@@ -4,30 +4,30 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from metajax import tasks
 from metajax.core.losses import classification_loss
 from metajax.errors import UserError
-from metajax.experiment.checks import MOST_EXAMPLES, whole
-from metajax.experiment.tasks import Shots, Tasks, TaskSpec
+from metajax.limits import MOST_EXAMPLES, whole
+from metajax.tasks.config import Shots, TaskConfig, Tasks
+from metajax.tasks.varied import one_domain, varied_episodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set that is one of the domains of `Domains`."""
+class SourceConfig:
+    """A data set that is one of the domains of `DomainsConfig`."""
 
     name: str
     """Name of the domain in reports."""
-    task: TaskSpec
-    """Data set of the domain. Its ways and shots are ignored; `Domains` sets the sizes of tasks."""
+    task: TaskConfig
+    """Data set of the domain. Its ways and shots are ignored; `DomainsConfig` sets the sizes of tasks."""
     train: bool = True
     """True: use the domain for training, validation and test. False: use the domain only for the test."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Domains:
+class DomainsConfig:
     """Few-shot tasks from several data sets, with random ways and random, unequal shots, as in Meta-Dataset."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SourceConfig, ...]
     """The data sets. All images must have the same size and number of channels."""
     min_ways: int = 5
     """Smallest number of classes in a task."""
@@ -64,7 +64,7 @@ class Domains:
                 unusable[split] = problems[0]
                 continue
             try:
-                samplers[split] = tasks.varied_episodes(
+                samplers[split] = varied_episodes(
                     [banks[source.name][split] for source in taken],
                     min_ways=self.min_ways,
                     max_ways=self.max_ways,
@@ -76,7 +76,7 @@ class Domains:
                 names = ", ".join(f"{i} is {source.name}" for i, source in enumerate(taken))
                 unusable[split] = f"task: {error} (split {split!r}; domain {names})"
                 continue
-            domains[split] = {each.name: tasks.one_domain(samplers[split], i) for i, each in enumerate(taken)}
+            domains[split] = {each.name: one_domain(samplers[split], i) for i, each in enumerate(taken)}
         if "train" not in {**samplers, **unusable}:
             unusable["train"] = (
                 "task.sources: no source is for training: set train=True for a source with a training split"
@@ -86,7 +86,7 @@ class Domains:
         return Tasks(samplers, self.max_ways, loss, varied_ways=True, **parts)
 
 
-def _source_tasks(source: Source, data_dir: Path | None) -> Tasks:
+def _source_tasks(source: SourceConfig, data_dir: Path | None) -> Tasks:
     """Return the tasks of one source, with the smallest ways and shots, because only the class banks are used."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]

@@ -1,139 +1,32 @@
-"""Settings of tasks: which data the tasks come from, and the sizes of a task."""
+"""Settings of few-shot tasks from the data sets on disk.
+
+`import metajax` does not import this module, because data sets need more packages than the library.
+"""
 
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 
-from metajax import data, tasks
-from metajax.core.losses import classification_loss, regression_loss
-from metajax.core.types import ApplyFn, ClassBank, LossFn, TaskSampler
+from metajax import data
+from metajax.core.losses import classification_loss
+from metajax.core.types import ClassBank
 from metajax.data.dataset import proportional
 from metajax.errors import UserError
-from metajax.experiment.checks import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
+from metajax.limits import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, whole
 from metajax.system.files import expand_home
-from metajax.tasks.host import HostTasks, host_episodes
-
-
-class Tasks(NamedTuple):
-    """Task samplers by split, and the properties of the tasks that a model depends on.
-
-    Attributes:
-        samplers: The samplers by split (`train`, `validation`, `test`). A split may be missing.
-        outputs: Number of outputs that a model needs: the number of ways, or the size of a regression target.
-        loss: `apply -> loss_fn`, a function that makes the loss on a batch from a model's `apply`.
-        class_names: Names of the classes of each split; empty for tasks without classes.
-        banks: For each split the class bank and the processing of its images, if each split has one class bank.
-        domains: For each split the samplers of its domains by name, if the tasks come from several domains.
-        on_host: For each split the tasks whose images are on the host, from where training prefetches the images.
-        holds: For each split the number of images and a fingerprint, to detect changes of a data set.
-        varied_ways: Whether some tasks have fewer classes than the model has outputs; `loss` then ignores the surplus
-            outputs.
-        unusable: The error message for each split that has too few classes or images for its tasks. `samplers` does not
-            have such a split, and `build` raises the error.
-    """
-
-    samplers: dict[str, TaskSampler]
-    outputs: int
-    loss: Callable[[ApplyFn], LossFn]
-    class_names: dict[str, list[str]] = {}  # noqa: RUF012
-    banks: dict[str, tasks.Domain] = {}  # noqa: RUF012
-    domains: dict[str, dict[str, TaskSampler]] = {}  # noqa: RUF012
-    on_host: dict[str, HostTasks] = {}  # noqa: RUF012
-    holds: dict[str, str] = {}  # noqa: RUF012
-    varied_ways: bool = False
-    unusable: dict[str, str] = {}  # noqa: RUF012
-
-
-@runtime_checkable
-class TaskSpec(Protocol):
-    """Settings of a family of tasks; a config file may define its own class."""
-
-    def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; `data_dir` is the folder of prepared data sets."""
-        ...
+from metajax.tasks import augment
+from metajax.tasks.config import Shots, Tasks, with_ways
+from metajax.tasks.episodes import episodes
+from metajax.tasks.host import host_episodes
+from metajax.tasks.varied import Domain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shots:
-    """Sizes of the support set and the query set of each task in a split."""
-
-    shots: int = 1
-    """Number of support examples; for classification, of each class."""
-    queries: int = 15
-    """Number of query examples; for classification, of each class."""
-    ways: int | None = None
-    """Number of classes in a task of this split; None for task.ways. Prototypical networks learn better if training
-    tasks have more classes than test tasks. The model has one output for each class of the larger tasks; the loss
-    ignores outputs without a class in the task."""
-
-    def __post_init__(self):
-        whole("task.train/test", 1, MOST_EXAMPLES, shots=self.shots, queries=self.queries)
-        whole("task.train/test", 2, MOST_EXAMPLES, ways=self.ways)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sinusoid:
-    """Regression tasks: sinusoids with random amplitude and phase."""
-
-    train: Shots = Shots(shots=10, queries=10)
-    test: Shots = Shots(shots=5, queries=100)
-    oracle: bool = False
-    """Give the model the amplitude and phase of the task as inputs. Its error is then a lower bound for adaptation."""
-
-    def __post_init__(self):
-        if self.train.ways or self.test.ways:
-            raise UserError("task: sinusoids have no classes, so train and test can have no ways")
-
-    def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
-        test = tasks.sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
-        train = tasks.sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
-        return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Glyphs:
-    """Randomly generated characters. There is no limit to the number of classes."""
-
-    ways: int = 5
-    """Number of classes (characters) in a task."""
-    train: Shots = Shots(shots=1, queries=1)
-    test: Shots = Shots()
-    size: int = 28
-    """Height and width of the images, in pixels."""
-    drawer: float = 1.0
-    """Strength of the differences between drawers: 0 for none, 1 for about those of Omniglot."""
-
-    def __post_init__(self):
-        whole("task", 2, MOST_EXAMPLES, ways=self.ways)
-        whole("task", 1, LARGEST_IMAGE, size=self.size)
-        in_range("task", 0, 100, drawer=self.drawer)
-
-    def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
-
-        def sampler(sizes: Shots) -> TaskSampler:
-            return tasks.glyphs(
-                ways=sizes.ways or self.ways,
-                shots=sizes.shots,
-                queries=sizes.queries,
-                size=self.size,
-                drawer=self.drawer,
-            )
-
-        test = sampler(self.test)
-        samplers = {"train": sampler(self.train), "validation": test, "test": test}
-        return _with_ways(Tasks(samplers, self.ways, classification_loss), self.train, self.test)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Omniglot:
+class OmniglotConfig:
     """Handwritten characters of 50 alphabets: 1,623 classes with 20 drawings each."""
 
     ways: int = 5
@@ -155,9 +48,9 @@ class Omniglot:
         whole("task", 1, LARGEST_IMAGE, size=self.size)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
         dataset = data.load_omniglot(split=self.split, size=self.size, data_dir=data_dir)
-        transform = tasks.invert if self.invert else None
+        transform = augment.invert if self.invert else None
         rotated = {"all": ("train", "validation", "test"), "train": ("train",), "none": ()}[self.rotations]
         return _episodes(
             dataset,
@@ -169,7 +62,7 @@ class Omniglot:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FashionMNIST:
+class FashionMNISTConfig:
     """Images of ten kinds of clothing, 7,000 of each."""
 
     ways: int = 5
@@ -188,13 +81,13 @@ class FashionMNIST:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
         dataset = data.load_fashion_mnist(split=self.split, data_dir=data_dir)
         return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images:
+class ImagesConfig:
     """Tasks with the classes of a prepared data set: photographs, drawings or characters."""
 
     dataset: Literal[
@@ -224,7 +117,7 @@ class Images:
         whole("task", 0, LARGEST_IMAGE, shift=self.shift)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
         images = data.IMAGE_SETS[self.dataset]
         dataset = data.load(self.dataset, split=self.split, size=self.size, data_dir=data_dir)
         flip = images.mirrors if self.flip is None else self.flip
@@ -232,7 +125,7 @@ class Images:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Folder:
+class FolderConfig:
     """A folder (or zip) of the user's own images, `split/class/image` or `class/image`."""
 
     source: Path | None = None
@@ -271,7 +164,7 @@ class Folder:
         whole("task", 0, LARGEST, split_seed=self.split_seed)
 
     def tasks(self, data_dir: Path | None) -> Tasks:
-        """Make the task samplers of all splits; see `TaskSpec.tasks`."""
+        """Make the task samplers of all splits; see `TaskConfig.tasks`."""
         if self.source is None:
             raise UserError("task.source is not set: name the folder of images with --task.source FOLDER")
         dataset = data.load_folder(
@@ -291,8 +184,8 @@ def _augmented(
     dataset: data.Dataset, ways: int, train: Shots, test: Shots, flip: bool, shift: int, *, on_host: bool = False
 ) -> Tasks:
     """Make the task samplers of a data set, with training images that are mirrored and shifted at random."""
-    transforms = [*([tasks.flip] if flip else []), *([tasks.shift(shift)] if shift else [])]
-    options = {"transform": tasks.chain(*transforms) if transforms else None}
+    transforms = [*([augment.flip] if flip else []), *([augment.shift(shift)] if shift else [])]
+    options = {"transform": augment.chain(*transforms) if transforms else None}
     return _episodes(dataset, ways, train, test, {"train": options}, on_host=on_host)
 
 
@@ -309,9 +202,9 @@ def _episodes(
 
     `options` has the keyword arguments for each split's sampler.
     """
-    make = host_episodes if on_host else tasks.episodes
+    make = host_episodes if on_host else episodes
 
-    def episodes(split: str, bank: ClassBank) -> Any:
+    def sampler(split: str, bank: ClassBank) -> Any:
         sizes = train if split == "train" else test
         _check_classes(dataset, split, sizes.ways or ways, rotated={s for s in options if options[s].get("rotations")})
         examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
@@ -332,7 +225,7 @@ def _episodes(
     by_split, unusable = {}, {}
     for split, bank in dataset.splits.items():
         try:
-            by_split[split] = episodes(split, bank)
+            by_split[split] = sampler(split, bank)
         except UserError as error:  # an evaluation needs only one split
             unusable[split] = str(error)
     holds = {split: _described(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
@@ -340,9 +233,9 @@ def _episodes(
         samplers = {split: each.sampler for split, each in by_split.items()}
         result = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=by_split, holds=holds)
     else:
-        banks = {split: tasks.Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
+        banks = {split: Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
         result = Tasks(by_split, ways, classification_loss, dataset.class_names, banks, holds=holds)
-    return _with_ways(result._replace(unusable=unusable), train, test)
+    return with_ways(result._replace(unusable=unusable), train, test)
 
 
 def _check_classes(dataset: data.Dataset, split: str, ways: int, rotated: set[str]) -> None:
@@ -378,10 +271,3 @@ def _described(bank: ClassBank, names: list[str]) -> str:
     checksum = zlib.crc32(repr((names, bank.counts.tolist())).encode())
     checksum = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), checksum)
     return f"{bank.counts.sum()} images of {len(bank.counts)} classes ({checksum:08x})"
-
-
-def _with_ways(tasks: Tasks, train: Shots, test: Shots) -> Tasks:
-    """Return the tasks with the model outputs and the loss that fit the ways of training and test tasks."""
-    ways = {train.ways or tasks.outputs, test.ways or tasks.outputs}
-    varied = len(ways) > 1
-    return tasks._replace(outputs=max(ways), loss=partial(classification_loss, varied_ways=varied), varied_ways=varied)
