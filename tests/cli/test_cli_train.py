@@ -371,9 +371,12 @@ def test_configs_lists_and_shows():
     assert (result.code, result.err) == (0, "")
     listed = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in result.out.splitlines())
     assert list(listed) == presets.names()
-    assert listed["sinusoid"].startswith("MAML on sinusoid")
+    assert listed["sinusoid"].startswith("Sinusoid regression")
     result = run("configs", "sinusoid")
-    assert result.out == presets.find("sinusoid").read_text()
+    assert result.code == 0
+    assert result.out.startswith("Sinusoid regression")
+    assert re.search(r"--baseline none\|pretrained\|oracle \(default: none\)\n      A baseline instead", result.out)
+    assert str(presets.find("sinusoid")) in result.out
 
 
 def test_data_lists(tmp_path, monkeypatch):
