@@ -78,7 +78,7 @@ def experiment(folders, tmp_path):
 def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
     tasks = experiment.task.tasks(tmp_path)
     assert tasks.outputs == 3
-    assert {split: list(each) for split, each in tasks.domains.items()} == {
+    assert {name: list(split.domains) for name, split in tasks.splits.items()} == {
         "train": ["dark"],
         "validation": ["dark"],
         "test": ["dark", "bright"],
@@ -86,7 +86,7 @@ def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
     draw = jax.jit(lambda sample, key: sample(key))
     for name, bright in [("dark", False), ("bright", True)]:
         for i in range(3):
-            task = draw(tasks.domains["test"][name], jax.random.key(i))
+            task = draw(tasks.splits["test"].domains[name], jax.random.key(i))
             assert ((np.asarray(task.support.x) > 0.7) == bright).all(), "each domain's sampler has its images only"
 
 
