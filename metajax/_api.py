@@ -9,7 +9,7 @@ from metajax.core.losses import classification_loss, regression_loss, weighted_m
 from metajax.core.parallel import average_tasks, map_tasks, task_keys, task_mesh
 from metajax.core.trainer import Trainer, TrainState, first_non_finite, trainer
 from metajax.core.trees import invert, named
-from metajax.core.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, Task, TaskSampler
+from metajax.core.types import ApplyFn, Batch, ClassBank, LossFn, MetaParams, Params, StreamedSampler, Task, TaskSampler
 from metajax.errors import UserError
 from metajax.learners import (
     MetaGradient,
@@ -30,14 +30,13 @@ from metajax.learners import (
     reptile,
 )
 from metajax.tasks import constant_task, episodes, glyphs, sinusoid, varied_episodes
-from metajax.tasks.host import HostTasks, feed, host_episodes
+from metajax.tasks.host import host_episodes, on_demand, prefetch
 
 __all__ = [
     "Adapted",
     "ApplyFn",
     "Batch",
     "ClassBank",
-    "HostTasks",
     "InnerLoop",
     "LossFn",
     "MetaGradient",
@@ -46,6 +45,7 @@ __all__ = [
     "Modifier",
     "Params",
     "Report",
+    "StreamedSampler",
     "Task",
     "TaskSampler",
     "TrainState",
@@ -60,7 +60,6 @@ __all__ = [
     "episodes",
     "evaluator",
     "features",
-    "feed",
     "first_non_finite",
     "fomaml",
     "foml",
@@ -79,6 +78,8 @@ __all__ = [
     "meta_sgd",
     "models",
     "named",
+    "on_demand",
+    "prefetch",
     "proto_maml",
     "prototypical_network",
     "regression_loss",

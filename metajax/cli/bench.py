@@ -13,7 +13,7 @@ import metajax
 from metajax.cli import configs, report, tune
 from metajax.cli.parse import DescribedDefault, parse
 from metajax.core.precision import products_precision
-from metajax.core.types import Params, TaskSampler
+from metajax.core.types import Params, StreamedSampler, TaskSampler
 from metajax.errors import UserError
 from metajax.experiment import Execution, build
 from metajax.experiment.build import check_training
@@ -30,7 +30,6 @@ from metajax.profiling import (
     training_calls,
 )
 from metajax.system import files
-from metajax.tasks.host import HostTasks
 
 
 @dataclasses.dataclass
@@ -61,7 +60,7 @@ class _Training(NamedTuple):
         tasks: Number of tasks in a meta-step.
         steps: Number of meta-steps in a call.
         chunk_size: Number of tasks that run together on a device.
-        on_host: The tasks with images on the host; `None` if the images are on the device.
+        streamed: The sampler of the same tasks with images on the host; `None` if the images are on the device.
     """
 
     learner: MetaLearner
@@ -72,7 +71,7 @@ class _Training(NamedTuple):
     tasks: int
     steps: int
     chunk_size: int | None = None
-    on_host: HostTasks | None = None
+    streamed: StreamedSampler | None = None
 
 
 def run(args: Sequence[str]) -> None:
@@ -117,16 +116,17 @@ def _bench_experiment(args: Sequence[str]) -> None:
     use_precision(experiment.execution.precision)
     parts = build(experiment, options.data_dir)
     check_training(experiment, parts.tasks)
+    split = parts.tasks.splits["train"]
     training = _Training(
         learner=parts.learner,
         plain=build(dataclasses.replace(experiment, execution=Execution(mixed_mode=False)), options.data_dir).learner,
         optimizer=parts.optimizer,
-        sampler=parts.tasks.samplers["train"],
+        sampler=split.sampler,
         params=parts.params,
         tasks=experiment.training.tasks_per_step,
         steps=experiment.training.steps_per_call,
         chunk_size=experiment.execution.chunk_size,
-        on_host=parts.tasks.on_host.get("train"),
+        streamed=split.streamed,
     )
     mesh = choose_mesh(options.devices or tuned.devices, training.params, training.tasks)
     row = _measure(training, mesh, options.seconds)
@@ -140,13 +140,12 @@ def _measure(training: _Training, mesh: Mesh, seconds: float) -> dict[str, Any]:
     call = training_calls(
         training.learner,
         training.optimizer,
-        training.sampler,
+        training.streamed or training.sampler,
         training.params,
         tasks_per_step=training.tasks,
         steps_per_call=training.steps,
         chunk_size=training.chunk_size,
         mesh=mesh,
-        on_host=training.on_host,
     )
     try:
         timing = time_calls(call, seconds=seconds)

@@ -16,7 +16,7 @@ from metajax.errors import UserError
 from metajax.experiment import DomainsConfig, Experiment, TaskConfig, Tasks, build, workdir
 from metajax.experiment.devices import check_devices, choose_mesh, prepare_devices, use_precision
 from metajax.experiment.protocols import PROTOCOLS
-from metajax.experiment.run import describe_task, evaluate_run, load_state, sampler_of, tasks_of_run
+from metajax.experiment.run import describe_task, evaluate_run, load_state, split_of, tasks_of_run
 from metajax.system import files
 
 
@@ -93,8 +93,8 @@ def run(args: Sequence[str]) -> None:
         tasks = tasks_of_run(options.workdir, experiment, options.data_dir)
     else:
         tasks = experiment.task.tasks(options.data_dir)
-    sampler_of(tasks, options.split)
-    tasks = tasks._replace(unusable={})  # the other splits are not used
+    split_of(tasks, options.split)
+    tasks = dataclasses.replace(tasks, problems={})  # the other splits are not used
     if options.on is None:
         _warn_of_other_data(options.workdir, tasks)
         parts = build(experiment, options.data_dir, tasks=tasks)
@@ -145,7 +145,7 @@ def _warn_of_other_data(directory: Path, tasks: Tasks) -> None:
     unknown = workdir.unknown_beginning(directory)
     if unknown:
         report.warn(unknown)
-    changed = workdir.data_differs(directory, tasks.holds)
+    changed = workdir.data_differs(directory, tasks.fingerprints)
     if changed:
         report.warn(f"{directory} was trained on other data: {changed}. The tasks may contain classes of its training")
 

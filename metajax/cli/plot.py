@@ -90,9 +90,9 @@ def run(args: Sequence[str]) -> None:
 
 def _examples(experiment: Experiment, parts: Parts, state: TrainState, key: jax.Array) -> dict[str, Figure]:
     """Plot example test tasks: one few-shot task with images, or the fits of several one-dimensional regressions."""
-    sampler = parts.tasks.samplers.get("test")
-    if sampler is None:
+    if "test" not in parts.tasks.splits:
         return {}
+    sampler = parts.tasks.splits["test"].sampler
     sample_key, key = jax.random.split(key)
     tasks = [sampler(each) for each in jax.random.split(sample_key, _FITS)]
     query = tasks[0].query

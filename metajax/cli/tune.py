@@ -151,16 +151,16 @@ def _tasks_per_second(experiment: Experiment, way: Tuned, options: Options) -> f
     execution = dataclasses.replace(experiment.execution, chunk_size=way.chunk_size, unroll=way.unroll)
     parts = build(dataclasses.replace(experiment, execution=execution), options.data_dir)
     tasks, steps = experiment.training.tasks_per_step, min(experiment.training.steps_per_call, 5)
+    split = parts.tasks.splits["train"]
     call = training_calls(
         parts.learner,
         parts.optimizer,
-        parts.tasks.samplers["train"],
+        split.streamed or split.sampler,
         parts.params,
         tasks_per_step=tasks,
         steps_per_call=steps,
         chunk_size=way.chunk_size,
         mesh=choose_mesh(way.devices, parts.params, tasks),
-        on_host=parts.tasks.on_host.get("train"),
     )
     return tasks * steps / time_calls(call, seconds=options.seconds, at_least=3).seconds
 

@@ -24,8 +24,8 @@ from metajax.core.parallel import (
     split_over_tasks,
     step_keys,
 )
-from metajax.core.sampler import check_sampler
-from metajax.core.types import MetaParams, Metrics, Params, PyTree, Task, TaskSampler
+from metajax.core.sampler import check_sampler, check_streamed_sampler
+from metajax.core.types import MetaParams, Metrics, Params, PyTree, StreamedSampler, Task, TaskSampler
 
 _SMALL_BYTES = 1_000_000
 """Largest size in bytes of all tasks of a call for which the tasks are sampled before the first meta-step."""
@@ -52,10 +52,13 @@ class TrainState(NamedTuple):
 class TrainStep(Protocol):
     """A compiled function that runs several meta-steps in one call."""
 
-    def __call__(self, state: TrainState, fed: PyTree = None, /, *, steps: int = ...) -> tuple[TrainState, Metrics]:
+    def __call__(
+        self, state: TrainState, examples: PyTree = None, /, *, steps: int = ...
+    ) -> tuple[TrainState, Metrics]:
         """Run `steps` meta-steps, and return the new state and the metrics. The input state is donated.
 
-        `fed` is the data from the host, a pytree of arrays `[steps, tasks_per_step, ...]`.
+        `examples` are the examples from the host for a `StreamedSampler`, a pytree of arrays
+        `[steps, tasks_per_step, ...]`; `None` for other samplers.
         """
         ...
 
@@ -65,7 +68,8 @@ class Trainer(NamedTuple):
 
     Attributes:
         init: `(params, seed=0) -> TrainState`, the state before the first meta-step.
-        step: `(state, fed=None, *, steps=steps_per_call) -> (state, metrics)`, one call of the compiled training step.
+        step: `(state, examples=None, *, steps=steps_per_call) -> (state, metrics)`, one call of the compiled training
+            step.
         tasks_per_step: Number of tasks in a meta-step.
         steps_per_call: Default number of meta-steps in one call.
         skip_non_finite: Whether failed meta-steps are skipped.
@@ -81,7 +85,7 @@ class Trainer(NamedTuple):
 def trainer(
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
-    sampler: TaskSampler | Callable[[jax.Array, Any], Task],
+    sampler: TaskSampler | StreamedSampler,
     *,
     tasks_per_step: int,
     steps_per_call: int = 1,
@@ -109,9 +113,9 @@ def trainer(
             optimiser that adapts to the loss, such as `optax.contrib.reduce_on_plateau`, gets the average loss of the
             meta-batch as `value`.
         sampler: `rng -> Task`. If the sampler is a `jax.tree_util.Partial`, its arrays (for example a class bank) are
-            arguments of the compiled function, not constants in it. For data that is not on the device, use
-            `(rng, fed) -> Task`: `fed` is the data that the host passes for this task, for example from `feed`. If
-            `chunk_size` is above 1 and all tasks of a call fit in 1 MB, they are sampled before the first meta-step.
+            arguments of the compiled function, not constants in it. For examples that are not on the device use a
+            `StreamedSampler`, for example from `host_episodes`. If `chunk_size` is above 1 and all tasks of a call fit
+            in 1 MB, they are sampled before the first meta-step.
         tasks_per_step: Number of tasks in a meta-step (the meta-batch).
         steps_per_call: Default number of meta-steps in one call.
         chunk_size: Number of tasks that run together on a device; see `average_tasks`.
@@ -124,11 +128,11 @@ def trainer(
         `init(params, seed=0)` returns a `TrainState` at step 0. `params` are a model's parameters, which are copied.
         `seed` is an integer or a key.
 
-        `step(state, fed=None, *, steps=steps_per_call)` runs `steps` meta-steps and returns `(state, metrics)`. It
-        donates its input state: use only the returned state. `fed` is `None`, or a pytree of arrays
-        `[steps, tasks_per_step, ...]`, one entry for each task. Each metric is `float[steps]`: the learner's metrics,
-        averaged over tasks (integers and bools too), and `gradient_norm` and `update_norm`, the norms of the
-        meta-gradient and of the update. Each number of `steps` is compiled once.
+        `step(state, examples=None, *, steps=steps_per_call)` runs `steps` meta-steps and returns `(state, metrics)`. It
+        donates its input state: use only the returned state. For a `StreamedSampler`, `examples` is a pytree of arrays
+        `[steps, tasks_per_step, ...]` with the examples of each task, for example from `prefetch`. Each metric is
+        `float[steps]`: the learner's metrics, averaged over tasks (integers and bools too), and `gradient_norm` and
+        `update_norm`, the norms of the meta-gradient and of the update. Each number of `steps` is compiled once.
 
     Raises:
         TypeError: If an argument has the wrong type. `step` raises a `TypeError` if the state is not a `TrainState` or
@@ -159,13 +163,15 @@ def trainer(
         last.clear()  # a failure of an earlier training does not count
         return init_state(learner, optimizer, params, seed)
 
-    def run(state: TrainState, sampler, fed, steps: int) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
+    def run(
+        state: TrainState, sampler, examples, steps: int
+    ) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
         chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # Compute all keys at once, and sample all tasks at once if they are small. Sampling in each meta-step
         # would take a noticeable share of a tiny model's time.
         task_keys, learn_keys = step_keys(state.key, first, steps, tasks_per_step)
-        tasks, draw = (task_keys, fed), jax.tree_util.Partial(_draw, sampler)
+        tasks, draw = (task_keys, examples), jax.tree_util.Partial(_draw, sampler)
         draw_all = jax.vmap(jax.vmap(draw))
         if chunk > 1 and _bytes(jax.eval_shape(draw_all, tasks)) <= _SMALL_BYTES:
             tasks, draw = draw_all(tasks), jax.tree_util.Partial(lambda task: task)
@@ -182,9 +188,8 @@ def trainer(
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
     compiled = jax.jit(run, static_argnums=3, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
-    partial = replicate(as_partial(sampler), mesh)
     sizes = (steps_per_call, tasks_per_step)
-    step = _checked_step(compiled, partial, sizes, mesh, None if skip_non_finite else last)
+    step = _checked_step(compiled, sampler, sizes, mesh, None if skip_non_finite else last)
     return Trainer(init, step, tasks_per_step, steps_per_call, skip_non_finite)
 
 
@@ -240,7 +245,11 @@ def _apply(
 
 
 def _checked_step(
-    compiled: Callable, sampler: Callable, sizes: tuple[int, int], mesh: Mesh | None, last: list[Any] | None
+    compiled: Callable,
+    sampler: TaskSampler | StreamedSampler,
+    sizes: tuple[int, int],
+    mesh: Mesh | None,
+    last: list[Any] | None,
 ) -> TrainStep:
     """Return a function that checks its arguments and the result of the previous call, then calls a compiled step.
 
@@ -248,30 +257,51 @@ def _checked_step(
     call; `None` if failures are skipped.
     """
     steps_per_call, tasks_per_step = sizes
+    shared = replicate(_with_examples(sampler), mesh)
     checked: list[bool] = []
 
-    def step(state: TrainState, fed: PyTree = None, /, *, steps: int = steps_per_call) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, examples: PyTree = None, /, *, steps: int = steps_per_call
+    ) -> tuple[TrainState, Metrics]:
         check_state(state)
         check_count("steps", steps)
-        for leaf in jax.tree.leaves(fed):
-            if leaf.shape[:2] != (steps, tasks_per_step):
-                raise ValueError(
-                    f"fed has arrays [steps, tasks_per_step, ...], here [{steps}, {tasks_per_step}, ...], got "
-                    f"{leaf.shape}"
-                )
+        _check_examples(sampler, examples, steps, tasks_per_step)
         if not checked:
-            one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), fed)
-            check_sampler(sampler, *() if fed is None else (one,), rng=jax.eval_shape(lambda key: key, state.key))
+            key = jax.eval_shape(lambda key: key, state.key)
+            if isinstance(sampler, StreamedSampler):
+                one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[2:], leaf.dtype), examples)
+                check_streamed_sampler(sampler, one, rng=key)
+            else:
+                check_sampler(sampler, rng=key)
             checked.append(True)
         if last and not isinstance(state.step, Tracer):
             _raise_if_failed(state, *last)
         # JAX would compile a second program if the state were not yet on the devices of the mesh.
-        state, metrics, failure = compiled(replicate(state, mesh), sampler, fed, steps)
+        state, metrics, failure = compiled(replicate(state, mesh), shared, examples, steps)
         if last is not None and not isinstance(state.step, Tracer):
             last[:] = [metrics, *failure]
         return state, metrics
 
     return step
+
+
+def _check_examples(sampler: TaskSampler | StreamedSampler, examples: PyTree, steps: int, tasks_per_step: int) -> None:
+    """Raise a `ValueError` unless there are examples for each task exactly if the sampler is a `StreamedSampler`."""
+    if not isinstance(sampler, StreamedSampler):
+        if examples is not None:
+            raise ValueError("only a StreamedSampler takes examples from the host: call step(state)")
+        return
+    if examples is None:
+        raise ValueError(
+            "a StreamedSampler takes examples from the host: call step(state, examples), with examples from "
+            "metajax.prefetch, or make the trainer with metajax.on_demand(sampler)"
+        )
+    for leaf in jax.tree.leaves(examples):
+        if leaf.shape[:2] != (steps, tasks_per_step):
+            raise ValueError(
+                f"examples has arrays [steps, tasks_per_step, ...], here [{steps}, {tasks_per_step}, ...], got "
+                f"{leaf.shape}"
+            )
 
 
 def _raise_if_failed(state: TrainState, metrics: Metrics, failed_at: jax.Array, key: jax.Array) -> None:
@@ -315,10 +345,21 @@ def _is_spoiled(before: PyTree, after: PyTree) -> jax.Array:
     return jnp.any(jnp.array([False, *spoiled]))
 
 
-def _draw(sampler: Callable[..., Task], inputs: tuple[jax.Array, Any]) -> Task:
-    """Sample a task from its key and, if the sampler takes such data, the data from the host for the task."""
-    key, fed = inputs
-    return sampler(key) if fed is None else sampler(key, fed)
+def _draw(sampler: Callable[[jax.Array, PyTree], Task], inputs: tuple[jax.Array, PyTree]) -> Task:
+    """Sample a task from its key and the examples from the host for this task."""
+    key, examples = inputs
+    return sampler(key, examples)
+
+
+def _with_examples(sampler: TaskSampler | StreamedSampler) -> jax.tree_util.Partial:
+    """Return a sampler as a function `(rng, examples) -> Task`. A `TaskSampler` ignores the examples."""
+    if isinstance(sampler, StreamedSampler):
+        return as_partial(sampler.sample)
+    return jax.tree_util.Partial(_ignore_examples, as_partial(sampler))
+
+
+def _ignore_examples(sampler: TaskSampler, rng: jax.Array, examples: PyTree) -> Task:
+    return sampler(rng)
 
 
 def _bytes(shapes: PyTree) -> int:
@@ -335,6 +376,8 @@ def as_partial(fn: Callable) -> jax.tree_util.Partial:
     Raises:
         TypeError: If the sampler is not a function.
     """
+    if isinstance(fn, StreamedSampler):
+        raise TypeError("a StreamedSampler leaves its examples on the host: pass metajax.on_demand(sampler)")
     if not callable(fn):
         raise TypeError(f"a sampler is a function rng -> metajax.Task, got {describe(fn)}")
     return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)

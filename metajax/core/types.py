@@ -53,6 +53,20 @@ TaskSampler = Callable[[jax.Array], Task]
 """`rng -> task`: a pure, traceable function, so that sampling is compiled into the training step."""
 
 
+class StreamedSampler(NamedTuple):
+    """A task sampler for examples that stay on the host. It has a part for the host and a part for the device.
+
+    Attributes:
+        source: `[all examples, ...]`, an array or a memory map on the host.
+        rows: `rng -> int32[examples]`, the indices into `source` of the examples of a task; a traceable function.
+        sample: `(rng, examples) -> Task`, a traceable function. `examples` are `source[rows(rng)]`, `[examples, ...]`.
+    """
+
+    source: Any
+    rows: Callable[[jax.Array], jax.Array]
+    sample: Callable[[jax.Array, Any], Task]
+
+
 class ClassBank(NamedTuple):
     """Images of many classes in one array. The examples of a class are consecutive.
 

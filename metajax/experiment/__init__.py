@@ -35,7 +35,7 @@ with needs("cli"):
     from metajax.models.mlp import MLPConfig
     from metajax.models.resnet import ResNet12Config, ResNet18Config
     from metajax.models.transformer import ViTConfig
-    from metajax.tasks.config import Shots, TaskConfig, Tasks
+    from metajax.tasks.config import Shots, Split, TaskConfig, Tasks
     from metajax.tasks.datasets import FashionMNISTConfig, FolderConfig, ImagesConfig, OmniglotConfig
     from metajax.tasks.domains import DomainsConfig, SourceConfig
     from metajax.tasks.glyphs import GlyphsConfig
@@ -82,6 +82,7 @@ __all__ = [
     "Shots",
     "SinusoidConfig",
     "SourceConfig",
+    "Split",
     "TaskConfig",
     "Tasks",
     "TrainingSettings",

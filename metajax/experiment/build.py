@@ -56,11 +56,11 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
             images for a task.
     """
     tasks = experiment.task.tasks(data_dir) if tasks is None else tasks
-    for problem in tasks.unusable.values():
+    for problem in tasks.problems.values():
         raise UserError(problem)
-    if not tasks.samplers:
+    if not tasks.splits:
         raise UserError("task has no split from which tasks can be sampled")
-    support = _support(next(iter(tasks.samplers.values())))
+    support = _support(next(iter(tasks.splits.values())).sampler)
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
     module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
     if getattr(support, "mask", None) is not None:
@@ -126,12 +126,12 @@ def check_training(experiment: Experiment, tasks: Tasks) -> None:
             or if the best checkpoint shall be evaluated but there is no validation.
     """
     for split in ("train", "test"):
-        if split not in tasks.samplers:
-            raise UserError(f"task has no {split} split, only {', '.join(tasks.samplers)}")
-    examples = _support(tasks.samplers["train"]).x.shape[0]
+        if split not in tasks.splits:
+            raise UserError(f"task has no {split} split, only {', '.join(tasks.splits)}")
+    examples = _support(tasks.splits["train"].sampler).x.shape[0]
     _check_batch_size("inner.batch_size", experiment.inner.batch_size, examples)
-    evaluation_batch_size(experiment, _support(tasks.samplers["test"]).x.shape[0])
-    validates = experiment.validation.num_tasks and "validation" in tasks.samplers
+    evaluation_batch_size(experiment, _support(tasks.splits["test"].sampler).x.shape[0])
+    validates = experiment.validation.num_tasks and "validation" in tasks.splits
     if experiment.evaluation.checkpoint == "best" and not validates:
         raise UserError(
             'evaluation.checkpoint is "best", but nothing is validated: set validation.num_tasks above 0 and choose a '

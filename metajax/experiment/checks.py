@@ -12,29 +12,29 @@ with needs("cli"):
     import typeguard
 
 
-def types_are_right(spec: Any, owner: str = "") -> None:
+def types_are_right(settings: Any, owner: str = "") -> None:
     """Raise a `UserError` unless each field of settings, including nested settings, has its declared type."""
-    field_types_are_right(spec, owner)
-    for field in dataclasses.fields(spec):
-        path, value = f"{owner}{field.name}", getattr(spec, field.name)
+    field_types_are_right(settings, owner)
+    for field in dataclasses.fields(settings):
+        path, value = f"{owner}{field.name}", getattr(settings, field.name)
         parts = {f"{path}[{i}]": part for i, part in enumerate(value)} if isinstance(value, tuple) else {path: value}
         for name, part in parts.items():
             if dataclasses.is_dataclass(part):
                 types_are_right(part, f"{name}.")
 
 
-def field_types_are_right(spec: Any, owner: str = "") -> None:
+def field_types_are_right(settings: Any, owner: str = "") -> None:
     """Raise a `UserError` unless each field of settings has its declared type; nested settings are not checked."""
-    hints = typing.get_type_hints(type(spec))
-    for field in dataclasses.fields(spec):
-        path, value, hint = f"{owner}{field.name}", getattr(spec, field.name), hints[field.name]
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        path, value, hint = f"{owner}{field.name}", getattr(settings, field.name), hints[field.name]
         if isinstance(value, type):  # a class would pass the check below, because it has the protocol's methods
             raise UserError(f"{path} must be settings, {value.__name__}(...), got the class {value.__name__}")
         try:
             typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{path} must be {_described(hint)}, got {shown(value)}") from error
-        if not type(spec).__module__.startswith("metajax."):  # settings of a user's own type have no limits
+        if not type(settings).__module__.startswith("metajax."):  # settings of a user's own type have no limits
             continue
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path} must be a finite number, got {shown(value)}")

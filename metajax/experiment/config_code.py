@@ -218,8 +218,8 @@ def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
 
 
 def _checksums(fingerprints: dict[str, Any], name: str) -> set[str]:
-    found = fingerprints.get(name)
-    return {each for each in found if isinstance(each, str)} if isinstance(found, list) else set()
+    entry = fingerprints.get(name)
+    return {each for each in entry if isinstance(each, str)} if isinstance(entry, list) else set()
 
 
 def _fingerprint(file: Path) -> list[str]:
@@ -237,19 +237,19 @@ def _local_modules(tree: ast.Module) -> dict[str, Path]:
     Modules of metajax, of Python and of installed packages are left out. The function inspects the source code and
     imports nothing.
     """
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     waiting = sorted(_imported(tree, ""))
     while waiting:
         name = waiting.pop()
-        file = None if name in found else _local_file(name)
+        file = None if name in modules else _local_file(name)
         if file is None:
             continue
-        found[name] = file
+        modules[name] = file
         if file.suffix == ".py":
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, UserError):
                 waiting += sorted(_imported(ast.parse(files.read_bytes(file)), package))
-    return found
+    return modules
 
 
 def _imported(tree: ast.Module, package: str) -> set[str]:

@@ -37,8 +37,8 @@ Validate = Callable[[TrainState], Mapping[str, Any]]
 """A function `state -> validation metrics`. The best checkpoint is the one with the lowest `validation_loss`."""
 
 Stream = Callable[[TrainState, Iterator[int]], Iterator[Any]]
-"""A function `(state, steps) -> iterator` that streams data from the host. `steps` yields the number of meta-steps of
-each call of the training step after `state`. The iterator yields the data for each of these calls."""
+"""A function `(state, steps) -> iterator` that streams examples from the host. `steps` yields the number of meta-steps
+of each call of the training step after `state`. The iterator yields the examples for each of these calls."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -89,7 +89,7 @@ def train(
         keep: Number of most recent checkpoints to keep. The best checkpoint is always kept.
         validate: `TrainState -> metrics`, called at every checkpoint. Its metric `validation_loss` determines the best
             checkpoint.
-        stream: `(state, steps) -> iterator`, for data on the host; see `Stream`. The iterator yields the second
+        stream: `(state, steps) -> iterator`, for a `StreamedSampler`; see `Stream`. The iterator yields the second
             argument of `trainer.step` for each call.
         callbacks: Functions that are called with the row of each call: `step` and the means of the metrics.
 

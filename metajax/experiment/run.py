@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from metajax.core.checks import describe
 from metajax.core.evaluator import Report, evaluator
 from metajax.core.trainer import Trainer, TrainState, init_state, trainer
-from metajax.core.types import TaskSampler
 from metajax.errors import UserError
 from metajax.experiment import checkpoints, config_code, rendezvous, workdir
 from metajax.experiment.build import Parts, build, check_training, evaluation_batch_size, purpose_key
@@ -36,10 +35,10 @@ from metajax.experiment.devices import (
 from metajax.experiment.loop import NotFiniteError, Row, Stream, Validate, advance, resume
 from metajax.experiment.settings import Experiment
 from metajax.system import files
-from metajax.tasks.config import Tasks
+from metajax.tasks.config import Split, Tasks
 from metajax.tasks.datasets import FolderConfig
 from metajax.tasks.domains import DomainsConfig
-from metajax.tasks.host import feed
+from metajax.tasks.host import prefetch
 
 _LOG = logging.getLogger("metajax")
 
@@ -110,8 +109,8 @@ def run(
     mesh = choose_mesh(devices, parts.params, experiment.training.tasks_per_step)
     with workdir.lock(directory) if is_first() else contextlib.nullcontext():
         resumes = _check_run(directory, experiment, source)
-        rendezvous.agree("data", {**parts.tasks.holds, **_progress(directory, resumes)})
-        changed = resumes and workdir.data_differs(directory, parts.tasks.holds)
+        rendezvous.agree("data", {**parts.tasks.fingerprints, **_progress(directory, resumes)})
+        changed = resumes and workdir.data_differs(directory, parts.tasks.fingerprints)
         if changed:
             raise UserError(
                 f"{directory} was begun with other data: {changed}. Choose another --workdir, or the same data"
@@ -222,7 +221,9 @@ def _train(
     else:
         state = fresh
         if is_first():  # after everything that can refuse the settings
-            workdir.create(directory, experiment, source, mesh.size, parts.tasks.holds, describe_task(parts.tasks))
+            workdir.create(
+                directory, experiment, source, mesh.size, parts.tasks.fingerprints, describe_task(parts.tasks)
+            )
         _LOG.info(f"training in {directory} on {describe_mesh(mesh)}")
     try:
         advance(
@@ -241,10 +242,11 @@ def _train(
 
 
 def _trainer(experiment: Experiment, parts: Parts, mesh: Mesh | None) -> Trainer:
+    split = parts.tasks.splits["train"]
     return trainer(
         parts.learner,
         parts.optimizer,
-        parts.tasks.samplers["train"],
+        split.streamed or split.sampler,
         tasks_per_step=experiment.training.tasks_per_step,
         steps_per_call=experiment.training.steps_per_call,
         chunk_size=experiment.execution.chunk_size,
@@ -263,19 +265,19 @@ def _resumed(directory: Path, experiment: Experiment, step: int) -> str:
 
 def _stream(experiment: Experiment, parts: Parts, mesh: Mesh) -> Stream | None:
     """Return a function that prefetches the images of each call's tasks; `None` if the images are on the device."""
-    tasks = parts.tasks.on_host.get("train")
-    if tasks is None:
+    sampler = parts.tasks.splits["train"].streamed
+    if sampler is None:
         return None
 
-    def images(state: TrainState, calls: Iterator[int]) -> Iterator[Any]:
+    def examples(state: TrainState, calls: Iterator[int]) -> Iterator[Any]:
         step = int(state.step)
         while lengths := list(islice(calls, _PREFETCHED_CALLS)):  # a run may have too many calls for one Python list
             begin = state._replace(step=np.int32(step))
             sizes = {"tasks_per_step": experiment.training.tasks_per_step, "steps_per_call": lengths}
-            yield from feed(tasks, begin, sum(lengths), **sizes, mesh=mesh)
+            yield from prefetch(sampler, begin, sum(lengths), **sizes, mesh=mesh)
             step += sum(lengths)
 
-    return images
+    return examples
 
 
 def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Validate | None:
@@ -283,9 +285,9 @@ def _validation(experiment: Experiment, parts: Parts, mesh: Mesh) -> Validate | 
 
     The metrics are measured after the last inner step.
     """
-    sampler = parts.tasks.samplers.get("validation")
-    if sampler is None or not experiment.validation.num_tasks:
+    if "validation" not in parts.tasks.splits or not experiment.validation.num_tasks:
         return None
+    sampler = parts.tasks.splits["validation"].sampler
     support = jax.eval_shape(sampler, jax.random.key(0)).support
     evaluate = evaluator(
         parts.learner,
@@ -388,14 +390,14 @@ def evaluate_run(
     Raises:
         UserError: If the tasks do not have the split.
     """
-    sampler = sampler_of(parts.tasks, split)
+    tasks = split_of(parts.tasks, split)
     seed = experiment.seed if seed is None else seed
     settings = experiment.evaluation
-    support = jax.eval_shape(sampler, jax.random.key(0)).support
+    support = jax.eval_shape(tasks.sampler, jax.random.key(0)).support
     evaluate = evaluator(
         parts.learner,
         parts.loss_fn,
-        sampler,
+        tasks.sampler,
         steps=settings.steps,
         num_tasks=settings.num_tasks,
         batch_size=evaluation_batch_size(experiment, support.x.shape[0]),
@@ -404,21 +406,21 @@ def evaluate_run(
         mesh=mesh,
     )
     measure = partial(evaluate, state.meta_params, purpose_key(seed, "test"), state.learner_state)
-    domains = {name: measure(sampler=each) for name, each in parts.tasks.domains.get(split, {}).items()}
+    domains = {name: measure(sampler=each) for name, each in tasks.domains.items()}
     return dataclasses.replace(measure(), split=split, seed=seed, domains=domains)
 
 
-def sampler_of(tasks: Tasks, split: str) -> TaskSampler:
-    """Return the sampler of a split.
+def split_of(tasks: Tasks, split: str) -> Split:
+    """Return a split of the tasks.
 
     Raises:
         UserError: If the tasks do not have the split, or if the split has too few classes or images.
     """
-    if split in tasks.unusable:
-        raise UserError(tasks.unusable[split])
-    if split not in tasks.samplers:
-        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(tasks.samplers)}")
-    return tasks.samplers[split]
+    if split in tasks.problems:
+        raise UserError(tasks.problems[split])
+    if split not in tasks.splits:
+        raise UserError(f"there is no split {split!r} of these tasks: choose one of {', '.join(tasks.splits)}")
+    return tasks.splits[split]
 
 
 def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None) -> Tasks:
@@ -446,6 +448,6 @@ def tasks_of_run(directory: Path, experiment: Experiment, data_dir: Path | None)
 
 def describe_task(tasks: Tasks) -> dict[str, Any]:
     """Return a dict with the shape of an input, and the shape of a target, or `classes` for integer labels."""
-    support = jax.eval_shape(next(iter(tasks.samplers.values())), jax.random.key(0)).support
+    support = jax.eval_shape(next(iter(tasks.splits.values())).sampler, jax.random.key(0)).support
     classes = jnp.issubdtype(support.y.dtype, jnp.integer)
     return {"inputs": list(support.x.shape[1:]), "targets": "classes" if classes else list(support.y.shape[1:])}

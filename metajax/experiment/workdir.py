@@ -91,9 +91,9 @@ def check_empty(workdir: Path) -> None:
     Raises:
         UserError: If the folder is not empty. Files that `create` wrote before it was killed do not count.
     """
-    found = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
-    only_own_files = {name.removesuffix(".partial") for name in found} <= {ENVIRONMENT, SOURCE, CONFIG}
-    if found and not (only_own_files and any(name.startswith(ENVIRONMENT) for name in found)):
+    names = {name for name in os.listdir(workdir) if not files.is_partial(name)} if workdir.is_dir() else set()
+    only_own_files = {name.removesuffix(".partial") for name in names} <= {ENVIRONMENT, SOURCE, CONFIG}
+    if names and not (only_own_files and any(name.startswith(ENVIRONMENT) for name in names)):
         raise UserError(f"{workdir} is not empty and not a work directory; choose another --workdir")
 
 
@@ -240,7 +240,7 @@ def _recorded_folder(workdir: Path) -> Path | None:
     return Path(folder) if isinstance(folder, str) and folder and "\0" not in folder else None
 
 
-def differences(workdir: Path, wanted: Experiment) -> list[str]:
+def differences(workdir: Path, experiment: Experiment) -> list[str]:
     """Return the fields in which a run and an experiment differ, each as `field is X in the run and Y now`.
 
     Execution settings are ignored: `changes_since` compares them. The paths of a folder of images are ignored if the
@@ -249,8 +249,8 @@ def differences(workdir: Path, wanted: Experiment) -> list[str]:
     Raises:
         UserError: If the config of the run cannot be read.
     """
-    types = config_code.own_types(wanted)
-    stored, new = _with_defaults(_read_config(workdir), types), to_json(wanted)
+    types = config_code.own_types(experiment)
+    stored, new = _with_defaults(_read_config(workdir), types), to_json(experiment)
     new.pop("execution")
     stored.pop("execution", None)
     if _began(workdir).get("data"):
@@ -330,8 +330,8 @@ def changed_modules(workdir: Path, experiment: Experiment, source: Path) -> list
     return config_code.changed_modules(config.get("modules"), config_code.fingerprints(source, config_folder(source)))
 
 
-def _differing(stored: Any, wanted: Any) -> list[str]:
-    old, new = dict(_leaves(stored)), dict(_leaves(wanted))
+def _differing(stored: Any, settings: Any) -> list[str]:
+    old, new = dict(_leaves(stored)), dict(_leaves(settings))
     absent = "absent"
     return [
         f"{field} is {old.get(field, absent)} in the run and {new.get(field, absent)} now"
@@ -502,13 +502,13 @@ def _from_json(value: Any, path: Path, module: ModuleType | None, owner: str) ->
 def _as_declared(kind: type, fields: dict[str, Any]) -> dict[str, Any]:
     """Convert fields back to their declared types: strings to paths, and tuples to lists."""
     declared = {f.name: getattr(f.type, "__name__", "") + str(f.type) for f in dataclasses.fields(kind)}
-    found = {}
+    converted = {}
     for name, value in fields.items():
         if "Path" in declared.get(name, ""):
-            found[name] = tuple(map(_path, value)) if isinstance(value, tuple) else _path(value)
+            converted[name] = tuple(map(_path, value)) if isinstance(value, tuple) else _path(value)
         elif declared.get(name, "").startswith("list"):
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found
+            converted[name] = list(value) if isinstance(value, tuple) else value
+    return converted
 
 
 def _path(value: Any) -> Any:

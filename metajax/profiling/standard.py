@@ -17,16 +17,16 @@ from metajax.core.inner_loop import inner_loop
 from metajax.core.losses import classification_loss, regression_loss
 from metajax.core.parallel import average_tasks, default_chunk_size
 from metajax.core.trainer import trainer
-from metajax.core.types import Batch, ClassBank, MetaParams, Params, Task, TaskSampler
+from metajax.core.types import Batch, ClassBank, MetaParams, Params, StreamedSampler, Task, TaskSampler
 from metajax.learners import MetaLearner, maml, reptile
 from metajax.models.layers import nothing_twice
 from metajax.profiling.measure import matrix_flops
 from metajax.profiling.workloads import Workload
 from metajax.tasks import episodes, sinusoid
-from metajax.tasks.host import HostTasks, feed
+from metajax.tasks.host import prefetch
 
 _MANY = 100_000
-"""Number of training calls for which `feed` prefetches images. No measurement makes more calls."""
+"""Number of training calls for which `prefetch` reads images. No measurement makes more calls."""
 
 
 class Standard(NamedTuple):
@@ -103,14 +103,13 @@ def training_call(workload: Workload, mesh: Mesh, steps_per_call: int) -> Callab
 def training_calls(
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
-    sampler: TaskSampler,
+    sampler: TaskSampler | StreamedSampler,
     params: Params,
     *,
     tasks_per_step: int,
     steps_per_call: int,
     chunk_size: int | None = None,
     mesh: Mesh | None = None,
-    on_host: HostTasks | None = None,
 ) -> Callable[[], None]:
     """Return a function that trains for the next `steps_per_call` meta-steps and waits for the result.
 
@@ -119,13 +118,12 @@ def training_calls(
     Args:
         learner: The meta-learner.
         optimizer: The outer optimiser.
-        sampler: The task sampler.
+        sampler: The task sampler. If it is a `StreamedSampler`, its images are prefetched.
         params: Initial parameters of the model.
         tasks_per_step: Number of tasks in a meta-step.
         steps_per_call: Number of meta-steps in a call.
         chunk_size: As in `trainer`.
         mesh: As in `trainer`.
-        on_host: Tasks whose images are on the host and are prefetched by `feed`. Default: all images are on the device.
     """
     train = trainer(
         learner,
@@ -137,9 +135,9 @@ def training_calls(
         mesh=mesh,
     )
     state, batches = train.init(params), itertools.repeat(None)
-    if on_host is not None:
+    if isinstance(sampler, StreamedSampler):
         sizes = {"tasks_per_step": tasks_per_step, "steps_per_call": steps_per_call}
-        batches = feed(on_host, state, _MANY * steps_per_call, **sizes, mesh=mesh)
+        batches = prefetch(sampler, state, _MANY * steps_per_call, **sizes, mesh=mesh)
 
     def call() -> None:
         nonlocal state

@@ -19,9 +19,9 @@ from metajax.errors import UserError
 from metajax.limits import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, whole
 from metajax.system.files import expand_home
 from metajax.tasks import augment
-from metajax.tasks.config import Shots, Tasks, with_ways
+from metajax.tasks.config import Shots, Split, Tasks, with_ways
 from metajax.tasks.episodes import episodes
-from metajax.tasks.host import host_episodes
+from metajax.tasks.host import host_episodes, on_demand
 from metajax.tasks.varied import Domain
 
 
@@ -202,40 +202,39 @@ def _episodes(
 
     `options` has the keyword arguments for each split's sampler.
     """
-    make = host_episodes if on_host else episodes
+    rotated = {split for split in options if options[split].get("rotations")}
 
-    def sampler(split: str, bank: ClassBank) -> Any:
-        sizes = train if split == "train" else test
-        _check_classes(dataset, split, sizes.ways or ways, rotated={s for s in options if options[s].get("rotations")})
+    def make(split: str, bank: ClassBank) -> Split:
+        sizes, names = train if split == "train" else test, dataset.class_names[split]
+        _check_classes(dataset, split, sizes.ways or ways, rotated)
         examples, smallest = sizes.shots + sizes.queries, int(bank.counts.argmin())
         if bank.counts[smallest] < examples:
             raise UserError(
                 f"task: shots + queries = {sizes.shots} + {sizes.queries} = {examples}, but class "
-                f"{dataset.class_names[split][smallest]!r} of split {split!r} of {_named(dataset)} has only "
+                f"{names[smallest]!r} of split {split!r} of {_named(dataset)} has only "
                 f"{bank.counts[smallest]} examples: set fewer --task.{_sizes_of(split)}.queries or shots, or leave the "
                 "class out"
             )
+        settings = {"ways": sizes.ways or ways, "shots": sizes.shots, "queries": sizes.queries}
+        processing = options.get(split, {})
         try:
-            return make(
-                bank, ways=sizes.ways or ways, shots=sizes.shots, queries=sizes.queries, **options.get(split, {})
-            )
+            if on_host:
+                streamed = host_episodes(bank, **settings, **processing)
+                return Split(on_demand(streamed), streamed=streamed, class_names=names)
+            sampler = episodes(bank, **settings, **processing)
+            return Split(sampler, class_names=names, bank=Domain(bank, **processing))
         except ValueError as error:
             raise UserError(f"task: {error} (split {split!r} of {_named(dataset)})") from error
 
-    by_split, unusable = {}, {}
-    for split, bank in dataset.splits.items():
+    splits, problems = {}, {}
+    for name, bank in dataset.splits.items():
         try:
-            by_split[split] = sampler(split, bank)
+            splits[name] = make(name, bank)
         except UserError as error:  # an evaluation needs only one split
-            unusable[split] = str(error)
-    holds = {split: _described(bank, dataset.class_names[split]) for split, bank in dataset.splits.items()}
-    if on_host:
-        samplers = {split: each.sampler for split, each in by_split.items()}
-        result = Tasks(samplers, ways, classification_loss, dataset.class_names, on_host=by_split, holds=holds)
-    else:
-        banks = {split: Domain(bank, **options.get(split, {})) for split, bank in dataset.splits.items()}
-        result = Tasks(by_split, ways, classification_loss, dataset.class_names, banks, holds=holds)
-    return with_ways(result._replace(unusable=unusable), train, test)
+            problems[name] = str(error)
+    fingerprints = {name: _fingerprint(bank, dataset.class_names[name]) for name, bank in dataset.splits.items()}
+    tasks = Tasks(splits, ways, classification_loss, fingerprints=fingerprints, problems=problems)
+    return with_ways(tasks, train, test)
 
 
 def _check_classes(dataset: data.Dataset, split: str, ways: int, rotated: set[str]) -> None:
@@ -266,7 +265,7 @@ def _named(dataset: data.Dataset) -> str:
     return f"{dataset.name} ({dataset.place})" if dataset.place else dataset.name
 
 
-def _described(bank: ClassBank, names: list[str]) -> str:
+def _fingerprint(bank: ClassBank, names: list[str]) -> str:
     """Return the size of a class bank, and a fingerprint of its class names, class sizes and first images, as text."""
     checksum = zlib.crc32(repr((names, bank.counts.tolist())).encode())
     checksum = zlib.crc32(np.asarray(bank.images[bank.starts]).tobytes(), checksum)

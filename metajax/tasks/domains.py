@@ -7,7 +7,7 @@ from pathlib import Path
 from metajax.core.losses import classification_loss
 from metajax.errors import UserError
 from metajax.limits import MOST_EXAMPLES, whole
-from metajax.tasks.config import Shots, TaskConfig, Tasks
+from metajax.tasks.config import Shots, Split, TaskConfig, Tasks
 from metajax.tasks.varied import one_domain, varied_episodes
 
 
@@ -50,51 +50,70 @@ class DomainsConfig:
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the task samplers of all splits. A split contains the domains whose data set has this split."""
-        by_source = {source.name: _source_tasks(source, data_dir) for source in self.sources}
-        banks = {name: each.banks for name, each in by_source.items()}
-        holds = {f"{name}, {split}": text for name, each in by_source.items() for split, text in each.holds.items()}
-        samplers, domains, unusable = {}, {}, {}
+        sources = {source.name: _source_tasks(source, data_dir) for source in self.sources}
+        splits, problems = {}, {}
         for split in ("train", "validation", "test"):
-            taken = [each for each in self.sources if split in banks[each.name] and (each.train or split == "test")]
-            if not taken:
-                continue
-            unusable_by_source = [by_source[source.name].unusable for source in taken]
-            problems = [messages[split] for messages in unusable_by_source if split in messages]
-            if problems:
-                unusable[split] = problems[0]
+            used = {
+                source.name: sources[source.name]
+                for source in self.sources
+                if _has(sources[source.name], split) and (source.train or split == "test")
+            }
+            if not used:
                 continue
             try:
-                samplers[split] = varied_episodes(
-                    [banks[source.name][split] for source in taken],
-                    min_ways=self.min_ways,
-                    max_ways=self.max_ways,
-                    max_support=self.max_support,
-                    max_support_per_class=self.max_support_per_class,
-                    max_queries=self.max_queries,
-                )
-            except ValueError as error:
-                names = ", ".join(f"{i} is {source.name}" for i, source in enumerate(taken))
-                unusable[split] = f"task: {error} (split {split!r}; domain {names})"
-                continue
-            domains[split] = {each.name: one_domain(samplers[split], i) for i, each in enumerate(taken)}
-        if "train" not in {**samplers, **unusable}:
-            unusable["train"] = (
+                splits[split] = self._split(split, used)
+            except UserError as error:
+                problems[split] = str(error)
+        if "train" not in {**splits, **problems}:
+            problems["train"] = (
                 "task.sources: no source is for training: set train=True for a source with a training split"
             )
-        loss = partial(classification_loss, varied_ways=True)
-        parts = {"domains": domains, "holds": holds, "unusable": unusable}
-        return Tasks(samplers, self.max_ways, loss, varied_ways=True, **parts)
+        return Tasks(
+            splits,
+            self.max_ways,
+            partial(classification_loss, varied_ways=True),
+            varied_ways=True,
+            fingerprints={
+                f"{name}, {split}": text
+                for name, tasks in sources.items()
+                for split, text in tasks.fingerprints.items()
+            },
+            problems=problems,
+        )
+
+    def _split(self, split: str, sources: dict[str, Tasks]) -> Split:
+        """Make a split of the tasks of several sources by name."""
+        for tasks in sources.values():
+            if split in tasks.problems:
+                raise UserError(tasks.problems[split])
+        try:
+            sampler = varied_episodes(
+                [tasks.splits[split].bank for tasks in sources.values()],  # pyright: ignore[reportArgumentType]
+                min_ways=self.min_ways,
+                max_ways=self.max_ways,
+                max_support=self.max_support,
+                max_support_per_class=self.max_support_per_class,
+                max_queries=self.max_queries,
+            )
+        except ValueError as error:
+            names = ", ".join(f"{i} is {name}" for i, name in enumerate(sources))
+            raise UserError(f"task: {error} (split {split!r}; domain {names})") from error
+        return Split(sampler, domains={name: one_domain(sampler, i) for i, name in enumerate(sources)})
+
+
+def _has(tasks: Tasks, split: str) -> bool:
+    return split in tasks.splits or split in tasks.problems
 
 
 def _source_tasks(source: SourceConfig, data_dir: Path | None) -> Tasks:
     """Return the tasks of one source, with the smallest ways and shots, because only the class banks are used."""
     fewest = {"ways": 2, "train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1)}
     fields = {field.name for field in dataclasses.fields(source.task)}  # pyright: ignore[reportArgumentType]
-    counted = {name: value for name, value in fewest.items() if name in fields}
-    spec = dataclasses.replace(source.task, **counted)  # pyright: ignore[reportArgumentType]
-    made = spec.tasks(data_dir)
-    if getattr(spec, "images", None) == "host":
+    sizes = {name: value for name, value in fewest.items() if name in fields}
+    config = dataclasses.replace(source.task, **sizes)  # pyright: ignore[reportArgumentType]
+    tasks = config.tasks(data_dir)
+    if getattr(config, "images", None) == "host":
         raise UserError(f"task.sources: the images of {source.name} must be on the device: set images='device'")
-    if not made.banks:
+    if any(split.bank is None for split in tasks.splits.values()):
         raise UserError(f"task.sources: {source.name} has no classes, so it cannot be a domain")
-    return made
+    return tasks

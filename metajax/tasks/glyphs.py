@@ -14,7 +14,7 @@ from metajax.core.checks import check_count
 from metajax.core.losses import classification_loss
 from metajax.core.types import Batch, Task, TaskSampler
 from metajax.limits import LARGEST_IMAGE, MOST_EXAMPLES, in_range, whole
-from metajax.tasks.config import Shots, Tasks, with_ways
+from metajax.tasks.config import Shots, Split, Tasks, with_ways
 
 MAX_STROKES = 4
 _POINTS_PER_STROKE = 12
@@ -168,15 +168,16 @@ class GlyphsConfig:
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the task samplers of all splits; see `TaskConfig.tasks`."""
 
-        def sampler(sizes: Shots) -> TaskSampler:
-            return glyphs(
+        def split(sizes: Shots) -> Split:
+            sampler = glyphs(
                 ways=sizes.ways or self.ways,
                 shots=sizes.shots,
                 queries=sizes.queries,
                 size=self.size,
                 drawer=self.drawer,
             )
+            return Split(sampler)
 
-        test = sampler(self.test)
-        samplers = {"train": sampler(self.train), "validation": test, "test": test}
-        return with_ways(Tasks(samplers, self.ways, classification_loss), self.train, self.test)
+        test = split(self.test)
+        splits = {"train": split(self.train), "validation": test, "test": test}
+        return with_ways(Tasks(splits, self.ways, classification_loss), self.train, self.test)

@@ -1,13 +1,13 @@
 """Sample tasks from images that stay on the host (CPU memory or a memory-mapped file) and not on the accelerator.
 
-Use this module if a data set is too large for the memory of the accelerator. `feed` prefetches the images of the next
+Use this module if a data set is too large for the memory of the accelerator. `prefetch` reads the examples of the next
 tasks while the accelerator computes.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +16,9 @@ from jax.sharding import Mesh
 
 from metajax.core.parallel import map_tasks, split_over_tasks, step_keys
 from metajax.core.trainer import TrainState, check_state
-from metajax.core.types import ClassBank, Task
+from metajax.core.types import ClassBank, StreamedSampler, Task, TaskSampler
 from metajax.errors import UserError, needs
 from metajax.tasks.episodes import Transform, check, draw_episode
-
-
-class HostTasks(NamedTuple):
-    """A task sampler in two parts: `rows` samples the indices of the images, `sampler` makes the task from the images.
-
-    Attributes:
-        images: `[all examples, height, width, channels]`, `uint8` or floats in `[0, 1]`: an array or a memory map.
-        rows: `rng -> int32[examples]`, indices into `images` of the examples of a task.
-        sampler: `(rng, images=None) -> Task`. Here `images` are the examples at the indices `rows(rng)`, `[examples,
-            height, width, channels]`; `feed` provides them to `trainer`. If `images` is `None`, the device fetches
-            the examples from the host through a callback and waits for them. `evaluator` uses this slower form.
-    """
-
-    images: Any
-    rows: Callable[[jax.Array], jax.Array]
-    sampler: Callable[..., Task]
 
 
 def host_episodes(
@@ -45,7 +29,7 @@ def host_episodes(
     queries: int,
     rotations: bool = False,
     transform: Transform | None = None,
-) -> HostTasks:
+) -> StreamedSampler:
     """Return a sampler of few-shot episodes from a class bank that is too large for the memory of the device.
 
     For each random key the task equals the task that the sampler of `episodes` returns for this key.
@@ -60,7 +44,7 @@ def host_episodes(
         transform: A function `(image, rng) -> image` for augmentation, applied to each image on the device.
 
     Returns:
-        The task sampler. Pass it to `feed`, and its field `sampler` to `trainer` and `evaluator`.
+        The task sampler, for `trainer` and `prefetch`. `on_demand` makes a sampler for `evaluator` from it.
 
     Raises:
         ValueError: If the bank has too few classes, if a class has too few examples, or if the bank's arrays do not
@@ -68,8 +52,8 @@ def host_episodes(
 
     >>> import jax, numpy as np, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
-    >>> tasks, key = mj.host_episodes(bank, ways=3, shots=1, queries=2), jax.random.key(0)
-    >>> tasks.sampler(key, bank.images[tasks.rows(key)]).query.x.shape
+    >>> sampler, key = mj.host_episodes(bank, ways=3, shots=1, queries=2), jax.random.key(0)
+    >>> sampler.sample(key, bank.images[sampler.rows(key)]).query.x.shape
     (6, 8, 8, 1)
     """
     check(bank, ways, shots, queries, rotations)
@@ -78,25 +62,36 @@ def host_episodes(
         draw_episode, starts, counts, ways=ways, shots=shots, queries=queries, rotations=rotations, transform=transform
     )
 
-    def fetch(rows: jax.Array) -> jax.Array:
-        dtype = _device_dtype(bank.images)
-        shape = jax.ShapeDtypeStruct((*rows.shape, *bank.images.shape[1:]), dtype)
-
-        def of_rows(rows: Any) -> np.ndarray:
-            # JAX may pass `rows` as a JAX array, but only NumPy arrays can index a memory map.
-            return np.asarray(bank.images[np.asarray(rows)], dtype)
-
-        return jax.pure_callback(of_rows, shape, rows, vmap_method="broadcast_all")
-
-    def sampler(rng: jax.Array, images: jax.Array | None = None) -> Task:
-        episode = draw(rng)
-        return episode.of(fetch(episode.rows) if images is None else images)
-
-    return HostTasks(bank.images, lambda rng: draw(rng).rows, sampler)
+    return StreamedSampler(bank.images, lambda rng: draw(rng).rows, lambda rng, images: draw(rng).of(images))
 
 
-def feed(
-    tasks: HostTasks,
+def on_demand(sampler: StreamedSampler) -> TaskSampler:
+    """Return a sampler `rng -> Task` whose device fetches the examples of each task from the host, and waits for them.
+
+    Training with `prefetch` is faster. For evaluation, pass the returned sampler to `evaluator`.
+
+    >>> import jax, numpy as np, metajax as mj
+    >>> bank = mj.ClassBank(np.zeros((12, 8, 8, 1), np.uint8), np.array([0, 3, 7]), np.array([3, 4, 5]))
+    >>> sampler = mj.on_demand(mj.host_episodes(bank, ways=3, shots=1, queries=2))
+    >>> sampler(jax.random.key(0)).query.x.shape
+    (6, 8, 8, 1)
+    """
+    dtype = _device_dtype(sampler.source)
+
+    def read(rows: Any) -> np.ndarray:
+        # JAX may pass `rows` as a JAX array, but only NumPy arrays can index a memory map.
+        return np.asarray(sampler.source[np.asarray(rows)], dtype)
+
+    def sample(rng: jax.Array) -> Task:
+        rows = sampler.rows(rng)
+        shape = jax.ShapeDtypeStruct((*rows.shape, *sampler.source.shape[1:]), dtype)
+        return sampler.sample(rng, jax.pure_callback(read, shape, rows, vmap_method="broadcast_all"))
+
+    return sample
+
+
+def prefetch(
+    sampler: StreamedSampler,
     state: TrainState,
     steps: int,
     *,
@@ -106,26 +101,26 @@ def feed(
     threads: int = 2,
     ahead: int = 2,
 ) -> Iterator[jax.Array]:
-    """Return an iterator that prefetches the images of the next `steps` meta-steps while the device computes.
+    """Return an iterator that reads the examples of the next `steps` meta-steps while the device computes.
 
-    The key and step in the training state determine the images. A run that resumes from a checkpoint therefore sees the
-    same images as a run without interruption.
+    The key and step in the training state determine the examples. A run that resumes from a checkpoint therefore sees
+    the same examples as a run without interruption.
 
     Args:
-        tasks: The task sampler, from `host_episodes`.
-        state: The current training state. `feed` reads its key and step immediately and does not keep the state.
+        sampler: The task sampler, for example from `host_episodes`.
+        state: The current training state. `prefetch` reads its key and step immediately and does not keep the state.
         steps: Total number of meta-steps.
         tasks_per_step: Number of tasks in a meta-step, as in `trainer`.
         steps_per_call: Number of meta-steps in each call of the training step, as in `trainer`; or a sequence with a
             number for each call.
         mesh: The device mesh, as in `trainer`. If the tasks are divisible evenly over the devices, each process reads
-            only the images of its own tasks.
-        threads: Number of threads that read images.
-        ahead: Number of training calls for which images are prefetched. These images occupy device memory.
+            only the examples of its own tasks.
+        threads: Number of threads that read examples.
+        ahead: Number of training calls for which examples are prefetched. These examples occupy device memory.
 
     Returns:
-        An iterator over arrays `[steps_per_call, tasks_per_step, examples, height, width, channels]` on the devices,
-        one for each training call, in the dtype of the bank. Pass each array as the second argument of `trainer.step`.
+        An iterator over arrays `[steps_per_call, tasks_per_step, examples, ...]` on the devices, one for each training
+        call, in the dtype of the source. Pass each array as the second argument of `trainer.step`.
 
     Raises:
         ValueError: If `steps` is not a multiple of the number `steps_per_call` or not the sum of the sequence
@@ -134,11 +129,11 @@ def feed(
 
     >>> import jax, numpy as np, optax, metajax as mj
     >>> bank = mj.ClassBank(np.zeros((8, 1, 1, 1), np.uint8), np.array([0, 4]), np.array([4, 4]))
-    >>> tasks = mj.host_episodes(bank, ways=2, shots=1, queries=1)
+    >>> sampler = mj.host_episodes(bank, ways=2, shots=1, queries=1)
     >>> learner = mj.maml(mj.regression_loss(lambda p, x, rng: p * x[:, 0, 0, 0]), mj.inner_loop(optax.sgd(0.1), 1))
-    >>> trainer = mj.trainer(learner, optax.sgd(0.1), tasks.sampler, tasks_per_step=3, steps_per_call=2)
+    >>> trainer = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=3, steps_per_call=2)
     >>> state = trainer.init(np.float32(1))
-    >>> [images.shape for images in mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2)]
+    >>> [images.shape for images in mj.prefetch(sampler, state, 4, tasks_per_step=3, steps_per_call=2)]
     [(2, 3, 4, 1, 1, 1), (2, 3, 4, 1, 1, 1)]
     """
     if steps < 0 or np.min(steps_per_call, initial=1) < 1:
@@ -163,18 +158,18 @@ def feed(
     @jax.jit
     def rows_of(key, step):
         keys, _ = step_keys(jax.random.wrap_key_data(key, impl=implementation), step, 1, tasks_per_step)
-        return map_tasks(lambda _, key: tasks.rows(key), None, keys[0])
+        return map_tasks(lambda _, key: sampler.rows(key), None, keys[0])
 
     def fetch(call: tuple[int, int]) -> jax.Array:
         step, length = call
         with jax.default_device(host):  # sample indices on the CPU, because the accelerator is busy with training
             rows = np.stack([rows_of(key, np.int32(step + i)) for i in range(length)])
         if sharding is None:
-            return jnp.asarray(tasks.images[rows])
-        shape = (*rows.shape, *tasks.images.shape[1:])
+            return jnp.asarray(sampler.source[rows])
+        shape = (*rows.shape, *sampler.source.shape[1:])
 
         def of_device(index) -> np.ndarray:
-            return np.asarray(tasks.images[rows[index[:2]]], _device_dtype(tasks.images))
+            return np.asarray(sampler.source[rows[index[:2]]], _device_dtype(sampler.source))
 
         return jax.make_array_from_callback(shape, sharding, of_device)
 
@@ -184,9 +179,9 @@ def feed(
     return iter(calls.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
 
 
-def _device_dtype(images: Any) -> Any:
-    """Return the dtype that images have on the device. Without `jax_enable_x64`, float64 becomes float32."""
-    return jax.dtypes.canonicalize_dtype(images.dtype)
+def _device_dtype(source: Any) -> Any:
+    """Return the dtype that examples have on the device. Without `jax_enable_x64`, float64 becomes float32."""
+    return jax.dtypes.canonicalize_dtype(source.dtype)
 
 
 def _host() -> Any:

@@ -11,7 +11,7 @@ from metajax.core.checks import check_count
 from metajax.core.losses import regression_loss
 from metajax.core.types import Batch, Task, TaskSampler
 from metajax.errors import UserError
-from metajax.tasks.config import Shots, Tasks
+from metajax.tasks.config import Shots, Split, Tasks
 
 
 def sinusoid(
@@ -80,6 +80,6 @@ class SinusoidConfig:
 
     def tasks(self, data_dir: Path | None) -> Tasks:
         """Make the task samplers of all splits; see `TaskConfig.tasks`."""
-        test = sinusoid(self.test.shots, self.test.queries, oracle=self.oracle)
-        train = sinusoid(self.train.shots, self.train.queries, oracle=self.oracle)
+        test = Split(sinusoid(self.test.shots, self.test.queries, oracle=self.oracle))
+        train = Split(sinusoid(self.train.shots, self.train.queries, oracle=self.oracle))
         return Tasks({"train": train, "validation": test, "test": test}, 1, regression_loss)

@@ -48,7 +48,8 @@ class Lines:
             x = jax.random.normal(x_rng, (2, self.points, 1))
             return Task(*(Batch(part, slope * part + NOISE) for part in x))
 
-        return Tasks({"train": sample, "validation": sample, "test": sample}, 1, regression_loss)
+        split = Split(sample)
+        return Tasks({"train": split, "validation": split, "test": split}, 1, regression_loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ class Opposite:
             return sample
 
         up, down = sampler(self.height), sampler(-self.height)
-        return Tasks({"train": up, "validation": down, "test": down}, 1, regression_loss)
+        return Tasks({"train": Split(up), "validation": Split(down), "test": Split(down)}, 1, regression_loss)
 
 
 config = dataclasses.replace(config, task=Opposite(), inner=Inner(learning_rate=1e-6))

@@ -257,9 +257,11 @@ def test_samplers_that_draw_are_taken():
     mj.tasks.check_sampler(on_the_host)
     mj.tasks.check_sampler(mj.constant_task(TASK))
     mj.tasks.check_sampler(mj.glyphs(ways=2, shots=1, queries=1))
-    only_fed = lambda rng, fed: mj.Task(mj.Batch(fed, fed), mj.Batch(fed, fed))  # noqa: E731
+    streamed = mj.StreamedSampler(
+        np.ones((9, 1)), lambda rng: jnp.arange(5), lambda rng, x: mj.Task(mj.Batch(x, x), mj.Batch(x, x))
+    )
     learner = mj.maml(good, INNER)
-    train = mj.trainer(learner, optax.sgd(0.1), only_fed, tasks_per_step=2).step
+    train = mj.trainer(learner, optax.sgd(0.1), streamed, tasks_per_step=2).step
     state, _ = train(init_state(learner, optax.sgd(0.1), PARAMS), jnp.ones((1, 2, 5, 1)))
     assert int(state.step) == 1
 

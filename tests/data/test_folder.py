@@ -351,13 +351,13 @@ def test_a_run_can_tell_as_many_other_images(tmp_path):
     images = {f"{name}/{i}.png": colour((60 * at, 0, 9 * i)) for at, name in enumerate(names) for i in range(3)}
     source = put(tmp_path / "images", images)
     spec = FolderConfig(source=source, size=8, ways=2, train=Shots(queries=2), test=Shots(queries=2))
-    before = spec.tasks(tmp_path / "data").holds
-    assert spec.tasks(tmp_path / "data").holds == before
+    before = spec.tasks(tmp_path / "data").fingerprints
+    assert spec.tasks(tmp_path / "data").fingerprints == before
     one, other, aside = source / "train" / "train0", source / "test" / "test0", tmp_path / "aside"
     one.rename(aside)
     other.rename(one)
     aside.rename(other)
-    after = spec.tasks(tmp_path / "data").holds
+    after = spec.tasks(tmp_path / "data").fingerprints
     assert {split for split in before if after[split] != before[split]} == {"train", "test"}
 
 
@@ -732,15 +732,15 @@ def test_too_few_classes_or_images_for_the_tasks(tmp_path):
     source = classes(tmp_path / "x", *(f"c{c:02d}" for c in range(10)), count=4)
     shots = Shots(shots=1, queries=2)
     made = FolderConfig(source=source, size=8, train=shots, test=shots).tasks(tmp_path / "data")
-    assert list(made.samplers) == ["train"]
-    assert list(made.unusable) == ["validation", "test"]
-    said = made.unusable["validation"]
+    assert list(made.splits) == ["train"]
+    assert list(made.problems) == ["validation", "test"]
+    said = made.problems["validation"]
     assert f"folder/x ({source}) has only 2 classes in its split 'validation', and a task has 5 ways" in said
     assert "add classes (a random split needs about 29 in all), or set --task.ways 2" in said
     spec = FolderConfig(source=source, size=8, ways=2, train=shots, test=Shots(shots=1, queries=9))
-    said = spec.tasks(tmp_path / "data").unusable["test"]
+    said = spec.tasks(tmp_path / "data").problems["test"]
     assert "has only 4 examples: set fewer --task.test.queries or shots" in said
-    assert list(FolderConfig(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").samplers)
+    assert list(FolderConfig(source=source, size=8, ways=2, train=shots, test=shots).tasks(tmp_path / "data").splits)
 
 
 CONFIG = '''"""A folder of images."""

@@ -299,7 +299,7 @@ def test_emnist_stands_upright_and_is_limited(tmp_path, monkeypatch):
     shrink(monkeypatch, "emnist", images=counts)
     prepare("emnist", emnist_zip(tmp_path / "gzip.zip", counts), tmp_path / "data")
     loaded = load("emnist", data_dir=tmp_path / "data")
-    assert loaded.class_names == split_names("emnist", "by_lot", list(catalogue.CHARACTERS))
+    assert loaded.class_names == split_names("emnist", "random", list(catalogue.CHARACTERS))
     assert (tmp_path / "data" / "emnist" / "byclass" / "3.1.0").is_dir()
     label = catalogue.CHARACTERS.index(loaded.class_names["test"][3])
     bank = loaded.splits["test"]
@@ -580,16 +580,16 @@ def test_damaged_records(tmp_path):
 def test_tasks_of_a_data_set(prepared):
     settings = {"train": Shots(shots=1, queries=1), "test": Shots(shots=1, queries=1), "size": 8}
     made = ImagesConfig(dataset="caltech_birds2011", **settings).tasks(prepared)
-    assert list(made.samplers) == ["train", "validation", "test"]
-    task = made.samplers["test"](jax.random.key(0))
+    assert list(made.splits) == ["train", "validation", "test"]
+    task = made.splits["test"].sampler(jax.random.key(0))
     assert task.support.x.shape == (5, 8, 8, 3)
     assert made.outputs == 5
     with pytest.raises(UserError, match="caltech_birds2011 has no split 'by_colour': choose one of closer_look"):
         ImagesConfig(dataset="caltech_birds2011", split="by_colour").tasks(prepared)
     made = ImagesConfig(dataset="caltech_birds2011").tasks(prepared)
-    assert made.samplers == {}
-    assert all("has only 2 examples" in said for said in made.unusable.values())
-    assert list(made.unusable) == ["train", "validation", "test"]
+    assert made.splits == {}
+    assert all("has only 2 examples" in said for said in made.problems.values())
+    assert list(made.problems) == ["train", "validation", "test"]
     with pytest.raises(UserError, match=f"run `metajax data prepare cifar100 --data-dir {prepared}`"):
         ImagesConfig().tasks(prepared)
 
@@ -600,7 +600,7 @@ def test_photographs_are_mirrored_in_training_unless_told(prepared, flip, mirror
     spec = ImagesConfig(dataset="caltech_birds2011", size=8, shift=0, flip=flip, train=shots, test=shots)
     bank = load("caltech_birds2011", size=8, data_dir=prepared).splits["train"]
     known = {image.tobytes() for image in bank.images}
-    drawn = [spec.tasks(prepared).samplers["train"](jax.random.key(k)).support.x for k in range(3)]
+    drawn = [spec.tasks(prepared).splits["train"].sampler(jax.random.key(k)).support.x for k in range(3)]
     drawn = [np.asarray(np.round(image * 255), np.uint8) for image in np.concatenate(drawn)]
     assert all(image.tobytes() in known or image[:, ::-1].tobytes() in known for image in drawn)
     assert any(image.tobytes() not in known for image in drawn) == mirrored

@@ -223,7 +223,8 @@ def test_the_tasks_of_a_folder_with_lists(tmp_path):
     lists = write(tmp_path / "lists", train_txt="c0\nc1", test_txt="c2\nc3")
     shots = Shots(shots=1, queries=1)
     spec = FolderConfig(source=source, split_lists=lists, ways=2, train=shots, test=shots, size=4)
-    assert spec.tasks(tmp_path / "data").class_names == {"train": ["c0", "c1"], "test": ["c2", "c3"]}
+    names = {name: split.class_names for name, split in spec.tasks(tmp_path / "data").splits.items()}
+    assert names == {"train": ["c0", "c1"], "test": ["c2", "c3"]}
 
 
 PICTURES = entries(*(f"n{c}_{i}.jpg" for c in range(6) for i in range(2)))

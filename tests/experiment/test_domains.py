@@ -78,7 +78,7 @@ def experiment(folders, tmp_path):
 def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
     tasks = experiment.task.tasks(tmp_path)
     assert tasks.outputs == 3
-    assert {split: list(each) for split, each in tasks.domains.items()} == {
+    assert {name: list(split.domains) for name, split in tasks.splits.items()} == {
         "train": ["dark"],
         "validation": ["dark"],
         "test": ["dark", "bright"],
@@ -86,15 +86,15 @@ def test_a_split_has_the_domains_that_have_it(experiment, tmp_path):
     draw = jax.jit(lambda sample, key: sample(key))
     for name, bright in [("dark", False), ("bright", True)]:
         for i in range(3):
-            task = draw(tasks.domains["test"][name], jax.random.key(i))
+            task = draw(tasks.splits["test"].domains[name], jax.random.key(i))
             assert ((np.asarray(task.support.x) > 0.7) == bright).all(), "each domain's sampler has its images only"
 
 
 def test_each_domain_says_what_it_holds(experiment, tmp_path):
     """So that a resumed run notices other data."""
-    holds = experiment.task.tasks(tmp_path).holds
-    assert set(holds) >= {"dark, train", "dark, test", "bright, test"}
-    assert all("images of" in held for held in holds.values())
+    fingerprints = experiment.task.tasks(tmp_path).fingerprints
+    assert set(fingerprints) >= {"dark, train", "dark, test", "bright, test"}
+    assert all("images of" in text for text in fingerprints.values())
 
 
 def test_a_report_is_by_domain_and_can_be_ranked(experiment, tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_what_would_see_the_padding_is_refused(experiment, tmp_path, changes, me
 
 
 def test_pictures_show_no_padding(experiment, tmp_path):
-    task = experiment.task.tasks(tmp_path).samplers["train"](jax.random.key(0))
+    task = experiment.task.tasks(tmp_path).splits["train"].sampler(jax.random.key(0))
     shown = _without_padding(task.support)
     real = int(task.support.mask.sum())
     assert 0 < real < len(task.support.x)
@@ -178,7 +178,7 @@ def test_what_can_be_no_domain_is_named(experiment, tmp_path):
     untrained = dataclasses.replace(experiment.task, sources=experiment.task.sources[1:])
     with pytest.raises(UserError, match="no source is for training"):
         build(dataclasses.replace(experiment, task=untrained), tmp_path)
-    assert list(untrained.tasks(tmp_path).samplers) == ["test"]
+    assert list(untrained.tasks(tmp_path).splits) == ["test"]
 
 
 TWO = """from metajax.experiment import *

@@ -12,7 +12,7 @@ from flax import nnx
 import metajax as mj
 from metajax.cli import configs, train
 from metajax.errors import UserError
-from metajax.experiment import Execution, GlyphsConfig, Inner, Outer, Shots, SinusoidConfig, build, presets
+from metajax.experiment import Execution, GlyphsConfig, Inner, Outer, Shots, SinusoidConfig, Tasks, build, presets
 from metajax.experiment.build import check_training, purpose_key
 
 
@@ -124,7 +124,7 @@ def test_tasks_for_half_an_experiment_are_built_but_not_trained_on(split, said):
     class Half:
         def tasks(self, data_dir):
             tasks = SMALL.task.tasks(data_dir)
-            return tasks._replace(samplers={split: tasks.samplers[split]})
+            return dataclasses.replace(tasks, splits={split: tasks.splits[split]})
 
     experiment = dataclasses.replace(SMALL, task=Half(), inner=dataclasses.replace(SMALL.inner, batch_size=99))
     tasks = build(experiment).tasks  # whose minibatches are for training
@@ -138,7 +138,7 @@ def test_a_loss_that_does_not_look_at_the_mask_is_found_before_training():
         def tasks(self, data_dir):
             tasks = SMALL.task.tasks(data_dir)
             loss = lambda apply: lambda p, data, rng: (jnp.square(apply(p, data.x) - data.y).mean(), {})  # noqa: E731
-            return tasks._replace(loss=loss)
+            return dataclasses.replace(tasks, loss=loss)
 
     alone = dataclasses.replace(SMALL.evaluation, non_transductive=True)
     together = dataclasses.replace(SMALL.evaluation, non_transductive=False)
@@ -151,10 +151,15 @@ def test_tasks_of_no_split_are_named():
     @dataclasses.dataclass(frozen=True)
     class Nothing:
         def tasks(self, data_dir):
-            return SMALL.task.tasks(data_dir)._replace(samplers={})
+            return dataclasses.replace(SMALL.task.tasks(data_dir), splits={})
 
     with pytest.raises(UserError, match="task has no split"):
         build(dataclasses.replace(SMALL, task=Nothing()))
+
+
+def test_a_sampler_that_is_not_in_a_split_is_named():
+    with pytest.raises(UserError, match=r"the split 'train' of Tasks must be Split\(sampler\), got "):
+        Tasks({"train": mj.sinusoid()}, 1, mj.regression_loss)
 
 
 def test_the_seed_determines_the_initial_values():
@@ -169,7 +174,7 @@ def test_more_ways_in_training_than_in_test():
     task = GlyphsConfig(ways=2, train=Shots(ways=4, shots=2, queries=1), test=Shots(shots=2, queries=3), size=16)
     experiment = dataclasses.replace(presets.load("glyphs"), task=task)
     parts = build(experiment)
-    train, test = (parts.tasks.samplers[split](jax.random.key(0)) for split in ("train", "test"))
+    train, test = (parts.tasks.splits[split].sampler(jax.random.key(0)) for split in ("train", "test"))
     assert sorted(set(train.support.y.tolist())) == [0, 1, 2, 3]
     assert sorted(set(test.support.y.tolist())) == [0, 1]
     favoured = {**parts.params, "head": {**parts.params["head"], "bias": jnp.array([0.0, 0.0, 50.0, 50.0])}}

@@ -41,7 +41,7 @@ class Blobs:
             centres, labels = jax.random.normal(centre_key, (3, 4)), jnp.tile(jnp.arange(3), 2)
             return mj.Task(*(mj.Batch(centres[labels] + jax.random.normal(key, (6, 4)) / 4, labels) for key in keys))
 
-        return ex.Tasks({"train": sample, "test": sample}, 3, mj.classification_loss)
+        return ex.Tasks({"train": ex.Split(sample), "test": ex.Split(sample)}, 3, mj.classification_loss)
 
 
 def small(learner) -> ex.Experiment:
@@ -60,7 +60,7 @@ def small(learner) -> ex.Experiment:
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: type(learner).__name__)
 def test_a_learner_trains_and_evaluates_alike_in_every_strategy(learner):
     parts = ex.build(small(learner))
-    sampler = parts.tasks.samplers["test"]
+    sampler = parts.tasks.splits["test"].sampler
     states = []
     for chunk_size in (1, 3):
         options = {"tasks_per_step": 3, "steps_per_call": 2, "chunk_size": chunk_size}

@@ -33,6 +33,11 @@ def sampler(rng):
     return mj.Task(*map(draw, jax.random.split(rng)))
 
 
+def streamed(sample):
+    """Return a sampler whose examples come from the stream that a test passes."""
+    return mj.StreamedSampler(np.ones(8), lambda rng: jnp.int32(0), sample)
+
+
 def make_trainer(steps_per_call=4, **options):
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), steps=1))
     return mj.trainer(learner, optax.adam(0.05), sampler, tasks_per_step=2, steps_per_call=steps_per_call, **options)
@@ -104,23 +109,23 @@ def test_the_failed_step_is_named_although_an_earlier_one_was_handled(tmp_path):
         return jnp.where(data < 2, jnp.nan, 1.0) * params["b"], {}
 
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.0), steps=1))
-    fed = jnp.arange(8.0).reshape(8, 1)
+    examples = jnp.arange(8.0).reshape(8, 1)
     trainer = mj.trainer(
         learner,
         optax.chain(optax.zero_nans(), optax.scale_by_schedule(lambda count: jnp.where(count < 5, -1e-3, jnp.inf))),
-        lambda rng, value: mj.Task(value + 0 * jax.random.normal(rng), value),
+        streamed(lambda rng, value: mj.Task(value + 0 * jax.random.normal(rng), value)),
         tasks_per_step=1,
         steps_per_call=8,
     )
     with pytest.raises(NotFiniteError, match="step 5") as error:
-        mj.train(trainer, PARAMS, tmp_path, steps=8, stream=lambda state, calls: (fed for _ in calls))
+        mj.train(trainer, PARAMS, tmp_path, steps=8, stream=lambda state, calls: (examples for _ in calls))
     assert error.value.step == 5
     assert steps(tmp_path) == [5]
 
 
 def test_a_stream_of_the_wrong_length_is_refused(tmp_path):
     learner = mj.maml(lambda p, x, rng: (p["b"] * x, {}), mj.inner_loop(optax.sgd(0.0), steps=1))
-    sampler = lambda rng, value: mj.Task(value + jax.random.normal(rng), value)  # noqa: E731
+    sampler = streamed(lambda rng, value: mj.Task(value + jax.random.normal(rng), value))
     trainer = mj.trainer(learner, optax.sgd(0.1), sampler, tasks_per_step=1, steps_per_call=4)
     with pytest.raises(ValueError, match=r"here \[4, 1, ...\], got \(3, 1\)"):
         trainer.step(trainer.init(PARAMS), jnp.ones((3, 1)))

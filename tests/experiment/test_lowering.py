@@ -42,7 +42,7 @@ def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_pa
     state = jax.eval_shape(trainer.init, parts.params, jax.random.key(0))
     lowered = export.export(jax.jit(trainer.step), platforms=[platform])(state)
     assert lowered.platforms == (platform,)
-    sampler = parts.tasks.samplers["test"]
+    sampler = parts.tasks.splits["test"].sampler
     support = jax.eval_shape(sampler, jax.random.key(0)).support
     measure = measure_task(
         parts.learner,

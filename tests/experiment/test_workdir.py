@@ -285,8 +285,8 @@ def test_a_run_of_an_older_version_is_refused_in_one_line(tmp_path):
     (run / "environment.json").write_text(json.dumps(environment))
     expected = (
         f"{path} is from another version of metajax: this version has no settings of type "
-        "metajax.experiment.models:MLP. Use the version that began the run (0.1.0), or begin it again in another "
-        "--workdir"
+        "metajax.experiment.models:MLP. Use the version that began the run (0.1.0), "
+        "or begin it again in another --workdir"
     )
     for read in (workdir.load_experiment, workdir.training_steps, lambda run: workdir.differences(run, experiment)):
         with pytest.raises(UserError) as caught:

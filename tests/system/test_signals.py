@@ -44,7 +44,8 @@ class Slow:
             x = jax.pure_callback(wait, jax.ShapeDtypeStruct((4, 1), jnp.float32), jax.random.normal(rng, (4, 1)))
             return Task(Batch(x, x), Batch(x, x))
 
-        return Tasks({"train": sample, "validation": sample, "test": sample}, 1, regression_loss)
+        split = Split(sample)
+        return Tasks({"train": split, "validation": split, "test": split}, 1, regression_loss)
 
 
 config = dataclasses.replace(config, task=Slow(), training=dataclasses.replace(config.training, tasks_per_step=1))

@@ -1,4 +1,4 @@
-"""Banks on the host: the same tasks as on the device, fed, resumed and split over devices."""
+"""Banks on the host: the same tasks as on the device, prefetched, resumed and split over devices."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_a_task_is_that_of_the_device_bit_for_bit(bank, transform):
     assert isinstance(bank.images, np.memmap)
     here = mj.host_episodes(bank, transform=transform, **SIZES)
     there = mj.episodes(bank, transform=transform, **SIZES)
-    rows, host, device = jax.jit(here.rows), jax.jit(here.sampler), jax.jit(lambda sample, key: sample(key))
+    rows, host, device = jax.jit(here.rows), jax.jit(here.sample), jax.jit(lambda sample, key: sample(key))
     for i in range(5):
         key = jax.random.key(i)
         a, b = host(key, bank.images[rows(key)]), device(there, key)
@@ -59,10 +59,10 @@ def test_a_task_is_that_of_the_device_bit_for_bit(bank, transform):
             np.testing.assert_array_equal(x, y)
 
 
-def test_what_is_fed_are_the_images_of_the_tasks_of_each_step(bank):
+def test_what_is_prefetched_are_the_images_of_the_tasks_of_each_step(bank):
     """Task by task and step by step, from a state in the middle of a run."""
     tasks, state = mj.host_episodes(bank, **SIZES), fresh()._replace(step=jnp.int32(7))
-    calls = list(mj.feed(tasks, state, 4, tasks_per_step=3, steps_per_call=2))
+    calls = list(mj.prefetch(tasks, state, 4, tasks_per_step=3, steps_per_call=2))
     assert [call.dtype for call in calls] == [np.uint8] * 2
     rows = jax.jit(tasks.rows)
     for step, images in enumerate(np.concatenate(calls)):
@@ -71,10 +71,10 @@ def test_what_is_fed_are_the_images_of_the_tasks_of_each_step(bank):
             np.testing.assert_array_equal(task_images, bank.images[rows(jax.random.split(key)[0])])
 
 
-def train_fed(tasks, state, steps, train=None, **options):
-    train = train or mj.trainer(LEARNER, OPTIMIZER, tasks.sampler, **options).step
+def train_streamed(tasks, state, steps, train=None, **options):
+    train = train or mj.trainer(LEARNER, OPTIMIZER, tasks, **options).step
     losses = []
-    for images in mj.feed(tasks, state, steps, **options):
+    for images in mj.prefetch(tasks, state, steps, **options):
         state, metrics = train(state, images)
         losses.append(metrics["loss"])
     return state, np.concatenate(losses)
@@ -84,7 +84,7 @@ def train_fed(tasks, state, steps, train=None, **options):
 def test_training_is_that_of_the_device(bank, devices, num_tasks):
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
     options = {"tasks_per_step": num_tasks, "steps_per_call": 3, "mesh": mesh}
-    state, losses = train_fed(mj.host_episodes(bank, **SIZES), fresh(), 6, **options)
+    state, losses = train_streamed(mj.host_episodes(bank, **SIZES), fresh(), 6, **options)
     train = mj.trainer(LEARNER, OPTIMIZER, mj.episodes(bank, **SIZES), **options).step
     expected, first = train(fresh())
     expected, second = train(expected)
@@ -96,17 +96,17 @@ def test_training_is_that_of_the_device(bank, devices, num_tasks):
 def test_tasks_lie_on_their_own_devices(bank):
     mesh = mj.task_mesh(jax.devices()[:2])
     tasks = mj.host_episodes(bank, **SIZES)
-    (images,) = mj.feed(tasks, fresh(), 1, tasks_per_step=4, mesh=mesh)
+    (images,) = mj.prefetch(tasks, fresh(), 1, tasks_per_step=4, mesh=mesh)
     assert [shard.data.shape[:2] for shard in images.addressable_shards] == [(1, 2), (1, 2)]
-    np.testing.assert_array_equal(images, next(mj.feed(tasks, fresh(), 1, tasks_per_step=4)))
+    np.testing.assert_array_equal(images, next(mj.prefetch(tasks, fresh(), 1, tasks_per_step=4)))
 
 
 def test_a_run_goes_on_exactly_where_it_stopped(bank):
     tasks, options = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2, "steps_per_call": 2}
-    train = mj.trainer(LEARNER, OPTIMIZER, tasks.sampler, **options).step
-    whole, losses = train_fed(tasks, fresh(), 8, train, **options)
-    half, first = train_fed(tasks, fresh(), 4, train, **options)
-    resumed, second = train_fed(tasks, half, 4, train, **options)
+    train = mj.trainer(LEARNER, OPTIMIZER, tasks, **options).step
+    whole, losses = train_streamed(tasks, fresh(), 8, train, **options)
+    half, first = train_streamed(tasks, fresh(), 4, train, **options)
+    resumed, second = train_streamed(tasks, half, 4, train, **options)
     np.testing.assert_array_equal(np.concatenate([first, second]), losses)
     np.testing.assert_array_equal(resumed.meta_params, whole.meta_params)
 
@@ -114,25 +114,40 @@ def test_a_run_goes_on_exactly_where_it_stopped(bank):
 def test_a_failure_keeps_the_last_good_state():
     """Or later steps of the call would go on with what was meant for others."""
     learner = mj.maml(lambda p, data, rng: ((p - data) ** 2, {}), mj.inner_loop(optax.sgd(0.1), 0))
-    train = mj.trainer(learner, OPTIMIZER, lambda rng, fed: mj.Task(fed, fed), tasks_per_step=2, steps_per_call=4).step
-    fed = jnp.ones((4, 2)).at[1, 0].set(jnp.nan)
-    state, metrics = train(init_state(learner, OPTIMIZER, jnp.float32(0.0)), fed)
+    sampler = mj.StreamedSampler(np.ones(8), lambda rng: jnp.int32(0), lambda rng, one: mj.Task(one, one))
+    train = mj.trainer(learner, OPTIMIZER, sampler, tasks_per_step=2, steps_per_call=4).step
+    examples = jnp.ones((4, 2)).at[1, 0].set(jnp.nan)
+    state, metrics = train(init_state(learner, OPTIMIZER, jnp.float32(0.0)), examples)
     assert mj.first_non_finite(metrics) == (1, "loss")
     assert int(state.step) == 1
     assert np.isnan(metrics["loss"][1:]).all()
 
 
+def test_a_sampler_and_its_examples_go_together(bank):
+    streamed, sizes = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2, "steps_per_call": 1}
+    (examples,) = mj.prefetch(streamed, fresh(), 1, **sizes)
+    with pytest.raises(ValueError, match=r"call step\(state, examples\).*metajax.prefetch, or .*on_demand"):
+        mj.trainer(LEARNER, OPTIMIZER, streamed, **sizes).step(fresh())
+    with pytest.raises(ValueError, match=r"only a StreamedSampler takes examples"):
+        mj.trainer(LEARNER, OPTIMIZER, mj.on_demand(streamed), **sizes).step(fresh(), examples)
+    with pytest.raises(TypeError, match=r"pass metajax.on_demand\(sampler\)"):
+        mj.evaluator(LEARNER, loss_fn, streamed, steps=1)
+    other = streamed._replace(sample=lambda rng, images: (images, images))
+    with pytest.raises(TypeError, match=r"a task is metajax.Task"):
+        mj.trainer(LEARNER, OPTIMIZER, other, **sizes).step(fresh(), examples)
+
+
 def test_calls_that_do_not_divide_the_steps_are_named(bank):
     with pytest.raises(ValueError, match="steps must be a multiple of steps_per_call = 2, got 3"):
-        mj.feed(mj.host_episodes(bank, **SIZES), fresh(), 3, tasks_per_step=1, steps_per_call=2)
+        mj.prefetch(mj.host_episodes(bank, **SIZES), fresh(), 3, tasks_per_step=1, steps_per_call=2)
 
 
 def test_nothing_to_come_is_nothing_fetched(bank):
     tasks = mj.host_episodes(bank, **SIZES)
-    assert list(mj.feed(tasks, fresh(), 0, tasks_per_step=1, steps_per_call=2)) == []
+    assert list(mj.prefetch(tasks, fresh(), 0, tasks_per_step=1, steps_per_call=2)) == []
     for per_call in (0, [2, 0]):
         with pytest.raises(ValueError, match="steps_per_call at least 1"):
-            mj.feed(tasks, fresh(), 2, tasks_per_step=1, steps_per_call=per_call)
+            mj.prefetch(tasks, fresh(), 2, tasks_per_step=1, steps_per_call=per_call)
 
 
 def test_images_on_the_host_need_its_cpu(bank, monkeypatch):
@@ -141,17 +156,17 @@ def test_images_on_the_host_need_its_cpu(bank, monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", none)
     with pytest.raises(UserError, match="add cpu to JAX_PLATFORMS"):
-        mj.feed(mj.host_episodes(bank, **SIZES), fresh(), 1, tasks_per_step=1)
+        mj.prefetch(mj.host_episodes(bank, **SIZES), fresh(), 1, tasks_per_step=1)
 
 
 def test_calls_may_be_of_different_lengths(bank):
     tasks, sizes = mj.host_episodes(bank, **SIZES), {"tasks_per_step": 2}
-    uneven = [*mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1, 3], **sizes)]
+    uneven = [*mj.prefetch(tasks, fresh(), 6, steps_per_call=[2, 1, 3], **sizes)]
     assert [len(call) for call in uneven] == [2, 1, 3]
-    even = np.concatenate([*mj.feed(tasks, fresh(), 6, steps_per_call=np.int64(3), **sizes)])
+    even = np.concatenate([*mj.prefetch(tasks, fresh(), 6, steps_per_call=np.int64(3), **sizes)])
     np.testing.assert_array_equal(np.concatenate(uneven), even)
     with pytest.raises(ValueError, match="must add up to steps = 6, got 3"):
-        mj.feed(tasks, fresh(), 6, steps_per_call=[2, 1], **sizes)
+        mj.prefetch(tasks, fresh(), 6, steps_per_call=[2, 1], **sizes)
 
 
 def test_sizes_that_the_bank_has_not_are_named(bank):
@@ -164,7 +179,7 @@ def test_sizes_that_the_bank_has_not_are_named(bank):
 def test_without_their_images_tasks_fetch_them(bank, devices):
     """In evaluation and in training, a task at a time, some at once, and on several devices."""
     mesh = devices and mj.task_mesh(jax.devices()[:devices])
-    samplers = mj.host_episodes(bank, **SIZES).sampler, mj.episodes(bank, **SIZES)
+    samplers = mj.on_demand(mj.host_episodes(bank, **SIZES)), mj.episodes(bank, **SIZES)
     for chunk_size in (1, 3):
         options = {"chunk_size": chunk_size, "mesh": mesh}
         evaluations = [mj.evaluator(LEARNER, loss_fn, s, steps=1, num_tasks=6, **options) for s in samplers]
@@ -188,12 +203,9 @@ def test_benchmarks_fetch_ahead_as_training_does(bank):
             read.append(rows.shape)
             return bank.images[rows]
 
-    def sampler(rng: jax.Array, images: jax.Array) -> mj.Task:  # which cannot fetch for itself
-        return tasks.sampler(rng, images)
-
-    counted = tasks._replace(images=Counted(), sampler=sampler)
+    counted = tasks._replace(source=Counted())
     sizes = {"tasks_per_step": 2, "steps_per_call": 3}
-    call = training_calls(LEARNER, OPTIMIZER, sampler, PARAMS, on_host=counted, **sizes)
+    call = training_calls(LEARNER, OPTIMIZER, counted, PARAMS, **sizes)
     call()
     call()
     assert len(read) >= 2
@@ -220,13 +232,13 @@ config = Experiment(
 @pytest.mark.slow
 def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
     """With calls of one length, or of two, and resumed halfway; each fetched ahead."""
-    fed = []
+    prefetched = []
 
     def recorded(tasks, state, steps, **options):
-        fed.append((int(state.step), options["steps_per_call"]))
-        return mj.feed(tasks, state, steps, **options)
+        prefetched.append((int(state.step), options["steps_per_call"]))
+        return mj.prefetch(tasks, state, steps, **options)
 
-    monkeypatch.setattr(experiment_run, "feed", recorded)
+    monkeypatch.setattr(experiment_run, "prefetch", recorded)
     rng = np.random.default_rng(0)
     for split, classes in (("train", 4), ("validation", 2), ("test", 2)):
         for i in range(classes):
@@ -253,25 +265,25 @@ def test_on_the_command_line_a_run_is_that_of_the_device(tmp_path, monkeypatch):
     for step in (8, 12):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
     assert trained("cut") == host
-    assert fed == [(0, [2] * 6), (0, [3, 1] * 3), (4, [2] * 4)]
+    assert prefetched == [(0, [2] * 6), (0, [3, 1] * 3), (4, [2] * 4)]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_float_images_keep_their_values(tmp_path, dtype):
-    """Fetched by a callback, and fed to one device or two."""
+    """Fetched by a callback, and prefetched for one device or two."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((16, 3, 3, 1)).astype(dtype))
     counts = np.array([8, 8])
     bank = mj.ClassBank(np.load(tmp_path / "x.npy", mmap_mode="r"), np.cumsum(counts) - counts, counts)
     sizes, key = {"ways": 2, "shots": 1, "queries": 2}, jax.random.key(0)
     tasks, expected = mj.host_episodes(bank, **sizes), mj.episodes(bank, **sizes)(key)
     on_device = np.float16 if dtype == "float16" else np.float32
-    for images in (None, bank.images[tasks.rows(key)]):
-        for ours, theirs in zip(*map(jax.tree.leaves, (tasks.sampler(key, images), expected)), strict=True):
+    for task in (mj.on_demand(tasks)(key), tasks.sample(key, bank.images[tasks.rows(key)])):
+        for ours, theirs in zip(*map(jax.tree.leaves, (task, expected)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     for mesh in (None, mj.task_mesh(jax.devices()[:2])):
-        (fed,) = mj.feed(tasks, fresh(), 1, tasks_per_step=2, mesh=mesh)
-        assert fed.dtype == on_device
+        (call,) = mj.prefetch(tasks, fresh(), 1, tasks_per_step=2, mesh=mesh)
+        assert call.dtype == on_device
         keys = mj.task_keys(jax.random.fold_in(fresh().key, 0), 2)
-        for task_images, one in zip(fed[0], keys, strict=True):
+        for task_images, one in zip(call[0], keys, strict=True):
             rows = np.asarray(tasks.rows(jax.random.split(one)[0]))
             np.testing.assert_array_equal(task_images, bank.images[rows].astype(on_device))
