@@ -1,5 +1,6 @@
 """Transformers: a causal language model, and a vision Transformer whose tokens are the patches of an image."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,6 +56,8 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map `int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
+        chex.assert_rank(tokens, 2, custom_message="tokens must be [examples, tokens]")
+        chex.assert_type(tokens, int, custom_message="tokens must be integers")
         length = self.positions.shape[0]
         if tokens.shape[1] > length:
             raise ValueError(f"sequences have {tokens.shape[1]} tokens, but the network was made for at most {length}")

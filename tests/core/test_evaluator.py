@@ -215,3 +215,12 @@ def test_targets_may_be_a_tree():
     report = mj.evaluator(learner, loss_fn, sampler, steps=1, num_tasks=2)(jnp.float32(1.0), jax.random.key(0))
     kinds = [getattr(report, kind)["loss"].mean for kind in ("transductive", "non_transductive")]
     np.testing.assert_allclose(*kinds, rtol=1e-5)
+
+
+def test_queries_of_another_shape_than_the_support_set_are_named():
+    loss_fn = mj.regression_loss(lambda params, x, rng: params * x.reshape(x.shape[0], -1).sum(1))
+    task = mj.Task(mj.Batch(jnp.ones((3, 2)), jnp.ones(3)), mj.Batch(jnp.ones((4, 2, 1)), jnp.ones(4)))
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
+    evaluate = mj.evaluator(learner, loss_fn, mj.constant_task(task), steps=1, num_tasks=2)
+    with pytest.raises(AssertionError, match=r"query\.x must have examples of the shape of the examples of support\.x"):
+        evaluate(jnp.float32(1), 0)

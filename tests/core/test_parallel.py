@@ -161,3 +161,10 @@ def test_no_tasks_have_no_average():
             average(lambda a, x: x, 0, {})
         with pytest.raises(ValueError, match="leading task axis"):
             average(lambda a, x: x, 0, {"a": jnp.ones(3), "b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_the_keys_of_tasks_come_from_one_key(make_key):
+    assert mj.task_keys(make_key(0), 3).shape[0] == 3
+    with pytest.raises(AssertionError, match="rng must be one key"):
+        mj.task_keys(jax.random.split(make_key(0)), 3)
