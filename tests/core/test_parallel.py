@@ -28,10 +28,16 @@ def double_precision():
 
 @pytest.fixture(scope="module")
 def problem(double_precision):
-    apply, params = mj.functional(mj.models.MLP(64, 3, hidden=(6,), normalise=True, rngs=nnx.Rngs(0)))
+    apply, params = mj.functional(mj.models.MLP(4, 3, hidden=(6,), normalise=True, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
     learner = mj.maml(mj.classification_loss(apply), mj.inner_loop(optax.sgd(0.5), 2))
-    sampler = mj.glyphs(ways=3, shots=1, queries=2, size=8)
+    labels = jnp.arange(9) % 3
+
+    def sampler(rng):
+        means_key, noise_key = jax.random.split(rng)
+        means, noise = jax.random.normal(means_key, (3, 4)), jax.random.normal(noise_key, (9, 4))
+        x = means[labels] + 0.3 * noise
+        return mj.Task(mj.Batch(x[:3], labels[:3]), mj.Batch(x[3:], labels[3:]))
 
     def estimate(params, key):
         task_key, learn_key = jax.random.split(key)

@@ -1,6 +1,7 @@
 """Training in several processes on one machine, over loopback."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import time
 
 import numpy as np
 import pytest
+from command_line import fast_environment
+from marks import slow_except
 
 from metajax.errors import UserError
 from metajax.experiment import metrics
@@ -42,7 +45,13 @@ def start(tmp_path):
         common = [sys.executable, "-m", "metajax", *TRAIN, "--training.steps", str(steps), "--workdir", tmp_path / run]
         others = [["--distributed", f"localhost:{port},{index},{count}"] if count > 1 else [] for index in range(count)]
         processes = [
-            subprocess.Popen([*common, *other, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                [*common, *other, *own],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, **fast_environment()},
+            )
             for other, own in zip(others, more or [[]] * count, strict=True)
         ]
         started.extend(processes)
@@ -64,17 +73,18 @@ def finish(processes):
     return said
 
 
-def test_four_processes_do_what_one_does(tmp_path, start):
-    first, *rest = finish(start(4, 20, "four"))
+@pytest.mark.parametrize("count", slow_except([2, 4], [0]))
+def test_several_processes_do_what_one_does(tmp_path, start, count):
+    first, *rest = finish(start(count, 20, "several"))
     assert "training in" in first
     assert not any("training in" in each for each in rest), "only the first speaks"
     finish(start(1, 20, "one"))
-    many, one = metrics_of(tmp_path / "four"), metrics_of(tmp_path / "one")
+    many, one = metrics_of(tmp_path / "several"), metrics_of(tmp_path / "one")
     assert [row["step"] for row in many] == [row["step"] for row in one] == [5, 10, 15, 20]
     for a, b in zip(many, one, strict=True):
         for name in ("loss", "gradient_norm", "update_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
-    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("four", "one")]
+    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("several", "one")]
     np.testing.assert_allclose(*[each["transductive"]["loss"]["mean"] for each in reports], rtol=1e-5)
 
 

@@ -17,6 +17,8 @@ from metajax.experiment import checkpoints, loop, metrics
 from metajax.experiment.config_code import load_module
 from metajax.experiment.loop import NotFiniteError
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 PARAMS = {"w": jnp.arange(3.0), "b": jnp.float32(0.5)}
 
 
