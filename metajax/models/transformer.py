@@ -29,10 +29,10 @@ class Transformer(nnx.Module):
         Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017. Pre-norm: Xiong et
         al., `On Layer Normalization <https://arxiv.org/abs/2002.04745>`_, 2020.
 
-    >>> import jax.numpy as jnp, metajax as mj
+    >>> import jax, jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
     >>> model = mj.models.Transformer(64, length=16, width=32, layers=2, heads=4, rngs=nnx.Rngs(0))
-    >>> model(jnp.zeros((3, 16), jnp.int32)).shape
+    >>> jax.eval_shape(model, jnp.zeros((3, 16), jnp.int32)).shape
     (3, 16, 64)
     """
 
