@@ -166,6 +166,7 @@ def test_a_bank_is_an_argument_and_no_constant():
     assert len(text) < 100_000
 
 
+@pytest.mark.slow
 def test_meta_training_learns_sinusoids():
     """The whole, small: adaptation gets better, and before adaptation nothing can be known."""
     apply, params = mj.functional(mj.models.MLP(1, 1, rngs=nnx.Rngs(0)))
