@@ -21,8 +21,6 @@ from metajax.core.parallel import task_mesh
 from metajax.experiment.devices import device_name
 from metajax.profiling import WORKLOADS, make_tasks, matrix_flops, meta_gradient, standard, time_calls
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.mark.parametrize("module", [*PEERS.values(), *JAX.values()])
 def test_every_peer_is_there(module):
