@@ -1,8 +1,9 @@
 """Sessions that test metajax in several environments and build its documentation.
 
 `nox -s tests` tests with the packages that pip chooses, `nox -s oldest` with the lower bound of every dependency,
-`nox -s newest` on the newest Python, `nox -s base` without the extras. `nox -s docs` builds the site. Words after `--`
-go to pytest, for example `nox -s oldest -- tests/core/test_inner_loop.py`.
+`nox -s newest` on the newest Python, `nox -s base` without the extras. `nox -s slow` runs the slow tests, and
+`nox -s docs` builds the site. Words after `--` go to pytest, for example
+`nox -s oldest -- tests/core/test_inner_loop.py`.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests and the doctests."""
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that the other sessions leave out because they take long."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session(python="3.11")  # the oldest supported Python; later ones have no wheels of the oldest packages

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -416,6 +417,7 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
             "the loss does not use data.mask, so it cannot ignore the support set in the batch of each query: weight "
             "examples by data.mask, or pass non_transductive=False"
         )
+    jax.tree.map(_check_same_examples, support.x, query.x)
     only_last = jnp.zeros(_size(support) + 1).at[-1].set(1)
 
     def measure(xy):
@@ -434,6 +436,11 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         block = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
     values = jax.lax.map(measure, (query.x, query.y), batch_size=block)
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
+
+
+def _check_same_examples(support: jax.Array, query: jax.Array) -> None:
+    message = "query.x must have examples of the shape of the examples of support.x"
+    chex.assert_shape(query, (None, *support.shape[1:]), custom_message=message)
 
 
 def _scores(values: dict[str, np.ndarray]) -> Scores:

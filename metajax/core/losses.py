@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,7 +39,10 @@ def classification_loss(apply: ApplyFn, *, varied_ways: bool = False) -> LossFn:
             raise TypeError(f"labels are integers in [0, ways), got {describe(jnp.asarray(data.y))}")
         logits = _outputs(apply(params, data.x, rng))
         if jnp.shape(data.y) != logits.shape[:-1]:
-            raise ValueError(f"logits have shape {logits.shape}, but labels {jnp.shape(data.y)}")
+            raise ValueError(
+                f"logits have shape {logits.shape}, but labels {jnp.shape(data.y)}: the model must return logits "
+                "[examples, ..., ways] for labels [examples, ...]"
+            )
         if varied_ways:
             logits = jnp.where(jnp.arange(logits.shape[-1]) <= data.y.max(), logits, jnp.finfo(logits.dtype).min / 2)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
@@ -122,12 +126,17 @@ def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     Args:
         values: `[examples, ...]`.
         mask: Weights `[examples]`, or `None` to count every example once.
+
+    Raises:
+        AssertionError: If `mask` does not have one weight for each example.
     """
     wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
         return _like(values, wide.mean())
-    wide = wide.reshape(wide.shape[0], -1).mean(-1)
     mask = jnp.asarray(mask, wide.dtype)
+    chex.assert_shape(values, (None, ...), custom_message="values must be [examples, ...]")
+    chex.assert_shape(mask, values.shape[:1], custom_message="mask must be [examples], one weight for each of values")
+    wide = wide.reshape(wide.shape[0], -1).mean(-1)
     total = mask.sum()
     weighted = jnp.where(mask > 0, wide, 0) * mask  # examples of weight 0 may be NaN
     return _like(values, weighted.sum() / jnp.where(total > 0, total, 1))

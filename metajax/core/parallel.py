@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metajax.core.checks import check_count
+from metajax.core.tracing import is_key
 from metajax.core.types import PyTree
 
 AXIS = "tasks"
@@ -74,11 +76,15 @@ def task_keys(rng: jax.Array, num_tasks: int, first: int | jax.Array = 0) -> jax
 
     Each key is a function of `rng` and the task's index only.
 
+    Raises:
+        AssertionError: If `rng` is an array of several keys.
+
     >>> import jax, metajax as mj
     >>> few, many = mj.task_keys(jax.random.key(0), 2), mj.task_keys(jax.random.key(0), 5)
     >>> bool((few == many[:2]).all())
     True
     """
+    chex.assert_rank(rng, 0 if is_key(rng) else 1, custom_message="rng must be one key")
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, first + jnp.arange(num_tasks))
 
 

@@ -1,6 +1,7 @@
 """Build the task samplers, model, loss, learner and outer optimiser of a run from an experiment's settings."""
 
 import functools
+import traceback
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,7 +63,10 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
         raise UserError("task has no split from which tasks can be sampled")
     support = _support(next(iter(tasks.splits.values())).sampler)
     rngs = nnx.Rngs(purpose_key(experiment.seed, "init"))
-    module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
+    try:
+        module = experiment.model.build(support.x.shape[1:], tasks.outputs, rngs)
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"model: {_message(error)}") from error
     if getattr(support, "mask", None) is not None:
         _check_padded(module)
     if tasks.varied_ways:
@@ -78,8 +82,8 @@ def build(experiment: Experiment, data_dir: Path | None = None, *, tasks: Tasks 
         adapt = functools.partial(learner.adapt, steps=1, batch_size=batch_size)
         jax.eval_shape(adapt, meta_params, support, jax.random.key(0))
         uses_mask = weighs_examples(loss_fn, params, support, jax.random.key(0))
-    except ValueError as error:
-        raise UserError(f"learner: {error}") from error
+    except (AssertionError, ValueError) as error:  # AssertionError: chex, or an assertion in the user's own code
+        raise UserError(f"learner: {_message(error)}") from error
     if experiment.evaluation.non_transductive and not uses_mask:
         raise UserError(
             "evaluation.non_transductive: the loss of these tasks does not use data.mask, so it cannot ignore the "
@@ -142,6 +146,14 @@ def check_training(experiment: Experiment, tasks: Tasks) -> None:
 def _support(sampler: TaskSampler) -> Any:
     """Return the shapes and dtypes of the support sets that a sampler samples."""
     return jax.eval_shape(sampler, jax.random.key(0)).support
+
+
+def _message(error: Exception) -> str:
+    """Return the message of an error. If the error has none, as after `assert x > 0`, return where it was raised."""
+    if str(error):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.filename}, line {place.lineno}: {place.line}"
 
 
 def _check_padded(module: nnx.Module) -> None:

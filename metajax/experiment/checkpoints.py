@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from metajax.core.tracing import is_key
 from metajax.core.trainer import TrainState
 from metajax.errors import UserError, needs
 from metajax.system import files
@@ -278,13 +279,45 @@ def _metrics(directory: str | os.PathLike[str], step: int) -> Path:
 def _to_arrays(state: TrainState) -> dict[str, Any]:
     """Return the state as a dict of NumPy arrays. The random key becomes an array of integers.
 
+    A key in another field, such as the key of an optimiser that adds noise, becomes a dict with one entry: the name of
+    the key's implementation, and the array of integers. So a key of another implementation is found by its name.
+
     The arrays are copies, because the next training step reuses the state's buffers before the save is complete.
     """
     plain = state._replace(key=jax.random.key_data(state.key))._asdict()
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), plain)
+
+    def to_array(leaf: Any) -> Any:
+        if is_key(leaf):
+            return {str(jax.random.key_impl(leaf)): np.array(jax.random.key_data(leaf), copy=True)}
+        return np.array(leaf, copy=True)
+
+    return jax.tree.map(to_array, plain)
 
 
-def _checksum(arrays: dict[str, Any]) -> np.ndarray:
+def _from_arrays(arrays: dict[str, Any], like: TrainState) -> TrainState:
+    """Return the state that `_to_arrays` converted to arrays. `like` has the implementations of the keys."""
+
+    def from_array(leaf: Any, array: Any) -> Any:
+        if is_key(leaf):
+            (array,) = array.values()
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return array
+
+    key = jax.random.wrap_key_data(arrays["key"], impl=jax.random.key_impl(like.key))
+    others = [field for field in TrainState._fields if field != "key"]
+    return TrainState(key=key, **{each: jax.tree.map(from_array, getattr(like, each), arrays[each]) for each in others})
+
+
+def checksums(state: TrainState) -> dict[str, str]:
+    """Return a checksum of each field of a training state: of the paths, shapes, dtypes and values of its arrays."""
+    found = {}
+    for name, field in _to_arrays(state).items():
+        described = repr(sorted(_described(field).items()))
+        found[name] = f"{zlib.crc32(described.encode(), int(_checksum(field))):08x}"
+    return found
+
+
+def _checksum(arrays: Any) -> np.ndarray:
     """Return a checksum of the arrays, because Orbax's file formats do not detect every changed bit."""
     checksum = 0
     for leaf in jax.tree.leaves(arrays):
@@ -318,7 +351,7 @@ def _read(path: Path, like: TrainState) -> TrainState:
     checksum = found.pop(_CHECKSUM)
     if checksum != _checksum(found):
         raise _DamagedError("its checksum is wrong")
-    return TrainState(**{**found, "key": jax.random.wrap_key_data(found["key"], impl=jax.random.key_impl(like.key))})
+    return _from_arrays(found, like)
 
 
 class _DamagedError(Exception):

@@ -20,7 +20,7 @@ from metajax.core.checks import check_count
 from metajax.core.trainer import Trainer, TrainState, first_non_finite
 from metajax.core.types import Params
 from metajax.errors import UserError
-from metajax.experiment import checkpoints, metrics, workdir
+from metajax.experiment import checkpoints, metrics, rendezvous, workdir
 from metajax.experiment.devices import any_process, is_first, wait_for_others
 from metajax.system import files
 from metajax.system.signals import Stopped, stop_requests
@@ -100,7 +100,8 @@ def train(
         NotFiniteError: If a meta-step fails.
         Stopped: If a signal stopped the training. The state was saved before.
         UserError: If the folder cannot be written, if another process trains in the folder, if a checkpoint does not
-            fit the model or the optimiser, or if the last checkpoint is later than `steps`.
+            fit the model or the optimiser, or if the last checkpoint is later than `steps`. With several processes,
+            also if their arguments differ; every process raises this error.
 
     >>> import tempfile, jax.numpy as jnp, optax, metajax as mj
     >>> learner = mj.maml(lambda p, target, rng: ((p - target) ** 2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
@@ -113,13 +114,19 @@ def train(
     (20, 30, 3.0)
     """
     checkpoint_every = steps if checkpoint_every is None else checkpoint_every
-    for name, value in {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every}.items():
-        check_count(name, value)
-    directory = files.expand_home(Path(directory))
-    if is_first():
-        workdir.check_writable(directory)
+    counts = {"steps": steps, "keep": keep, "checkpoint_every": checkpoint_every}
+    with rendezvous.mistakes_told():
+        for name, value in counts.items():
+            check_count(name, value)
+        directory = files.expand_home(Path(directory))
+        if is_first():
+            workdir.check_writable(directory)
+        fresh = trainer.init(params, seed)
+    if rendezvous.joined():
+        functions = {"validate": validate is not None, "stream": stream is not None}
+        rendezvous.agree("settings", {**counts, **functions, **_settings(trainer, fresh, directory)})
     with workdir.lock(directory) if is_first() else contextlib.nullcontext():
-        state = resume(directory, trainer.init(params, seed), keep=keep)
+        state = resume(directory, fresh, keep=keep)
         return advance(
             trainer,
             state,
@@ -131,6 +138,24 @@ def train(
             stream=stream,
             callbacks=callbacks,
         )
+
+
+def _settings(trainer: Trainer, fresh: TrainState, directory: Path) -> dict[str, Any]:
+    """Return the names and values of settings that all processes of a training must share.
+
+    `fresh` is the state before the first meta-step. Its checksums differ if the parameters, the seeds, or the kinds of
+    the optimisers or learners differ.
+    """
+    saved = checkpoints.saved_steps(directory / workdir.CHECKPOINTS)
+    return {
+        "the folder": str(directory.resolve()),
+        f"the last checkpoint in {directory}": saved[-1] if saved else None,
+        "tasks_per_step": trainer.tasks_per_step,
+        "steps_per_call": trainer.steps_per_call,
+        "skip_non_finite": trainer.skip_non_finite,
+        **{f"the checksum of {name} at the start": value for name, value in checkpoints.checksums(fresh).items()},
+        **{f"the version of {name}": version for name, version in workdir.versions().items()},
+    }
 
 
 def resume(directory: Path, fresh: TrainState, *, keep: int) -> TrainState:

@@ -346,6 +346,8 @@ def agree(subject: str, settings: Mapping[str, Any], *, wait: float = _AGREE_SEC
     if verdict:
         if state.process_id:
             _leave(client, state.process_id)
+        else:
+            _await_leaving(client, state.num_processes)
         raise UserError(verdict)
     _agreed.append(subject)
 
@@ -354,6 +356,15 @@ def _leave(client: Any, index: int) -> None:
     """Tell process 0 that this process has read the result, so that process 0 may end."""
     with contextlib.suppress(Exception):
         client.key_value_set(_key("left", index), "")
+
+
+def _await_leaving(client: Any, count: int) -> None:
+    """Wait until the other processes have read the result. JAX ends them without a message when process 0 ends."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for index in range(1, count):
+        with contextlib.suppress(Exception):
+            client.blocking_key_value_get(_key("left", index), int(max(deadline - time.monotonic(), 0.01) * 1000))
+    time.sleep(0.5)  # a process needs some time to end after its last message
 
 
 def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: float) -> str:
@@ -409,8 +420,15 @@ def tell_others(reason: str) -> None:
     if state.process_id:
         _leave(client, state.process_id)
         return
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    for index in range(1, state.num_processes):
-        with contextlib.suppress(Exception):
-            client.blocking_key_value_get(_key("left", index), int(max(deadline - time.monotonic(), 0.01) * 1000))
-    time.sleep(0.5)  # a process needs some time to end after its last message
+    _await_leaving(client, state.num_processes)
+
+
+@contextlib.contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Tell the other processes if the body of the `with` statement raises an exception. The next `agree` ends them."""
+    try:
+        yield
+    except Exception as error:
+        if joined():
+            tell_others(str(error) or type(error).__name__)
+        raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,6 +31,8 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Modifier:
 
     Returns:
         A modifier for `maml` with the name `prototypes` and without meta-parameters. The support set must be a `Batch`.
+        The modifier raises a `ValueError` if the head or the labels do not fit, and an `AssertionError` if `embed` does
+        not return one row of features for each label.
 
     >>> prototypes(lambda params, x, rng: x).name
     'prototypes'
@@ -47,6 +50,7 @@ def prototypes(embed: ApplyFn, head: str = "head") -> Modifier:
         if jnp.ndim(support.y) != 1 or not jnp.issubdtype(jnp.result_type(support.y), jnp.integer):
             shape, dtype = jnp.shape(support.y), jnp.result_type(support.y)
             raise ValueError(f"prototypes need integer labels [examples], got {dtype}{list(shape)}")
+        chex.assert_shape(x, (len(support.y), None), custom_message="embed must return features [examples, size]")
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums in bfloat16 cannot count beyond 256
         members = jax.nn.one_hot(support.y, leaves[f"{head}/bias"].shape[0], dtype=x.dtype)
         if support.mask is not None:

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import chex
 import jax
 from flax import nnx
 
@@ -59,10 +60,13 @@ class MLP(nnx.Module):
         self.layers = nnx.List(before)
         self.norms = nnx.List([BatchNorm(width, use_scale=False, rngs=rngs) for width in hidden] if normalise else [])
         self.head = head
+        self.inputs = inputs
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[examples, ...]` to `[examples, outputs]`."""
+        chex.assert_shape(x, (None, ...), custom_message="x must be [examples, ...]")
         x = x.reshape(x.shape[0], -1)
+        chex.assert_axis_dimension(x, 1, self.inputs, custom_message="x must have the model's `inputs` per example")
         for i, layer in enumerate(self.layers):
             x = layer(x)
             x = nnx.relu(self.norms[i](x) if len(self.norms) else x)

@@ -32,10 +32,10 @@ class ResNet12(nnx.Module):
         Oreshkin et al., `TADAM <https://arxiv.org/abs/1805.10123>`_, 2018. The default widths are from Lee et al.,
         `MetaOptNet <https://arxiv.org/abs/1904.03758>`_, 2019.
 
-    >>> import jax.numpy as jnp, metajax as mj
+    >>> import jax, jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
     >>> model = mj.models.ResNet12(5, in_channels=1, widths=(4, 4, 8, 8), rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((2, 28, 28, 1))).shape
+    >>> jax.eval_shape(model, jnp.ones((2, 28, 28, 1))).shape
     (2, 5)
     """
 
@@ -88,9 +88,10 @@ class ResNet18(nnx.Module):
         He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2015. The large stem here uses
         2×2 max-pooling instead of overlapping 3×3 max-pooling.
 
-    >>> import jax.numpy as jnp, metajax as mj
+    >>> import jax, jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
-    >>> mj.models.ResNet18(5, in_channels=1, width=4, rngs=nnx.Rngs(0))(jnp.ones((2, 28, 28, 1))).shape
+    >>> model = mj.models.ResNet18(5, in_channels=1, width=4, rngs=nnx.Rngs(0))
+    >>> jax.eval_shape(model, jnp.ones((2, 28, 28, 1))).shape
     (2, 5)
     """
 

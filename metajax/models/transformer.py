@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,10 +34,10 @@ class Transformer(nnx.Module):
         Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_, 2017. Pre-norm: Xiong et
         al., `On Layer Normalization <https://arxiv.org/abs/2002.04745>`_, 2020.
 
-    >>> import jax.numpy as jnp, metajax as mj
+    >>> import jax, jax.numpy as jnp, metajax as mj
     >>> from flax import nnx
     >>> model = mj.models.Transformer(64, length=16, width=32, layers=2, heads=4, rngs=nnx.Rngs(0))
-    >>> model(jnp.zeros((3, 16), jnp.int32)).shape
+    >>> jax.eval_shape(model, jnp.zeros((3, 16), jnp.int32)).shape
     (3, 16, 64)
     """
 
@@ -60,6 +61,8 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Map `int[examples, tokens]` to logits `[examples, tokens, vocabulary]`."""
+        chex.assert_rank(tokens, 2, custom_message="tokens must be [examples, tokens]")
+        chex.assert_type(tokens, int, custom_message="tokens must be integers")
         length = self.positions.shape[0]
         if tokens.shape[1] > length:
             raise ValueError(f"sequences have {tokens.shape[1]} tokens, but the network was made for at most {length}")

@@ -1,5 +1,9 @@
-"""Transforms of one image for data augmentation. They run on the device, compiled together with the task sampler."""
+"""Transforms of one image for data augmentation. They run on the device, compiled together with the task sampler.
 
+`flip` and `shift` raise an `AssertionError` for a batch of images: apply them to a batch with `jax.vmap`.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +24,7 @@ def invert(image: jax.Array, rng: jax.Array) -> jax.Array:
 
 def flip(image: jax.Array, rng: jax.Array) -> jax.Array:
     """Mirror an image left to right with probability 1/2."""
+    _check(image)
     return jnp.where(jax.random.bernoulli(rng), image[:, ::-1], image)
 
 
@@ -34,6 +39,7 @@ def shift(pixels: int) -> Transform:
     """
 
     def transform(image: jax.Array, rng: jax.Array) -> jax.Array:
+        _check(image)
         padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="edge")
         start = jax.random.randint(rng, (2,), 0, 2 * pixels + 1)
         return jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
@@ -50,3 +56,9 @@ def chain(*transforms: Transform) -> Transform:
         return image
 
     return transform
+
+
+def _check(image: jax.Array) -> None:
+    chex.assert_rank(
+        image, 3, custom_message="image must be one image [height, width, channels]; use jax.vmap for more"
+    )

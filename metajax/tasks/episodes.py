@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +95,8 @@ def draw_episode(
     transform: Transform | None,
 ) -> Episode:
     """Sample an episode from a class bank with the fields `starts` and `counts`. For the options see `episodes`."""
+    chex.assert_rank([starts, counts], 1, custom_message="starts and counts must be [classes]")
+    chex.assert_equal_shape([starts, counts], custom_message="starts and counts must be [classes]")
     class_key, example_key, order_key, transform_key = jax.random.split(rng, 4)
     num_classes = counts.shape[0]
     chosen = draw_without_replacement(class_key, num_classes * (4 if rotations else 1), ways)
@@ -122,6 +125,9 @@ def draw_episode(
     first = ways * shots
 
     def of(images: jax.Array) -> Task:
+        chex.assert_shape(
+            images, (rows.size, None, None, None), custom_message="images must be [rows, height, width, channels]"
+        )
         return Task(
             batch(images[:first], labels[:first], transform_keys[0]),
             batch(images[first:], labels[first:], transform_keys[1]),
@@ -182,6 +188,8 @@ def shuffle_first(rng: jax.Array, count: int | jax.Array, size: int) -> jax.Arra
 
 def rotate(image: jax.Array, turns: jax.Array) -> jax.Array:
     """Rotate a square image anticlockwise by `turns` times 90°, like `jnp.rot90`. `turns` may be a traced value."""
+    chex.assert_rank(image, 3, custom_message="image must be [height, width, channels]")
+    chex.assert_axis_dimension(image, 1, image.shape[0], custom_message="image must be square")
     transposed = image.transpose(1, 0, 2)
     return jnp.select(
         [turns == 0, turns == 1, turns == 2],

@@ -39,9 +39,9 @@ def glyphs(*, ways: int, shots: int, queries: int, size: int = 28, drawer: float
         ValueError: If `ways`, `shots`, `queries` or `size` is below 1.
 
     >>> import jax, metajax as mj
-    >>> task = mj.glyphs(ways=5, shots=1, queries=2)(jax.random.key(0))
-    >>> task.support.x.shape, sorted(task.support.y.tolist())
-    ((5, 28, 28, 1), [0, 1, 2, 3, 4])
+    >>> shapes = jax.eval_shape(mj.glyphs(ways=5, shots=1, queries=2), jax.random.key(0))
+    >>> shapes.support.x.shape, shapes.query.y.shape
+    ((5, 28, 28, 1), (10,))
     """
     for name, value in [("ways", ways), ("shots", shots), ("queries", queries), ("size", size)]:
         check_count(name, value)

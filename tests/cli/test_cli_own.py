@@ -130,6 +130,38 @@ def test_other_code_of_its_own_is_not_resumed(tmp_path):
     fails(run(*words, "--task.points", 9), "task.points is 6 in the run and 9 now")
 
 
+@pytest.mark.parametrize(
+    ("line", "assertion", "messages"),
+    [
+        (
+            "        return nnx.Linear(",
+            "assert outputs > 1, 'no model for one output'",
+            ["model: no model for one output"],
+        ),
+        (
+            "        return regression_loss(apply)",
+            "return lambda params, data, rng: chex.assert_rank(data.x, 4, custom_message='images are expected')",
+            ["learner: [Chex] Assertion assert_rank failed", "(6, 1)", "expected 4", "images are expected"],
+        ),
+        (
+            "        return regression_loss(apply)",
+            "return lambda params, data, rng: fail(data)",
+            ["learner: AssertionError in ", "lines.py, line ", "assert data is None"],
+        ),
+    ],
+)
+def test_a_failed_assertion_of_a_model_or_a_loss_is_one_line(tmp_path, line, assertion, messages):
+    text = OWN.replace("import jax\n", "import chex\nimport jax\n").replace("1, regression_loss)", "1, self.loss)")
+    text = text.replace(
+        "    def tasks(", "    def loss(self, apply):\n        return regression_loss(apply)\n\n    def tasks("
+    )
+    text = text.replace("config = ", "def fail(data):\n    assert data is None\n\n\nconfig = ")
+    assert line in text
+    text = text.replace(line, f"        {assertion}\n{line}")
+    fails(run("train", small(tmp_path, "lines.py", text), "--workdir", tmp_path / "run"), *messages)
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_runs_in_processes_of_their_own(tmp_path):
     """Where JAX is first used by the config file, and the copy is read by another process."""
     original = small(tmp_path, "lines.py", OWN)

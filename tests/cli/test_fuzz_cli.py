@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from command_line import SMALL, run
+from marks import slow_except
 
 from metajax.cli import bench, configs, evaluate, plot, train, tune
 from metajax.cli.parse import _flags
@@ -174,7 +175,7 @@ def random_words(chance: random.Random, flags: dict[str, list[str]]) -> list[str
     return words
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", slow_except(range(8), range(4)))
 def test_random_command_lines(reached, part):
     flags = {config: flags_of(config) for config in CONFIGS}
     for case in range(40):

@@ -14,6 +14,8 @@ from metajax.core.checks import as_key
 from metajax.core.trainer import init_state
 from metajax.learners.scratch import scratch
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 DATA = mj.Batch(jnp.ones((4, 1)), jnp.ones((4, 1)))
 TASK, PARAMS = mj.Task(DATA, DATA), {"w": jnp.ones((1, 1))}
 INNER = mj.inner_loop(optax.sgd(0.1), 1)

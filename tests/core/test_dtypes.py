@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from marks import slow_except
 
 import metajax as mj
 from metajax.core.learner import Adaptation
@@ -25,6 +26,8 @@ from metajax.learners.scratch import scratch
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
+SETTINGS = [(dtype, x64) for dtype in DTYPES for x64 in (True, False) if x64 or dtype != jnp.float64]
+"""Dtypes, with JAX's 64-bit types on or off."""
 KEY = jax.random.key(0)
 STEPS = 2
 
@@ -111,12 +114,15 @@ def assert_dtypes(make, params_dtype, data_dtype):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-def test_a_learner_keeps_the_dtype_of_the_parameters(name, dtype):
-    """With JAX's 64-bit types on, where JAX's own defaults are float64, and off."""
-    with jax.enable_x64(True):
-        assert_dtypes(LEARNERS[name], dtype, dtype)
-    if dtype != jnp.float64:
+@pytest.mark.parametrize(
+    ("dtype", "x64"), slow_except(SETTINGS, [0, 1]), ids=lambda each: getattr(each, "__name__", None)
+)
+def test_a_learner_keeps_the_dtype_of_the_parameters(name, dtype, x64):
+    """With JAX's 64-bit types on, where JAX's own defaults are float64, and off, where they are float32.
+
+    Neither default is bfloat16, so bfloat16 shows every array that has the dtype of a default.
+    """
+    with jax.enable_x64(x64):
         assert_dtypes(LEARNERS[name], dtype, dtype)
 
 
@@ -136,7 +142,9 @@ def test_no_array_of_a_float32_learner_is_of_64_bits(name):
     assert not re.search(r"f64\[\d", str(program))
 
 
-@pytest.mark.parametrize("name", ["imaml", "cavia", "lora", "maml_plus_plus", "proto_maml", "meta_sgd"])
+@pytest.mark.parametrize(
+    "name", slow_except(["imaml", "cavia", "lora", "maml_plus_plus", "proto_maml", "meta_sgd"], [0, 4])
+)
 def test_a_gradient_in_half_precision_is_that_of_full_precision_up_to_rounding(name):
     apply, params, task = problem(jnp.float32, jnp.float32)
     params = jax.tree.map(lambda leaf: jax.random.normal(KEY, leaf.shape).astype(jnp.bfloat16), params)

@@ -22,6 +22,26 @@ def images():
     return apply, params, loss_fn, mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.5), 1))
 
 
+@pytest.fixture(scope="module")
+def points():
+    apply, params = mj.functional(mj.models.MLP(4, 5, hidden=(8,), normalise=True, rngs=nnx.Rngs(0)))
+    loss_fn = mj.classification_loss(apply)
+    return apply, params, loss_fn, mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.5), 1))
+
+
+def sample_points(queries: int):
+    """Return a sampler of tasks with five classes of points around random means."""
+    labels = jnp.concatenate([jnp.arange(5), jnp.arange(5 * queries) % 5])
+
+    def sample(rng):
+        means_key, noise_key = jax.random.split(rng)
+        noise = jax.random.normal(noise_key, (len(labels), 4))
+        x = jax.random.normal(means_key, (5, 4))[labels] + 0.3 * noise
+        return mj.Task(mj.Batch(x[:5], labels[:5]), mj.Batch(x[5:], labels[5:]))
+
+    return sample
+
+
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_mean_and_interval_are_those_of_the_tasks(make_key):
     def loss_fn(params, data, rng):
@@ -45,9 +65,9 @@ def test_mean_and_interval_are_those_of_the_tasks(make_key):
 
 
 @pytest.mark.parametrize(("devices", "chunk"), slow_except([(1, 4), (2, 1), (8, None)], [1]))
-def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chunk):
-    _, params, loss_fn, learner = images
-    sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
+def test_the_same_seed_gives_the_same_tasks_on_any_devices(points, devices, chunk):
+    _, params, loss_fn, learner = points
+    sampler = sample_points(2)
     options = {"steps": 1, "num_tasks": 10}
     expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     mesh = mj.task_mesh(jax.devices()[:devices])
@@ -62,9 +82,9 @@ def test_the_same_seed_gives_the_same_tasks_on_any_devices(images, devices, chun
 @pytest.mark.parametrize(
     ("num_tasks", "chunks", "each"), slow_except([(7, 1, 2), (7, 3, 4), (7, 100, 7), (1, 2, 1)], [1])
 )
-def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(images, monkeypatch, num_tasks, chunks, each):
-    _, params, loss_fn, learner = images
-    sampler = mj.glyphs(ways=5, shots=1, queries=1, size=16)
+def test_few_tasks_go_in_a_call_and_the_report_does_not_depend_on_it(points, monkeypatch, num_tasks, chunks, each):
+    _, params, loss_fn, learner = points
+    sampler = sample_points(1)
     options = {"steps": 1, "num_tasks": num_tasks, "chunk_size": 2}
     expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     together = []
@@ -87,10 +107,10 @@ def test_chunks_of_no_task_are_refused(images):
         mj.evaluator(learner, loss_fn, mj.glyphs(ways=5, shots=1, queries=1), steps=1, chunk_size=0)
 
 
-@pytest.mark.parametrize("most", slow_except([1, 5 * 16 * 16 * 2, 400_000], [1]))
-def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(images, monkeypatch, most):
-    _, params, loss_fn, learner = images
-    sampler = mj.glyphs(ways=5, shots=1, queries=2, size=16)
+@pytest.mark.parametrize("most", slow_except([1, 5 * 4 * 2, 400], [1]))
+def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(points, monkeypatch, most):
+    _, params, loss_fn, learner = points
+    sampler = sample_points(2)
     options = {"steps": 1, "num_tasks": 2}
     expected = mj.evaluator(learner, loss_fn, sampler, **options)(params, jax.random.key(0))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -100,10 +120,10 @@ def test_on_an_accelerator_queries_alone_are_predicted_some_at_a_time(images, mo
     np.testing.assert_allclose(alone, expected, rtol=1e-4)
 
 
-def test_each_query_alone_is_blind_to_the_other_queries(images):
+def test_each_query_alone_is_blind_to_the_other_queries(points):
     """Change all queries but one: its own non-transductive loss stays, the transductive one does not."""
-    apply, params, loss_fn, learner = images
-    task = mj.glyphs(ways=5, shots=1, queries=1, size=16)(jax.random.key(0))
+    apply, params, loss_fn, learner = points
+    task = sample_points(1)(jax.random.key(0))
 
     def report(query_x):
         changed = task._replace(query=task.query._replace(x=query_x))
@@ -163,10 +183,10 @@ def test_more_steps_than_in_training_are_reported(images):
     assert len(report.non_transductive["accuracy"].mean) == 5
 
 
-def test_weights_of_queries_count_in_both_kinds(images):
+def test_weights_of_queries_count_in_both_kinds(points):
     """A query of weight 0 is as if it were not asked."""
-    _, params, loss_fn, learner = images
-    task = mj.glyphs(ways=5, shots=1, queries=1, size=16)(jax.random.key(0))
+    _, params, loss_fn, learner = points
+    task = sample_points(1)(jax.random.key(0))
     mask = jnp.array([1.0, 0, 0, 0, 0])
 
     def evaluate(query):
@@ -215,3 +235,12 @@ def test_targets_may_be_a_tree():
     report = mj.evaluator(learner, loss_fn, sampler, steps=1, num_tasks=2)(jnp.float32(1.0), jax.random.key(0))
     kinds = [getattr(report, kind)["loss"].mean for kind in ("transductive", "non_transductive")]
     np.testing.assert_allclose(*kinds, rtol=1e-5)
+
+
+def test_queries_of_another_shape_than_the_support_set_are_named():
+    loss_fn = mj.regression_loss(lambda params, x, rng: params * x.reshape(x.shape[0], -1).sum(1))
+    task = mj.Task(mj.Batch(jnp.ones((3, 2)), jnp.ones(3)), mj.Batch(jnp.ones((4, 2, 1)), jnp.ones(4)))
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 1))
+    evaluate = mj.evaluator(learner, loss_fn, mj.constant_task(task), steps=1, num_tasks=2)
+    with pytest.raises(AssertionError, match=r"query\.x must have examples of the shape of the examples of support\.x"):
+        evaluate(jnp.float32(1), 0)

@@ -62,7 +62,7 @@ def test_outputs_of_another_shape_than_the_targets_are_refused():
 @pytest.mark.parametrize("labels", [[1, 1, 1], [[1], [1]]])
 def test_labels_of_another_shape_than_rows_of_logits_are_refused(labels):
     loss_fn = mj.classification_loss(lambda params, x, rng: x)
-    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), but labels \("):
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), but labels \(.*the model must return logits"):
         loss_fn(None, mj.Batch(jnp.ones((2, 3)), jnp.asarray(labels)), None)
 
 
@@ -116,6 +116,14 @@ def test_labels_are_integers():
     loss = mj.classification_loss(lambda params, x, rng: x)
     with pytest.raises(TypeError, match=r"labels are integers in \[0, ways\), got float32\[4\]"):
         loss({}, mj.Batch(jnp.ones((4, 2)), jnp.ones(4)), None)
+
+
+@pytest.mark.parametrize("mask", [jnp.ones(3), jnp.ones((4, 1)), jnp.ones(())])
+def test_a_mean_needs_one_weight_per_example(mask):
+    with pytest.raises(AssertionError, match=r"mask must be \[examples\]"):
+        jax.jit(weighted_mean)(jnp.ones((4, 2)), mask)
+    with pytest.raises(AssertionError, match=r"values must be \[examples, ...\]"):
+        jax.jit(weighted_mean)(jnp.ones(()), mask)
 
 
 def test_the_mean_of_integers_and_truth_values_is_not_rounded():

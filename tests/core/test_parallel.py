@@ -28,10 +28,16 @@ def double_precision():
 
 @pytest.fixture(scope="module")
 def problem(double_precision):
-    apply, params = mj.functional(mj.models.MLP(64, 3, hidden=(6,), normalise=True, rngs=nnx.Rngs(0)))
+    apply, params = mj.functional(mj.models.MLP(4, 3, hidden=(6,), normalise=True, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
     learner = mj.maml(mj.classification_loss(apply), mj.inner_loop(optax.sgd(0.5), 2))
-    sampler = mj.glyphs(ways=3, shots=1, queries=2, size=8)
+    labels = jnp.arange(9) % 3
+
+    def sampler(rng):
+        means_key, noise_key = jax.random.split(rng)
+        means, noise = jax.random.normal(means_key, (3, 4)), jax.random.normal(noise_key, (9, 4))
+        x = means[labels] + 0.3 * noise
+        return mj.Task(mj.Batch(x[:3], labels[:3]), mj.Batch(x[3:], labels[3:]))
 
     def estimate(params, key):
         task_key, learn_key = jax.random.split(key)
@@ -161,3 +167,10 @@ def test_no_tasks_have_no_average():
             average(lambda a, x: x, 0, {})
         with pytest.raises(ValueError, match="leading task axis"):
             average(lambda a, x: x, 0, {"a": jnp.ones(3), "b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_the_keys_of_tasks_come_from_one_key(make_key):
+    assert mj.task_keys(make_key(0), 3).shape[0] == 3
+    with pytest.raises(AssertionError, match="rng must be one key"):
+        mj.task_keys(jax.random.split(make_key(0)), 3)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from marks import slow_except
 
 import metajax as mj
 from metajax.core import trainer as training
@@ -75,7 +76,7 @@ def test_the_same_seed_is_the_same_run_bit_for_bit_and_another_is_not():
     assert not np.allclose(jax.tree.leaves(a.meta_params)[0], jax.tree.leaves(c.meta_params)[0])
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", slow_except([2, 8], [0]))
 def test_devices_and_chunks_give_the_same_run(devices):
     expected, losses = advance(*setting(steps_per_call=5), calls=2)
     mesh = mj.task_mesh(jax.devices()[:devices])
@@ -165,6 +166,7 @@ def test_a_bank_is_an_argument_and_no_constant():
     assert len(text) < 100_000
 
 
+@pytest.mark.slow
 def test_meta_training_learns_sinusoids():
     """The whole, small: adaptation gets better, and before adaptation nothing can be known."""
     apply, params = mj.functional(mj.models.MLP(1, 1, rngs=nnx.Rngs(0)))

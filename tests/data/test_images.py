@@ -29,6 +29,8 @@ from metajax.data.pixels import decode
 from metajax.errors import UserError
 from metajax.experiment import ImagesConfig, Shots
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 # The official table of CIFAR-100.
 SUPERCLASSES = {
     "aquatic_mammals": "beaver dolphin otter seal whale",

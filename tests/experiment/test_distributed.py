@@ -1,6 +1,8 @@
 """Training in several processes on one machine, over loopback."""
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +11,8 @@ import time
 
 import numpy as np
 import pytest
+from command_line import fast_environment
+from marks import slow_except
 
 from metajax.errors import UserError
 from metajax.experiment import metrics
@@ -42,7 +46,13 @@ def start(tmp_path):
         common = [sys.executable, "-m", "metajax", *TRAIN, "--training.steps", str(steps), "--workdir", tmp_path / run]
         others = [["--distributed", f"localhost:{port},{index},{count}"] if count > 1 else [] for index in range(count)]
         processes = [
-            subprocess.Popen([*common, *other, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                [*common, *other, *own],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, **fast_environment()},
+            )
             for other, own in zip(others, more or [[]] * count, strict=True)
         ]
         started.extend(processes)
@@ -64,17 +74,18 @@ def finish(processes):
     return said
 
 
-def test_four_processes_do_what_one_does(tmp_path, start):
-    first, *rest = finish(start(4, 20, "four"))
+@pytest.mark.parametrize("count", slow_except([2, 4], [0]))
+def test_several_processes_do_what_one_does(tmp_path, start, count):
+    first, *rest = finish(start(count, 20, "several"))
     assert "training in" in first
     assert not any("training in" in each for each in rest), "only the first speaks"
     finish(start(1, 20, "one"))
-    many, one = metrics_of(tmp_path / "four"), metrics_of(tmp_path / "one")
+    many, one = metrics_of(tmp_path / "several"), metrics_of(tmp_path / "one")
     assert [row["step"] for row in many] == [row["step"] for row in one] == [5, 10, 15, 20]
     for a, b in zip(many, one, strict=True):
         for name in ("loss", "gradient_norm", "update_norm"):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
-    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("four", "one")]
+    reports = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("several", "one")]
     np.testing.assert_allclose(*[each["transductive"]["loss"]["mean"] for each in reports], rtol=1e-5)
 
 
@@ -158,6 +169,70 @@ experiment = Experiment(
 for name in ("one", "two"):
     mj.run(experiment, Path(sys.argv[2]) / name, devices=1)
 """
+
+
+LIBRARY = """
+import sys
+import jax
+from metajax.experiment.devices import join
+from metajax.errors import UserError
+_, place, folder, index, changes = sys.argv
+join(place)
+import jax.numpy as jnp
+import optax
+import metajax as mj
+settings = {"steps": 4, "seed": 0, "start": 0.0, "validate": None}
+settings |= eval(changes) if index == "1" else {}
+start = jnp.float32(settings.pop("start"))
+learner = mj.maml(lambda p, target, rng: ((p - target) ** 2, {}), mj.inner_loop(optax.sgd(0.1), steps=1))
+sampler = lambda rng: mj.Task(*jax.random.normal(rng, (2,)))
+mesh = mj.task_mesh([jax.local_devices(process_index=each)[0] for each in range(2)])
+trainer = mj.trainer(learner, optax.adam(0.1), sampler, tasks_per_step=2, mesh=mesh)
+try:
+    print("trained to step", int(mj.train(trainer, start, folder, **settings).step))
+except (UserError, ValueError) as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({}, ["trained to step 4"] * 2),
+        ({"steps": 6, "seed": 1}, ["UserError: .*steps is 4 in process 0 and 6 in process 1.*checksum of key"] * 2),
+        *slow_except(
+            [
+                ({"start": 1.0}, ["UserError: .*the checksum of meta_params at the start is .* in process 0 and"] * 2),
+                (
+                    {"steps": 0},
+                    [
+                        "UserError: process 1 of the run has stopped: steps must be at least 1, got 0",
+                        "ValueError: steps must be at least 1, got 0",
+                    ],
+                ),
+            ],
+            [],
+        ),
+    ],
+)
+def test_trainings_with_other_arguments_end_all_processes(tmp_path, changes, messages):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LIBRARY, f"localhost:{port},{i},2", tmp_path / "run", str(i), repr(changes)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **fast_environment()},
+        )
+        for i in range(2)
+    ]
+    for said, message in zip(finish(processes), messages, strict=True):
+        assert re.search(message, said), said
+        assert "Traceback" not in said
+    assert (tmp_path / "run").exists() is (changes == {})
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ from metajax.experiment import (
 )
 from metajax.experiment.run import evaluate_run
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

@@ -15,6 +15,8 @@ from metajax.errors import UserError
 from metajax.experiment import Execution, GlyphsConfig, Inner, Outer, Shots, SinusoidConfig, Tasks, build, presets
 from metajax.experiment.build import check_training, purpose_key
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 def rates(outer: Outer, steps: int) -> np.ndarray:
     """Sizes of the updates of plain SGD for a gradient of 1."""

@@ -369,6 +369,10 @@ def test_prototypes_need_labels_and_features_that_fit():
     learner = mj.proto_maml(loss, sgd(1), embed=lambda params, x, rng: x)
     with pytest.raises(ValueError, match=r"features \(6, 4\) do not fit head/kernel \(6, 3\)"):
         learner.adapt(params, task.support, KEY)
+    for other in (lambda x: x[:, None], lambda x: x[:-1], lambda x: x.mean(1)):
+        learner = mj.proto_maml(loss, sgd(1), embed=lambda params, x, rng, other=other: other(x))
+        with pytest.raises(AssertionError, match=r"embed must return features \[examples, size\]"):
+            learner.adapt(params, task.support, KEY)
 
 
 def test_prototypes_need_a_linear_head():

@@ -17,6 +17,8 @@ from metajax.experiment import checkpoints, loop, metrics
 from metajax.experiment.config_code import load_module
 from metajax.experiment.loop import NotFiniteError
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 PARAMS = {"w": jnp.arange(3.0), "b": jnp.float32(0.5)}
 
 
@@ -144,6 +146,27 @@ def test_keys_of_other_implementations_resume(tmp_path):
     key = jax.random.key(0, impl="rbg")
     mj.train(make_trainer(), PARAMS, tmp_path, steps=4, seed=key)
     assert int(mj.train(make_trainer(), PARAMS, tmp_path, steps=8, seed=key).step) == 8
+
+
+def noisy_trainer(impl="threefry2x32"):
+    """A trainer whose optimiser has a random key in its state."""
+    learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), steps=1))
+    noise = optax.add_noise(0.1, 0.55, jax.random.key(7, impl=impl))
+    return mj.trainer(learner, optax.chain(noise, optax.adam(0.05)), sampler, tasks_per_step=2, steps_per_call=4)
+
+
+def test_a_key_in_the_state_of_an_optimizer_resumes_bit_for_bit(tmp_path):
+    expected = mj.train(noisy_trainer(), PARAMS, tmp_path / "whole", steps=16)
+    keys = [leaf for leaf in jax.tree.leaves(expected.opt_state) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    assert len(keys) == 1
+    mj.train(noisy_trainer(), PARAMS, tmp_path / "parts", steps=8)
+    assert_equal(mj.train(noisy_trainer(), PARAMS, tmp_path / "parts", steps=16), expected)
+
+
+def test_a_key_of_another_implementation_is_named(tmp_path):
+    mj.train(noisy_trainer("rbg"), PARAMS, tmp_path, steps=4)
+    with pytest.raises(UserError, match=r"differ from the checkpoint: .* at opt_state.*/(unsafe_)?rbg"):
+        mj.train(noisy_trainer("unsafe_rbg"), PARAMS, tmp_path, steps=8)
 
 
 def test_a_run_keeps_the_precision_of_the_caller(tmp_path):

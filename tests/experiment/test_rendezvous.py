@@ -115,7 +115,8 @@ def test_process_0_never_comes(port, capsys):
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"{}\n"])
-def test_a_port_in_use_by_another_program(port, index, answer):
+def test_a_port_in_use_by_another_program(port, index, answer, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_ADDRESS_SECONDS", 1.0)
     with socket.create_server(("", port)) as server:
         threading.Thread(target=serve, args=(server, answer), daemon=True).start()
         (said,) = outcomes(start(Place("127.0.0.1", port, index, 2), wait=5))
@@ -143,7 +144,8 @@ def test_process_0_that_stops_ends_the_others(port):
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "999.1.1.1", "a" * 300, "ü" * 70])
-def test_an_address_that_is_none(port, host):
+def test_an_address_that_is_none(port, host, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_ADDRESS_SECONDS", 0.2)
     (said,) = outcomes(start(Place(host, port, 0, 2)))
     assert "cannot be resolved" in said
     assert len(said) < 300

@@ -102,8 +102,9 @@ def test_maml_agrees_with_finite_differences_in_float64(optimizer):
         loss_fn = mj.regression_loss(smooth)
         learner = mj.maml(loss_fn, mj.inner_loop(optimizer, 3))
         task = jax.tree.map(lambda a: a.astype(jnp.float64), mj.sinusoid(5, 5)(jax.random.key(3)))
-        gradient = learner.gradient(params, task, jax.random.key(0), ()).gradient
+        gradient = jax.jit(learner.gradient)(params, task, jax.random.key(0), ()).gradient
 
+        @jax.jit
         def after_adaptation(params):
             return loss_fn(learner.adapt(params, task.support, jax.random.key(0)).params, task.query, None)[0]
 

@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import metajax as mj
 from metajax.core.trainer import init_state
 from metajax.learners.scratch import scratch
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def test_many_meta_steps_leave_the_initialisation_alone_while_a_task_is_learned():

@@ -20,6 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+SLOW_WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/slow.yml").read_text())
 
 
 def requirements():
@@ -127,10 +128,21 @@ def test_the_workflow_runs_the_ci_script_on_the_oldest_and_the_newest_python():
     assert PROJECT["requires-python"] == f">={versions[0]}"
 
 
-def test_the_workflow_may_only_read():
-    text = (ROOT / ".github/workflows/ci.yml").read_text()
-    assert WORKFLOW["permissions"] == {"contents": "read"}
-    assert "permissions" not in next(iter(WORKFLOW["jobs"].values()))
+def test_the_slow_tests_of_every_folder_run_each_week_in_one_part():
+    assert set(SLOW_WORKFLOW[True]) == {"schedule", "workflow_dispatch"}  # YAML reads the key `on` as true
+    (job,) = SLOW_WORKFLOW["jobs"].values()
+    folders = [folder for part in job["strategy"]["matrix"]["tests"] for folder in part.split()]
+    assert sorted(folders) == sorted({f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/test_*.py")})
+    assert job["timeout-minutes"] == 30
+    assert job["steps"][-1]["run"] == "nox -s slow -- -n 2 ${{ matrix.tests }}"
+
+
+@pytest.mark.parametrize("name", ["ci", "slow"])
+def test_the_workflows_may_only_read(name):
+    text = (ROOT / f".github/workflows/{name}.yml").read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in next(iter(workflow["jobs"].values()))
     assert "secrets" not in text
 
 

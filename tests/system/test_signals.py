@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL, fails, fast_environment, finish, rows, run, small, spawn, steps
+from marks import slow_except
 
 import metajax.cli
 
@@ -77,7 +78,9 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("signum", "code"), slow_except([(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], [0])
+)
 def test_a_signal_in_the_first_call_ends_the_process(tmp_path, signum, code):
     process = start(tmp_path, 0)
     wait_for((tmp_path / "run" / "config.json").is_file)
@@ -120,7 +123,7 @@ def test_a_second_signal_in_a_long_call_ends_the_process_at_once(tmp_path):
     assert "metajax: stopping, and saving if this call returns within 20 seconds" in said.err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), slow_except([(signal.SIGINT, 130), (signal.SIGTERM, 143)], [1]))
 def test_a_signal_in_a_long_validation_saves_at_once(tmp_path, signum, code):
     process = start(tmp_path, 3, "--validation.num-tasks", 1, "--training.checkpoint-every", 3)
     wait_for(lambda: len(rows(tmp_path / "run")) == 2)

@@ -17,6 +17,8 @@ from metajax.errors import UserError
 from metajax.experiment import run as experiment_run
 from metajax.profiling import training_calls
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 COUNTS = [6, 9, 7, 12]
 SIZES = {"ways": 3, "shots": 2, "queries": 2, "rotations": True}
 TRANSFORM = mj.tasks.chain(mj.tasks.invert, mj.tasks.flip, mj.tasks.shift(1))

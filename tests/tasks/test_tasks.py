@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import metajax as mj
 from metajax.tasks import draw_without_replacement
+from metajax.tasks.episodes import draw_episode, rotate
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -151,6 +152,31 @@ def test_augmentations_move_and_mirror():
     np.testing.assert_array_equal(mj.tasks.chain(mj.tasks.invert, mj.tasks.invert)(image, jax.random.key(0)), image)
 
 
+def test_augmentations_refuse_a_batch_of_images():
+    images = jnp.ones((2, 3, 3, 1))
+    for transform in (mj.tasks.flip, mj.tasks.shift(1)):
+        with pytest.raises(AssertionError, match=r"image must be one image \[height, width, channels\]"):
+            transform(images, jax.random.key(0))
+
+
+def test_the_shapes_of_an_episode_are_checked():
+    options = {"ways": 2, "shots": 1, "queries": 1, "rotations": False, "transform": None}
+    starts, key = jnp.array([0, 2]), jax.random.key(0)
+    for counts in (jnp.array([2, 2, 2]), jnp.array([[2, 2]])):
+        with pytest.raises(AssertionError, match=r"starts and counts must be \[classes\]"):
+            draw_episode(starts, counts, key, **options)
+    episode = draw_episode(starts, jnp.array([2, 2]), key, **options)
+    for images in (jnp.ones((3, 8, 8, 1)), jnp.ones((4, 8, 8))):
+        with pytest.raises(AssertionError, match=r"images must be \[rows, height, width, channels\]"):
+            episode.of(images)
+
+
+@pytest.mark.parametrize(("shape", "message"), [((3, 3), "height, width, channels"), ((3, 2, 1), "must be square")])
+def test_only_square_images_are_rotated(shape, message):
+    with pytest.raises(AssertionError, match=message):
+        rotate(jnp.ones(shape), jnp.array(1))
+
+
 def test_sinusoids_are_what_they_say():
     tasks = jax.vmap(mj.sinusoid(5, 7))(jax.random.split(jax.random.key(0), 2000))
     x = np.concatenate([tasks.support.x, tasks.query.x], 1)[..., 0]
@@ -185,7 +211,7 @@ def test_glyphs_are_characters():
 
 
 def test_glyphs_without_drawers_are_identical():
-    task = mj.glyphs(ways=2, shots=2, queries=1, drawer=0.0)(jax.random.key(0))
+    task = jax.jit(mj.glyphs(ways=2, shots=2, queries=1, drawer=0.0))(jax.random.key(0))
     a, b = np.asarray(task.support.x)[np.asarray(task.support.y) == 0]
     np.testing.assert_array_equal(a, b)
 
