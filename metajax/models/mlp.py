@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from metajax.kernels.product import dot_general
+from metajax.kernels.dense import dense
 from metajax.models.layers import BatchNorm
 
 
@@ -50,7 +50,7 @@ class MLP(nnx.Module):
         if kernel_init is None:
             kernel_init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.glorot_normal()
         *before, head = [
-            nnx.Linear(a, b, kernel_init=kernel_init, dot_general=dot_general, rngs=rngs)
+            nnx.Linear(a, b, kernel_init=kernel_init, dot_general=dense, rngs=rngs)
             for a, b in itertools.pairwise([inputs, *hidden, outputs])
         ]
         self.layers = nnx.List(before)
