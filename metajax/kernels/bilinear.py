@@ -102,7 +102,7 @@ def bilinear(name: str, evaluate: Callable[..., jax.Array], shape: Callable[...,
 
 
 _LOWERINGS: dict[Platform, str | None] = {"cpu": "cpu", "tpu": "tpu", "gpu": None}
-"""The key under which JAX registers the lowering for each platform. `None` is the default, for CUDA, ROCm and others."""
+"""The name by which JAX registers the lowering for each platform. `None` is the default: CUDA, ROCm and others."""
 
 
 def _merged(x: jax.Array, axis: int) -> jax.Array:

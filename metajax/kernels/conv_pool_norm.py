@@ -1,4 +1,4 @@
-"""Compute a convolution, its max-pooling and its batch normalisation together, as one layer of a pooled network does."""
+"""Compute a convolution, its max-pooling and its batch normalisation together: a layer of a pooled network."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from metajax.core.blocks import map_blocks
 from metajax.kernels.conv import conv
+from metajax.kernels.max_pool import max_pool
 from metajax.kernels.plan import Plan, Platform, plan
 
 Sums = tuple[jax.Array, jax.Array, jax.Array]
@@ -62,21 +63,6 @@ def inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -
     return jax.lax.rsqrt(variance + epsilon)
 
 
-def max_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Compute max-pooling over non-overlapping squares of `size` by `size` pixels.
-
-    If `size` does not divide the height or width, the last rows or columns are ignored. The maximum is computed by
-    comparing neighbours, because the derivatives of comparisons are fast to any order. If several values of a square
-    are the maximum, the first value receives the whole gradient.
-
-    >>> import jax.numpy as jnp
-    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
-    [[5.0, 7.0], [13.0, 15.0]]
-    """
-    x = _largest_neighbour(x, 1, size)
-    return _largest_neighbour(x, 2, size)
-
-
 # Without jit, each call outside of a jitted function would compile the loop over blocks again.
 @functools.partial(jax.jit, static_argnames=("stride", "padding"))
 def _conv_pool(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> Sums:
@@ -109,14 +95,3 @@ def _in_blocks(whole: Callable[..., Sums], images: jax.Array, kernel: jax.Array,
     run = jax.checkpoint(run, prevent_cse=False) if plan.algorithm == "blocks_rematerialised" else run
     pooled, totals, squares = map_blocks(run, images, block=plan.block)
     return pooled, totals.sum(0), squares.sum(0)
-
-
-def _largest_neighbour(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Return the maximum of each group of `size` neighbours along an axis."""
-    length = x.shape[axis] // size
-    x = jax.lax.slice_in_dim(x, 0, length * size, axis=axis)
-    groups = x.reshape(*x.shape[:axis], length, size, *x.shape[axis + 1 :])
-    best, *others = (jax.lax.index_in_dim(groups, i, axis + 1, keepdims=False) for i in range(size))
-    for other in others:
-        best = jnp.where(best >= other, best, other)
-    return best

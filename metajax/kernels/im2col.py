@@ -13,7 +13,9 @@ from metajax.core.blocks import map_blocks, sum_blocks
 from metajax.kernels.geometry import Geometry, as_integers, images_like, operand, output_sides, padded
 
 
-def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry, *, block: int, by_rows: bool = False) -> jax.Array:
+def forward(
+    images: jax.Array, kernel: jax.Array, geometry: Geometry, *, block: int, by_rows: bool = False
+) -> jax.Array:
     """Compute the output of a convolution, in blocks of examples whose patches stay in the cache.
 
     Args:
@@ -60,7 +62,9 @@ def input_cotangent(output: jax.Array, kernel: jax.Array, geometry: Geometry, *,
     matrix = _matrix(kernel, geometry)
 
     def products(output: jax.Array) -> jax.Array:
-        to_images = jax.linear_transpose(lambda images: _slices(images, geometry), images_like(output, kernel, geometry))
+        to_images = jax.linear_transpose(
+            lambda images: _slices(images, geometry), images_like(output, kernel, geometry)
+        )
         rows = operand(lax.collapse(output, 0, 3), geometry)  # XLA of JAX 0.8 rounds only operands with two axes
         cotangents = jnp.matmul(rows, matrix.T, preferred_element_type=output.dtype)
         return to_images(cotangents.reshape(*output.shape[:-1], len(matrix)))[0]

@@ -1,7 +1,6 @@
 """Compute convolutions by XLA's own convolution."""
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from metajax.kernels.geometry import Geometry, images_like, reversed_kernel, reversed_padding

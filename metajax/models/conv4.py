@@ -5,8 +5,8 @@ import itertools
 import jax
 from flax import nnx
 
-from metajax.kernels.conv_pool_norm import conv_pool_norm
-from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, max_pool
+from metajax.kernels import conv_pool_norm, max_pool
+from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm
 
 
 class Conv4(nnx.Module):

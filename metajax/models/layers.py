@@ -1,4 +1,4 @@
-"""Layers for few-shot models: convolution, normalisation without running statistics, and max-pooling."""
+"""Layers for few-shot models: convolution, and normalisation without running statistics."""
 
 from typing import Literal
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.kernels.conv import conv
-from metajax.kernels.conv_pool_norm import inverse_deviation, max_pool, widened
+from metajax.kernels import conv
+from metajax.kernels.conv_pool_norm import inverse_deviation, widened
 
 NormKind = Literal["batch", "group"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from metajax.kernels.dense import dense
+from metajax.kernels import dense
 from metajax.models.layers import BatchNorm
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, max_pool
+from metajax.kernels import max_pool
+from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm
 
 
 class ResNet12(nnx.Module):

@@ -126,8 +126,8 @@ def _flops_of(equation: core.JaxprEqn) -> int:
         shapes = (each.aval.shape for each in [*equation.invars, *equation.outvars])  # pyright: ignore[reportAttributeAccessIssue]
         return bilinear_flops(*shapes, role=equation.params["role"], per_task=equation.params["per_task"])
     if platforms := equation.params.get("branches_platforms"):
-        # A CPU may recompute results in the backward pass, because this is faster. Count the necessary operations, which
-        # are those of the branch for all other platforms.
+        # On a CPU the backward pass may recompute results, because this is faster. The default branch, for other
+        # platforms, has only the necessary operations.
         return _flops(equation.params["branches"][platforms.index(None)].jaxpr)
     times = equation.params.get("length", 1)
     inner = [value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(value)]

@@ -47,9 +47,8 @@ def test_blocks_of_examples_change_nothing(block_bytes, channels, own_kernels):
             return gradient(kernel, x), jax.jvp(lambda kernel: gradient(kernel, x), (kernel,), (along,))[1]
 
         def run():  # a new function for each call, which JAX has not traced
-            return jax.jit(jax.vmap(derivatives)) if own_kernels else jax.jit(
-                lambda *arrays: derivatives(*(a[0] for a in arrays))
-            )
+            one = lambda *arrays: derivatives(*(a[0] for a in arrays))  # noqa: E731
+            return jax.jit(jax.vmap(derivatives) if own_kernels else one)
 
         whole = run()(kernels, along, images)
         assert "while" not in run().lower(kernels, along, images).as_text()
