@@ -303,20 +303,17 @@ def evaluator(
 
     measure = measure_task(learner, loss_fn, steps=steps, batch_size=batch_size, non_transductive=non_transductive)
 
-    def chunk(meta_params) -> int:
-        return chunk_size or min(default_chunk_size(meta_params, num_tasks, mesh), _MOST_AT_ONCE)
-
-    def tasks_of_a_call(meta_params) -> int:
-        most = chunk(meta_params) * num_devices(mesh) * _CHUNKS_IN_A_CALL
+    def tasks_of_a_call(chunk: int) -> int:
+        most = chunk * num_devices(mesh) * _CHUNKS_IN_A_CALL
         return -(-num_tasks // -(-num_tasks // most))  # the same number in all calls
 
-    def run(meta_params, learner_state, rng, first, sampler):
+    def run(meta_params, learner_state, rng, first, sampler, chunk: int):
         shared = (meta_params, learner_state, sampler)
-        keys = task_keys(rng, tasks_of_a_call(meta_params), first)
-        return map_tasks(measure, shared, keys, chunk_size=chunk(meta_params), mesh=mesh)
+        keys = task_keys(rng, tasks_of_a_call(chunk), first)
+        return map_tasks(measure, shared, keys, chunk_size=chunk, mesh=mesh)
 
     everywhere = replicated(mesh)
-    compiled = jax.jit(run, in_shardings=everywhere, out_shardings=everywhere)
+    compiled = jax.jit(run, static_argnums=5, in_shardings=everywhere, out_shardings=everywhere)
     default_sampler, default_partial = sampler, replicate(as_partial(sampler), mesh)
     checked_samplers: list[Any] = []  # the last 8 samplers that passed the check
 
@@ -335,9 +332,10 @@ def evaluator(
         if not any(each is sampler for each in checked_samplers):
             check_sampler(partial, rng=jax.eval_shape(lambda key: key, shared[2]))
             checked_samplers[:] = [*checked_samplers[-7:], sampler]
+        chunk = chunk_size or min(default_chunk_size(shared[0], num_tasks, mesh), _MOST_AT_ONCE)
         parts = []
-        for first in range(0, num_tasks, tasks_of_a_call(meta_params)):  # surplus tasks of the last call are dropped
-            parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), partial)))
+        for first in range(0, num_tasks, tasks_of_a_call(chunk)):  # surplus tasks of the last call are dropped
+            parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), partial, chunk)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         scores = {kind: _scores(each) for kind, each in values.items()}
         return Report(num_tasks, steps, scores["transductive"], scores.get("non_transductive"))
@@ -429,12 +427,16 @@ def _one_query_at_a_time(loss_fn: LossFn, params: Params, task: Task, rng: jax.A
         batch = Batch(jax.tree.map(join, support.x, x), jax.tree.map(join, support.y, y), only_last)
         return _metrics(loss_fn, params, batch, rng)
 
-    queries, examples = _size(query), _size(support) + 1
-    if jax.default_backend() == "cpu":
-        block = largest_block(queries, examples, _CACHED_EXAMPLES)
+    def measure_blocks(block: int):
+        return lambda *xy: jax.lax.map(measure, xy, batch_size=block)
+
+    queries = _size(query)
+    cached = largest_block(queries, _size(support) + 1, _CACHED_EXAMPLES)
+    busy = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
+    if cached == busy:
+        values = measure_blocks(cached)(query.x, query.y)
     else:
-        block = largest_block(queries, sum(leaf.size for leaf in jax.tree.leaves(support.x)), _ACCELERATED_VALUES)
-    values = jax.lax.map(measure, (query.x, query.y), batch_size=block)
+        values = jax.lax.platform_dependent(query.x, query.y, cpu=measure_blocks(cached), default=measure_blocks(busy))
     return jax.tree.map(lambda each: weighted_mean(each, query.mask), values)
 
 

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -194,8 +195,20 @@ def default_chunk_size(params: PyTree, num_tasks: int, mesh: Mesh | None = None)
     On an accelerator, or with a tiny model, all tasks of a device run together. On a CPU larger models run one task at
     a time, because the activations of one task fit in a core's cache and the activations of a larger chunk do not.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return 1 if platform == "cpu" and not is_tiny(params) else _share(num_tasks, mesh)
+    return 1 if _platform(params, mesh) == "cpu" and not is_tiny(params) else _share(num_tasks, mesh)
+
+
+def _platform(params: PyTree, mesh: Mesh | None) -> str:
+    """Return the platform of the devices of a mesh; without a mesh, the platform of the arrays."""
+    if mesh is not None:
+        return mesh.devices.flat[0].platform
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            return next(iter(leaf.devices())).platform
+    # Neither shapes nor the arrays of a function that JAX traces have devices. JAX puts such arrays on the first device
+    # by default. The number of tasks decides the structure of the whole program, so `jax.lax.platform_dependent` would
+    # trace everything once for each platform. To export a program for another platform, set `chunk_size` or a mesh.
+    return jax.devices()[0].platform
 
 
 def check_chunk_size(chunk_size: int | None) -> None:

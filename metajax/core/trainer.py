@@ -164,10 +164,9 @@ def trainer(
         return init_state(learner, optimizer, params, seed)
 
     def run(
-        state: TrainState, sampler, examples, steps: int
+        state: TrainState, sampler, examples, steps: int, chunk: int
     ) -> tuple[TrainState, Metrics, tuple[jax.Array, jax.Array]]:
         first = state.step
-        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
         # Compute all keys at once, and sample all tasks at once if they are small. Sampling in each meta-step
         # would take a noticeable share of a tiny model's time.
         task_keys, learn_keys = step_keys(state.key, first, steps, tasks_per_step)
@@ -187,9 +186,14 @@ def trainer(
 
     everywhere = replicated(mesh)
     shardings = (everywhere, everywhere, split_over_tasks(mesh, tasks_per_step))
-    compiled = jax.jit(run, static_argnums=3, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+    compiled = jax.jit(run, static_argnums=(3, 4), donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+
+    def start(state: TrainState, sampler, examples, steps: int) -> tuple[TrainState, Metrics, tuple]:
+        chunk = chunk_size or default_chunk_size(state.meta_params, tasks_per_step, mesh)
+        return compiled(state, sampler, examples, steps, chunk)
+
     sizes = (steps_per_call, tasks_per_step)
-    step = _checked_step(compiled, sampler, sizes, mesh, None if skip_non_finite else last)
+    step = _checked_step(start, sampler, sizes, mesh, None if skip_non_finite else last)
     return Trainer(init, step, tasks_per_step, steps_per_call, skip_non_finite)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax.core.blocks import sum_blocks
-from metajax.kernels.windows import Geometry, as_integers, operand, output_sides, padded, transposed
+from metajax.kernels.geometry import Geometry, as_integers, operand, output_sides, padded, transposed
 
 
-def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, block: int) -> jax.Array:
+def kernel_cotangent(images: jax.Array, output: jax.Array, geometry: Geometry, *, block: int) -> jax.Array:
     """Compute the cotangent of the kernel from the cotangent of the output, in at least float32.
 
     A non-finite value in the cotangent of one output channel makes the result non-finite for all output channels,
@@ -31,7 +31,7 @@ def kernel_by_shifts(images: jax.Array, output: jax.Array, geometry: Geometry, b
 
     >>> import jax.numpy as jnp
     >>> sizes = Geometry(4, 5, size=3, stride=1, padding=0)
-    >>> kernel_by_shifts(jnp.ones((2, 4, 5, 2)), jnp.ones((2, 2, 3, 7)), sizes, block=1)[:, :, 0, 0].tolist()
+    >>> kernel_cotangent(jnp.ones((2, 4, 5, 2)), jnp.ones((2, 2, 3, 7)), sizes, block=1)[:, :, 0, 0].tolist()
     [[12.0, 12.0, 12.0], [12.0, 12.0, 12.0], [12.0, 12.0, 12.0]]
     """
     size, channels, features = geometry.size, images.shape[-1], output.shape[-1]

@@ -6,13 +6,13 @@ import itertools
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from metajax.errors import UserError
+from metajax.kernels import conv_pool_norm, max_pool
 from metajax.limits import MOST_CHANNELS, positive, whole
 from metajax.models.config import as_image
-from metajax.models.layers import BatchNorm, Conv, NormKind, check_image_shape, convolve_and_pool, make_norm, max_pool
+from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm
 
 
 class Conv4(nnx.Module):
@@ -76,18 +76,16 @@ class Conv4(nnx.Module):
         features = channels * (height // 16) * (width // 16) if pool else channels
         self.head = nnx.Linear(features, outputs, kernel_init=head_init, rngs=rngs)
         self.pool = pool
+        self.normalises_pooled = pool and norm == "batch" and not use_scale  # with a scale, the two do not commute
         self.image_shape = (height, width, inputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[examples, height, width, channels]` to `[examples, outputs]`."""
         check_image_shape(x, *self.image_shape)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            if self.pool and isinstance(norm, BatchNorm) and norm.scale is None:
-                # Without a scale, normalisation is an increasing map. Normalising after max-pooling therefore gives the
-                # same result, and needs a quarter of the operations.
-                x, moments = convolve_and_pool(conv, x)
-                factor, shift = norm.line(*moments)
-                x = (x * factor + shift).astype(jnp.result_type(x, norm.offset[...]))
+            if self.normalises_pooled:
+                options = {"stride": conv.stride, "padding": conv.padding, "epsilon": norm.epsilon}
+                x = conv_pool_norm(x, conv.kernel[...], norm.offset[...], **options)
             else:
                 x = norm(conv(x))
                 x = max_pool(x) if self.pool else x

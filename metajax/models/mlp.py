@@ -9,7 +9,7 @@ import chex
 import jax
 from flax import nnx
 
-from metajax.kernels.product import dot_general
+from metajax.kernels import dense
 from metajax.limits import MOST_FEATURES, whole
 from metajax.models.layers import BatchNorm
 
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
         if kernel_init is None:
             kernel_init = nnx.initializers.truncated_normal(0.01) if normalise else nnx.initializers.glorot_normal()
         *before, head = [
-            nnx.Linear(a, b, kernel_init=kernel_init, dot_general=dot_general, rngs=rngs)
+            nnx.Linear(a, b, kernel_init=kernel_init, dot_general=dense, rngs=rngs)
             for a, b in itertools.pairwise([inputs, *hidden, outputs])
         ]
         self.layers = nnx.List(before)

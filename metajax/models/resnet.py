@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from metajax.kernels import max_pool
 from metajax.limits import MOST_CHANNELS, whole
 from metajax.models.config import as_image
-from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm, max_pool
+from metajax.models.layers import Conv, NormKind, check_image_shape, make_norm
 
 
 class ResNet12(nnx.Module):

@@ -19,7 +19,6 @@ from metajax.core.parallel import average_tasks, default_chunk_size
 from metajax.core.trainer import trainer
 from metajax.core.types import Batch, ClassBank, MetaParams, Params, StreamedSampler, Task, TaskSampler
 from metajax.learners import MetaLearner, maml, reptile
-from metajax.models.layers import nothing_twice
 from metajax.profiling.measure import matrix_flops
 from metajax.profiling.workloads import Workload
 from metajax.tasks import episodes, sinusoid
@@ -180,5 +179,4 @@ def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> in
     def gradient(meta_params: MetaParams, task: Task) -> MetaParams:
         return learner.gradient(meta_params, task, jax.random.key(0), state).gradient
 
-    with nothing_twice():
-        return matrix_flops(gradient, meta_params, task)
+    return matrix_flops(gradient, meta_params, task)

@@ -9,7 +9,7 @@ import pytest
 
 from metajax.errors import UserError
 from metajax.experiment import devices as device
-from metajax.kernels.convolution import convolve
+from metajax.kernels.conv import conv
 
 
 @pytest.mark.parametrize(("units", "asked", "rounds"), [
@@ -21,9 +21,9 @@ from metajax.kernels.convolution import convolve
 def test_a_cpu_rounds_to_bfloat16_when_asked_or_when_it_multiplies_bfloat16(key, monkeypatch, units, asked, rounds):
     monkeypatch.setattr(device, "multiplies_bfloat16", lambda: units)
     x, kernel = jax.random.normal(key, (2, 8, 8, 16)), jax.random.normal(key, (3, 3, 16, 16))
-    exact = convolve(x, kernel, stride=2)
+    exact = conv(x, kernel, stride=2)
     device.use_precision(asked)
-    assert bool(jnp.any(convolve(x, kernel, stride=2) != exact)) == rounds
+    assert bool(jnp.any(conv(x, kernel, stride=2) != exact)) == rounds
     product = jax.jit(jnp.matmul)(x, kernel[0, 0])
     np.testing.assert_allclose(product, np.matmul(x, kernel[0, 0]), atol=1e-5)  # convolutions only
 

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from bilinear_checks import MODULES
 from command_line import experiment_of
 from jax import export
 
@@ -16,6 +17,7 @@ from metajax.core.parallel import map_tasks
 from metajax.experiment import FolderConfig, build, presets
 from metajax.experiment.build import evaluation_batch_size
 from metajax.experiment.run import _trainer
+from metajax.kernels import plan
 
 pytestmark = pytest.mark.usefixtures("compiled_fast", "random_images")
 
@@ -36,7 +38,17 @@ def built(preset: str, tmp_path):
 @pytest.mark.parametrize(
     "preset", [*FEW, *(pytest.param(each, marks=pytest.mark.slow) for each in PRESETS if each not in FEW)]
 )
-def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_path):
+def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_path, monkeypatch):
+    """No operation of an accelerator's program uses the plan of this CPU."""
+    platforms = set()
+
+    def noted(operation, shapes, dtype, platform, **options):
+        if operation != "conv_pool_norm":  # JAX traces the pooled convolution for all platforms, and lowers it for one
+            platforms.add(platform)
+        return plan(operation, shapes, dtype, platform, **options)
+
+    for module in MODULES:
+        monkeypatch.setattr(module, "plan", noted)
     experiment, parts = built(preset, tmp_path)
     trainer = _trainer(experiment, parts, None)
     state = jax.eval_shape(trainer.init, parts.params, jax.random.key(0))
@@ -58,6 +70,7 @@ def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_pa
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     lowered = export.export(jax.jit(evaluate), platforms=[platform])(state.meta_params, state.learner_state, keys)
     assert lowered.platforms == (platform,)
+    assert platforms == {"gpu" if platform == "cuda" else platform}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The kernel's cotangent by shifted copies, against lax, and where `convolve` takes it."""
+"""The cotangent of a kernel by shifted copies, against that of lax."""
 
 import functools
 
@@ -10,10 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from metajax.kernels import convolution
-from metajax.kernels.convolution import convolve
-from metajax.kernels.shifts import kernel_by_shifts
-from metajax.kernels.windows import Geometry, output_sides
+from metajax.kernels.geometry import Geometry, output_sides
+from metajax.kernels.shifts import kernel_cotangent
 
 
 @settings(deadline=None, max_examples=15)
@@ -37,7 +35,7 @@ def test_shifts_are_the_transpose_of_a_convolution(height, width, size, padding,
             images, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         (expected,) = jax.linear_transpose(forward, kernel)(output)
-        ours = jax.jit(functools.partial(kernel_by_shifts, geometry=geometry, block=block))(images, output)
+        ours = jax.jit(functools.partial(kernel_cotangent, geometry=geometry, block=block))(images, output)
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
@@ -49,39 +47,7 @@ def test_shifts_of_small_integers_are_exact_in_every_precision(dtype, rounded):
     images, output = (jnp.asarray(rng.integers(-8, 9, (4, 6, 6, channels)), dtype) for channels in (16, 8))
     exact = jnp.float32(images), jnp.float32(output)
     sizes = Geometry(6, 6, size=3, stride=1, padding=1)
-    ours = kernel_by_shifts(images, output, sizes._replace(rounded=rounded), block=2)
+    ours = kernel_cotangent(images, output, sizes._replace(rounded=rounded), block=2)
     assert ours.dtype == jnp.float32
-    np.testing.assert_array_equal(ours, kernel_by_shifts(*exact, sizes, block=4))
+    np.testing.assert_array_equal(ours, kernel_cotangent(*exact, sizes, block=4))
     assert float(jnp.abs(ours).max()) > 256, "more than bfloat16 holds every integer of"
-
-
-@pytest.mark.parametrize(
-    ("images", "kernel", "stride", "taken"),
-    [
-        ((8, 16), (3, 4), 1, True),
-        ((8, 3), (3, 4), 1, False),
-        ((8, 16), (3, 4), 2, False),
-        ((8, 16), (1, 4), 1, False),
-        ((4, 16), (3, 4), 1, False),
-        ((8, 16), (3, 17), 1, False),
-        ((8, 257), (3, 4), 1, False),
-    ],
-    ids=["wide", "few channels", "strided", "of one weight", "few rows", "wider outputs", "very many channels"],
-)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_convolution_takes_them_where_they_save_more_than_they_cost(
-    monkeypatch, images, kernel, stride, taken, precision
-):
-    called = []
-
-    def noted(*args):
-        called.append(args)
-        return kernel_by_shifts(*args)
-
-    monkeypatch.setattr(convolution, "kernel_by_shifts", noted)
-    (side, channels), (size, features) = images, kernel
-    x, weights = jnp.ones((2, side, side, channels)), jnp.ones((size, size, channels, features))
-    energy = lambda weights: jnp.sum(convolve(x, weights, stride=stride, padding=size // 2))  # noqa: E731
-    with jax.default_matmul_precision(precision):
-        jax.jit(jax.grad(energy)).lower(weights)
-    assert bool(called) == (taken and jax.default_backend() == "cpu")

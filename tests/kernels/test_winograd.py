@@ -1,6 +1,7 @@
 """Convolution by tiles, against lax, and as the form that `convolve` chooses."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from metajax.kernels import convolution
-from metajax.kernels.convolution import convolve
-from metajax.kernels.winograd import convolve_tiles, kernel_cotangent
+from metajax.kernels import conv, winograd
+from metajax.kernels.geometry import Geometry
+
+PLAN = importlib.import_module("metajax.kernels.plan")
 
 
 def of_lax(images, kernel, padding=1):
@@ -30,8 +32,9 @@ def test_tiles_are_a_convolution_and_its_transpose(height, width, padding, block
     @jax.jit
     def both(images, kernel, along):
         out, back = jax.vjp(functools.partial(of_lax, images, padding=padding), kernel)
-        by_tiles = kernel_cotangent(images, along, padding=padding, block=block)
-        return (out, *back(along)), (convolve_tiles(images, kernel, padding=padding), by_tiles)
+        sizes = Geometry(height, width, 3, 1, padding)
+        by_tiles = winograd.kernel_cotangent(images, along, sizes, block=block)
+        return (out, *back(along)), (winograd.forward(images, kernel, sizes, block=block), by_tiles)
 
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -44,9 +47,8 @@ def test_tiles_are_a_convolution_and_its_transpose(height, width, padding, block
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles also where they do not pay, of few images at a time."""
-    monkeypatch.setattr(convolution, "_TILES", 1)
-    monkeypatch.setattr(convolution, "_TILED_CHANNELS", 1)
-    monkeypatch.setattr(convolution, "_BLOCK_BYTES", 1)
+    for limit in ("WINOGRAD_TILES", "WINOGRAD_CHANNELS", "WINOGRAD_KERNEL_CHANNELS", "BLOCK_BYTES"):
+        monkeypatch.setattr(PLAN, limit, 1)
 
 
 @pytest.fixture
@@ -61,14 +63,14 @@ def by_tiles(monkeypatch):
 
         return run
 
-    for fn in (convolve_tiles, kernel_cotangent):
-        monkeypatch.setattr(convolution, fn.__name__, noted(fn))
+    for fn in (winograd.forward, winograd.kernel_cotangent):
+        monkeypatch.setattr(winograd, fn.__name__, noted(fn))
     return called
 
 
 def pulled_back(x, w, cotangent, **settings):
     """The output and both cotangents."""
-    out, back = jax.vjp(functools.partial(convolve, **settings), x, w)
+    out, back = jax.vjp(functools.partial(conv, **settings), x, w)
     return out, *back(cotangent)
 
 
@@ -80,13 +82,13 @@ def test_derivatives_of_tiles_are_those_of_lax(small_tiles, by_tiles, padding):
         x, w = rng.normal(size=(4, 7, 8, 2)), rng.normal(size=(3, 3, 2, 3))
         along = rng.normal(size=x.shape), rng.normal(size=w.shape)
 
-        def derivatives(convolve):
-            energy = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, padding=padding)))  # noqa: E731
+        def derivatives(conv):
+            energy = lambda x, w: jnp.sum(jnp.sin(conv(x, w, padding=padding)))  # noqa: E731
             return jax.jvp(jax.value_and_grad(energy, argnums=(0, 1)), (x, w), along)
 
-        tiled = jax.jit(functools.partial(derivatives, convolve)).lower()
+        tiled = jax.jit(functools.partial(derivatives, conv)).lower()
         assert "stablehlo.convolution" not in tiled.as_text()
-        assert set(by_tiles) == {"convolve_tiles", "kernel_cotangent"}
+        assert set(by_tiles) == {"forward", "kernel_cotangent"}
         for ours, theirs in zip(jax.tree.leaves(tiled.compile()()), jax.tree.leaves(derivatives(of_lax)), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
@@ -101,7 +103,7 @@ def test_in_bfloat16_operands_of_tiles_are_rounded(small_tiles, by_tiles):
     with jax.default_matmul_precision("bfloat16"):
         rounded = run(x, w, cotangent)
     assert by_tiles.count("kernel_cotangent") == 1, "in float32"
-    assert by_tiles.count("convolve_tiles") == 4
+    assert by_tiles.count("forward") == 4
     output, images, kernel = (
         float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))
         for ours, theirs in zip(rounded, exact, strict=True)
@@ -110,48 +112,17 @@ def test_in_bfloat16_operands_of_tiles_are_rounded(small_tiles, by_tiles):
     assert 2e-3 < kernel < 3e-3
 
 
-TILED = {"convolve_tiles"}
-
-
-@pytest.mark.parametrize(
-    ("shape", "channels", "padding", "forms"),
-    [
-        ((5, 40, 40), (32, 32), 1, TILED),
-        ((5, 40, 40), (64, 64), 1, {"convolve_tiles", "kernel_cotangent"}),
-        ((5, 40, 40), (64, 32), 1, TILED),  # of its kernel only from 64 channels
-        ((1, 100, 100), (64, 64), 1, {"convolve_tiles", "kernel_cotangent"}),
-        ((5, 40, 40), (32, 32), 3, set()),
-        ((5, 40, 40), (16, 32), 1, set()),
-        ((5, 40, 40), (32, 16), 1, set()),
-        ((5, 8, 8), (32, 32), 1, set()),  # few tiles
-        ((25, 10, 10), (640, 640), 1, set()),  # more channels than tiles
-        ((101, 10, 10), (64, 64), 1, set()),  # a prime number of images goes one by one
-        ((8_000, 1, 1), (32, 32), 1, set()),  # tiles that are mostly outside
-        ((2_000, 3, 3), (32, 32), 1, set()),
-        ((2_000, 3, 3), (32, 32), 0, set()),
-        ((0, 40, 40), (32, 32), 1, set()),
-    ],
-)
-def test_tiles_are_for_large_convolutions(by_tiles, shape, channels, padding, forms):
-    """Others are as fast as the compiler has them, or faster, and shorter programs."""
-    x, w = jax.ShapeDtypeStruct((*shape, channels[0]), "float32"), jax.ShapeDtypeStruct((3, 3, *channels), "float32")
-    convolution = functools.partial(convolve, padding=padding)
-    cotangent = jax.eval_shape(convolution, x, w)
-    jax.jit(functools.partial(pulled_back, padding=padding)).lower(x, w, cotangent)
-    assert set(by_tiles) == forms
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int32"])
 def test_of_narrower_images_there_are_no_tiles(small_tiles, by_tiles, dtype):
     """Sums of their pixels would lose digits, and integers have no halves."""
     x, w = jnp.zeros((5, 8, 8, 16), dtype), jnp.zeros((3, 3, 16, 16), dtype)
-    jax.jit(functools.partial(convolve, padding=1)).lower(x, w)
+    jax.jit(functools.partial(conv, padding=1)).lower(x, w)
     assert not by_tiles
 
 
 def test_outside_of_jit_a_convolution_is_compiled_once(small_tiles, by_tiles):
     x, w = jnp.ones((4, 8, 8, 4)), jnp.ones((3, 3, 4, 5))
-    first = convolve(x, w, padding=1)
+    first = conv(x, w, padding=1)
     traced = len(by_tiles)
-    np.testing.assert_array_equal(convolve(x, w, padding=1), first)
+    np.testing.assert_array_equal(conv(x, w, padding=1), first)
     assert len(by_tiles) == traced > 0
