@@ -21,6 +21,7 @@ Role = Literal["output", "input", "kernel"]
 """Result of an operation: its output, the cotangent of its input, or the cotangent of its kernel."""
 Algorithm = Literal[
     "native",  # XLA's convolution or matrix product, and the transposes that JAX defines
+    "native_padded_channels",  # XLA's convolution with one more input channel, of zeros (`native.py`)
     "native_reversed",  # XLA's convolution with the reversed kernel, for the cotangent of the input (`native.py`)
     "im2col",  # matrix products of patches that consist of slices of the images (`im2col.py`)
     "im2col_by_rows",  # matrix products of patches that are extracted in two copies (`im2col.py`)
@@ -76,6 +77,10 @@ from im2col patches."""
 SHIFTS_HEIGHT = 8
 """Smallest height of an output for which shifted copies are used. They add `size - 1` rows to each image, which costs
 too much for low images."""
+
+PADDED_CHANNELS = 3
+"""Number of input channels of a native convolution to which a channel of zeros is added: three channels do not fill a
+vector register."""
 
 WINOGRAD_CHANNELS = 32
 """Smallest number of input and output channels for which Winograd tiles are used."""
@@ -202,7 +207,9 @@ def _conv_on_cpu(sizes: _Sizes, role: Role, per_task: bool) -> Plan:
         return Plan(im2col, _im2col_block(sizes, BLOCK_BYTES, 2 if role == "output" else sizes.itemsize))
     if sizes.small or sizes.disjoint or (role == "input" and sizes.stride > 1):
         return Plan(im2col, sizes.examples)
-    return Plan("native" if role == "output" else "native_reversed", sizes.examples)
+    if role == "input":
+        return Plan("native_reversed", sizes.examples)
+    return Plan("native_padded_channels" if sizes.channels == PADDED_CHANNELS else "native", sizes.examples)
 
 
 def _kernel_cotangent(sizes: _Sizes, im2col: Algorithm) -> Plan:

@@ -121,6 +121,9 @@ def test_the_cotangent_of_a_kernel_uses_shifts_where_they_save_copies(images, ke
         (((5, 3, 3, 8), (3, 3, 8, 8)), {"padding": 1}, "im2col"),  # images no larger than the kernel
         (((5, 9, 9, 8), (3, 3, 8, 8)), {"padding": 1}, "native"),
         (((5, 9, 9, 8), (3, 3, 8, 8)), {"padding": 1, "role": "input"}, "native_reversed"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1}, "native_padded_channels"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1, "role": "input"}, "native_reversed"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1, "role": "kernel"}, "im2col"),
         (((5, 9, 9, 8), (1, 1, 8, 8)), {}, "im2col"),
         (((5, 9, 9, 8), (1, 1, 8, 8)), {"padding": 1}, "native"),
         (((25, 10, 10, 640), (3, 3, 640, 640)), {"padding": 1, "rounded": True}, "im2col_by_rows"),
