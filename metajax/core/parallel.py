@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -196,7 +197,7 @@ def _platform(params: PyTree, mesh: Mesh | None) -> str:
     if mesh is not None:
         return mesh.devices.flat[0].platform
     for leaf in jax.tree.leaves(params):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return next(iter(leaf.devices())).platform
     # Neither shapes nor the arrays of a function that JAX traces have devices. JAX puts such arrays on the first device
     # by default. The number of tasks decides the structure of the whole program, so `jax.lax.platform_dependent` would

@@ -107,7 +107,7 @@ class GroupNorm(nnx.Module):
         return out.astype(jnp.result_type(x, self.offset[...]))
 
 
-def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> nnx.Module:
+def make_norm(kind: NormKind, features: int, *, rngs: nnx.Rngs, use_scale: bool = True) -> BatchNorm | GroupNorm:
     """Make a `BatchNorm` layer if `kind` is `"batch"`, or a `GroupNorm` layer if it is `"group"`.
 
     `GroupNorm` ignores `use_scale` and always learns a scale.

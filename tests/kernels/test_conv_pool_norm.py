@@ -37,7 +37,7 @@ def test_blocks_of_examples_change_nothing(block_bytes, channels, own_kernels):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         kernels, along = rng.normal(size=(2, 2, 3, 3, channels, 4))
-        images, offset = rng.normal(size=(2, 6, 9, 8, channels)), rng.normal(size=4)
+        images, offset = rng.normal(size=(2, 6, 9, 8, channels)), jnp.asarray(rng.normal(size=4))
 
         def energy(kernel, x):
             return jnp.sin(conv_pool_norm(x, kernel, offset)).sum()
