@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from metajax.kernels import plan
 from metajax.kernels.plan import Platform
 
-MODULES = [importlib.import_module(f"metajax.kernels.{name}") for name in ("conv", "conv_pool_norm", "dense")]
+MODULES = [importlib.import_module(f"metajax.kernels.{name}") for name in ("conv", "dense")]
 """Modules that call `plan`. `metajax.kernels.conv` is also the name of a function."""
 
 

@@ -138,20 +138,6 @@ def test_other_convolutions_on_a_cpu(shapes, options, expected):
     assert plan("conv", shapes, "float32", "cpu", **options).algorithm == expected
 
 
-@pytest.mark.parametrize(
-    ("shapes", "platform", "expected"),
-    [
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "cpu", Plan("blocks_rematerialised", 1)),
-        (((75, 42, 42, 32), (3, 3, 32, 32)), "cpu", Plan("blocks", 5)),
-        (((5, 10, 10, 32), (3, 3, 32, 32)), "cpu", Plan("native", 5)),
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "gpu", Plan("native", 75)),
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "tpu", Plan("native", 75)),
-    ],
-)
-def test_pooled_convolutions(shapes, platform, expected):
-    assert plan("conv_pool_norm", shapes, "float32", platform, padding=1) == expected
-
-
 @pytest.mark.parametrize("role", ["output", "input", "kernel"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("per_task", [False, True])
