@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from metajax.kernels import plan
+from metajax.kernels.plan import Platform
 
-MODULES = [importlib.import_module(f"metajax.kernels.{name}") for name in ("conv", "conv_pool_norm", "dense")]
+MODULES = [importlib.import_module(f"metajax.kernels.{name}") for name in ("conv", "dense")]
 """Modules that call `plan`. `metajax.kernels.conv` is also the name of a function."""
 
 
 @contextlib.contextmanager
-def plan_for(platform: str):
+def plan_for(platform: Platform):
     """Compile with the plan of a platform on every device, in the body of a `with` statement."""
 
     def planned(operation, shapes, dtype, _, **options):

@@ -80,6 +80,8 @@ def _evaluate(
     match algorithm, role:
         case "native", "output":
             return native.forward(a, b, geometry)
+        case "native_padded_channels", "output":
+            return native.forward_of_padded_channels(a, b, geometry)
         case "native", "input":
             return native.input_cotangent(a, b, geometry)
         case "native", "kernel":

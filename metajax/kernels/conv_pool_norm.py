@@ -1,18 +1,10 @@
 """Compute a convolution, its max-pooling and its batch normalisation together: a layer of a pooled network."""
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from metajax.core.blocks import map_blocks
 from metajax.kernels.conv import conv
 from metajax.kernels.max_pool import max_pool
-from metajax.kernels.plan import Plan, Platform, plan
-
-Sums = tuple[jax.Array, jax.Array, jax.Array]
-"""The pooled output of a convolution, and the sum and the sum of squares of each channel before pooling."""
 
 
 def conv_pool_norm(
@@ -22,9 +14,6 @@ def conv_pool_norm(
 
     Without a scale, normalisation is an increasing map. Normalising after max-pooling therefore gives the same result,
     and needs a quarter of the operations. The statistics are those of the whole output before pooling.
-
-    On a CPU a large convolution is computed in blocks of examples whose activations stay in the cache. If the images
-    then have few channels, the backward pass recomputes the convolution.
 
     Args:
         images: `[examples, height, width, in]`.
@@ -41,10 +30,9 @@ def conv_pool_norm(
     >>> conv_pool_norm(jnp.ones((4, 28, 28, 3)), jnp.ones((3, 3, 3, 8)), jnp.zeros(8), padding=1).shape
     (4, 14, 14, 8)
     """
-    pooled, total, square = _conv_pool(images, kernel, stride=stride, padding=padding)
-    height, width = ((side + 2 * padding - kernel.shape[0]) // stride + 1 for side in images.shape[1:3])
-    count = images.shape[0] * height * width
-    mean, mean_square = total / count, square / count
+    out = conv(images, kernel, stride=stride, padding=padding)
+    pooled, wide = max_pool(out), widened(out)
+    mean, mean_square = wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2))
     factor = inverse_deviation(mean, mean_square, epsilon)
     return (pooled * factor + (offset - mean * factor)).astype(jnp.result_type(pooled, offset))
 
@@ -61,37 +49,3 @@ def inverse_deviation(mean: jax.Array, mean_square: jax.Array, epsilon: float) -
     # thousand times the standard deviation, so the inputs of a network should be roughly normalised.
     variance = jax.nn.relu(mean_square - jnp.square(mean))
     return jax.lax.rsqrt(variance + epsilon)
-
-
-# Without jit, each call outside of a jitted function would compile the loop over blocks again.
-@functools.partial(jax.jit, static_argnames=("stride", "padding"))
-def _conv_pool(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> Sums:
-    """Compute a convolution and its max-pooling, and the sum and sum of squares of each channel before pooling."""
-
-    def planned(platform: Platform) -> Plan:
-        shapes, dtype = (images.shape, kernel.shape), jnp.result_type(images, kernel)
-        return plan("conv_pool_norm", shapes, dtype, platform, stride=stride, padding=padding)
-
-    whole = functools.partial(_whole, stride=stride, padding=padding)
-    blocks = functools.partial(_in_blocks, whole, plan=planned("cpu"))
-    if planned("cpu").algorithm == "native":
-        return whole(images, kernel)
-    return jax.lax.platform_dependent(images, kernel, cpu=blocks, default=whole)
-
-
-def _whole(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> Sums:
-    out = conv(images, kernel, stride=stride, padding=padding)
-    wide = widened(out)
-    return max_pool(out), wide.sum((0, 1, 2)), jnp.square(wide).sum((0, 1, 2))
-
-
-def _in_blocks(whole: Callable[..., Sums], images: jax.Array, kernel: jax.Array, *, plan: Plan) -> Sums:
-    """Compute `whole` for one block of examples after another."""
-
-    def run(images: jax.Array) -> Sums:
-        pooled, total, square = whole(images, kernel)
-        return pooled, total[None], square[None]
-
-    run = jax.checkpoint(run, prevent_cse=False) if plan.algorithm == "blocks_rematerialised" else run
-    pooled, totals, squares = map_blocks(run, images, block=plan.block)
-    return pooled, totals.sum(0), squares.sum(0)

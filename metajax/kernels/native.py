@@ -1,6 +1,7 @@
 """Compute convolutions by XLA's own convolution."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from metajax.kernels.geometry import Geometry, images_like, reversed_kernel, reversed_padding
@@ -17,6 +18,16 @@ def forward(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arr
     padding = [(geometry.padding, geometry.padding)] * 2
     strides = (geometry.stride, geometry.stride)
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def forward_of_padded_channels(images: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Compute the output of a convolution with one more input channel, of zeros.
+
+    With three channels, XLA for CPUs does not fill its vector registers.
+    """
+    images = jnp.pad(images, [(0, 0)] * 3 + [(0, 1)])
+    kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, 1), (0, 0)])
+    return forward(images, kernel, geometry)
 
 
 def input_cotangent(output: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

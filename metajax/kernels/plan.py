@@ -1,7 +1,9 @@
 """Choose the algorithm of each operation from its shapes, its dtype and the platform on which it runs.
 
-All thresholds are here. They were tuned on a CPU with AVX-512 instructions for bfloat16 (AMD EPYC, 2 cores), with jax
-0.10.2, and are the same on every CPU. Accelerators use the algorithms of XLA, because XLA's own kernels are fast there.
+All thresholds are here. They were tuned on one CPU with AVX-512 instructions for bfloat16 (AMD EPYC, 2 cores, jax
+0.10.2) and apply to every CPU. Each threshold names its measurement and date. A gain is the time of a whole meta-step
+without the algorithm, divided by the time with it. Accelerators use XLA's convolution, except for per-task kernels,
+where the grouped convolution that `vmap` makes would take 3 to 10 times as long (NVIDIA H100, jax 0.11.2, 2026-11-26).
 """
 
 import math
@@ -13,22 +15,21 @@ from jax.typing import DTypeLike
 
 from metajax.core.blocks import largest_block
 
-Operation = Literal["conv", "conv_pool_norm", "dense"]
-"""Name of an operation of this package."""
+Operation = Literal["conv", "dense"]
+"""Name of an operation of this package that has a choice of algorithms."""
 Platform = Literal["cpu", "gpu", "tpu"]
 """Kind of device."""
 Role = Literal["output", "input", "kernel"]
 """Result of an operation: its output, the cotangent of its input, or the cotangent of its kernel."""
 Algorithm = Literal[
     "native",  # XLA's convolution or matrix product, and the transposes that JAX defines
+    "native_padded_channels",  # XLA's convolution with one more input channel, of zeros (`native.py`)
     "native_reversed",  # XLA's convolution with the reversed kernel, for the cotangent of the input (`native.py`)
     "im2col",  # matrix products of patches that consist of slices of the images (`im2col.py`)
     "im2col_by_rows",  # matrix products of patches that are extracted in two copies (`im2col.py`)
     "winograd",  # Winograd's minimal filtering F(2x2, 3x3) (`winograd.py`)
     "shifts",  # matrix product of shifted copies (`shifts.py`)
     "transpose",  # matrix product after a transpose of the smaller operand (`dense.py`)
-    "blocks",  # one block of examples after another (`conv_pool_norm.py`)
-    "blocks_rematerialised",  # blocks whose activations the backward pass recomputes (`conv_pool_norm.py`)
 ]
 
 
@@ -45,50 +46,59 @@ class Plan(NamedTuple):
 
 
 ROUNDED_CHANNELS = 16
-"""Smallest number of input channels of a convolution whose operands are rounded to bfloat16, if rounding is on."""
+"""Smallest number of input channels of a convolution whose operands are rounded to bfloat16, if rounding is on. With
+fewer channels, extracting patches takes longer than rounded products save (2026-11-26)."""
 
 BLOCK_BYTES = 6_000_000
-"""Bytes of im2col patches or Winograd transforms in a block of examples: a core's share of the last-level cache."""
+"""Bytes of im2col patches or Winograd transforms in a block of examples: a core's share of the last-level cache
+(2026-11-26)."""
 
 KERNEL_BLOCK_BYTES = 1_200_000
-"""Bytes of im2col patches in a block of examples for the cotangent of a kernel: the size of a core's private cache."""
+"""Bytes of im2col patches in a block of examples for the cotangent of a kernel: the size of a core's private cache.
+With extraction by rows, gain 1.05 to 1.09 on Omniglot (2026-11-26)."""
 
 SHIFTS_BLOCK_BYTES = 4_000_000
 """Bytes of shifted copies in a block of examples: four times the size of a core's private cache. The optimum is larger
-than for im2col patches, because the matrix product uses each value of a shifted copy more often."""
-
-POOL_BLOCK_BYTES = 2_000_000
-"""Bytes of the activations of a pooled convolution in a block of examples: about the private cache of a core."""
+than for im2col patches, because the matrix product uses each value of a shifted copy more often (2026-11-27)."""
 
 WIDE_FEATURES = 128
-"""Smallest number of output channels for which im2col patches in bfloat16 are faster than a native convolution."""
+"""Smallest number of output channels for which im2col patches rounded to bfloat16 are faster than a native convolution
+(ResNet-12, 2026-11-26)."""
 
 BY_ROWS_WIDTH = 16
-"""Largest width of an output for which patches are extracted by rows. Each column adds an operation to the program."""
+"""Largest width of an output for which patches are extracted by rows. Each column adds an operation to the program.
+Gain of the extraction by rows in bfloat16: 1.04 to 1.11 on Omniglot with 15 queries and 1 step, 1.05 with 1 query and 5
+steps (2026-12-01)."""
 
 BY_ROWS_CHANNELS = 16
-"""Smallest number of input channels for extraction by rows. With fewer channels the copied pieces are too short."""
+"""Smallest number of input channels for extraction by rows. With fewer channels the copied pieces are too short
+(2026-11-26)."""
 
 SHIFTS_CHANNELS = (16, 256)
 """Smallest and largest number of input channels for which the cotangent of a kernel is faster from shifted copies than
-from im2col patches."""
+from im2col patches: 51 instead of 108 ms for 64 channels at 84×84 in bfloat16, 69 instead of 57 ms for 320 channels at
+21×21 (2026-11-27). Gain in bfloat16: 1.08 on mini-ImageNet 5w1s, 1.06 on ResNet-12 (2026-12-01)."""
 
 SHIFTS_HEIGHT = 8
 """Smallest height of an output for which shifted copies are used. They add `size - 1` rows to each image, which costs
-too much for low images."""
+too much for low images (2026-11-27)."""
+
+PADDED_CHANNELS = 3
+"""Number of input channels of a native convolution to which a channel of zeros is added: three channels do not fill a
+vector register. Gain 1.24 on mini-ImageNet 5w1s in bfloat16 (2026-12-01)."""
 
 WINOGRAD_CHANNELS = 32
-"""Smallest number of input and output channels for which Winograd tiles are used."""
+"""Smallest number of input and output channels for which Winograd tiles are used. Gain on ResNet-12 1.37 in bfloat16
+and 1.2 in float32 (2026-11-26)."""
 
 WINOGRAD_KERNEL_CHANNELS = 64
-"""Smallest number of input and output channels for which the cotangent of a kernel uses Winograd tiles."""
+"""Smallest number of input and output channels for which the cotangent of a kernel uses Winograd tiles, in float32: 75
+ms for 160 channels at 42×42, where shifted copies take 110 ms (2026-11-27). Gain on ResNet-12 in float32: 1.10
+(2026-12-01)."""
 
 WINOGRAD_TILES = 2_000
 """Smallest number of Winograd tiles in a batch for which tiles are used. For fewer tiles the saved time does not
-justify the longer compilation."""
-
-REMATERIALISED_CHANNELS = 16
-"""With fewer input channels, recomputing a pooled convolution in the backward pass is faster than storing it."""
+justify the longer compilation (2026-11-26)."""
 
 
 def plan(
@@ -126,12 +136,9 @@ def plan(
         case "conv":
             sizes = _Sizes(*shapes, jnp.dtype(dtype), stride, padding, rounded)
             return (_conv_on_cpu if platform == "cpu" else _conv)(sizes, role, per_task)
-        case "conv_pool_norm":
-            sizes = _Sizes(*shapes, jnp.dtype(dtype), stride, padding, rounded)
-            return _conv_pool_norm_on_cpu(sizes) if platform == "cpu" else Plan("native", sizes.examples)
         case "dense":
             # With per-task kernels the cotangent of a kernel contracts the rows of two matrices, at which XLA for CPUs
-            # is slow.
+            # is slow. Gain of the transpose: 1.20 on the sinusoid with 5 steps (2026-12-01).
             slow = platform == "cpu" and per_task and role == "kernel"
             return Plan("transpose" if slow else "native", shapes[0][0])
 
@@ -202,7 +209,9 @@ def _conv_on_cpu(sizes: _Sizes, role: Role, per_task: bool) -> Plan:
         return Plan(im2col, _im2col_block(sizes, BLOCK_BYTES, 2 if role == "output" else sizes.itemsize))
     if sizes.small or sizes.disjoint or (role == "input" and sizes.stride > 1):
         return Plan(im2col, sizes.examples)
-    return Plan("native" if role == "output" else "native_reversed", sizes.examples)
+    if role == "input":
+        return Plan("native_reversed", sizes.examples)
+    return Plan("native_padded_channels" if sizes.channels == PADDED_CHANNELS else "native", sizes.examples)
 
 
 def _kernel_cotangent(sizes: _Sizes, im2col: Algorithm) -> Plan:
@@ -241,11 +250,3 @@ def _winograd_block(sizes: _Sizes, role: Role) -> int:
     wide = narrowest >= (WINOGRAD_KERNEL_CHANNELS if role == "kernel" else WINOGRAD_CHANNELS)
     filled = 16 * tiles <= 6 * height * width  # with an odd side, tiles at the edge compute unused values
     return block if enough and wide and filled else 0
-
-
-def _conv_pool_norm_on_cpu(sizes: _Sizes) -> Plan:
-    """Choose whether a pooled convolution goes by blocks of examples whose activations stay in the cache."""
-    block = largest_block(sizes.examples, math.prod(sizes.output) * sizes.features * sizes.itemsize, POOL_BLOCK_BYTES)
-    if block == sizes.examples:
-        return Plan("native", block)
-    return Plan("blocks_rematerialised" if sizes.channels < REMATERIALISED_CHANNELS else "blocks", block)

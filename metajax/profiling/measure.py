@@ -93,7 +93,7 @@ def matrix_rate(devices: Sequence[Any], *, size: int | None = None, seconds: flo
 def matrix_flops(fn: Callable, *args: Any) -> int:
     """Count the floating-point operations of all matrix products and convolutions that `fn(*args)` computes.
 
-    Operations whose results are not used are not counted. In `jax.lax.platform_dependent` the default is counted.
+    Operations whose results are not used are not counted.
 
     >>> import jax.numpy as jnp
     >>> matrix_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -125,10 +125,6 @@ def _flops_of(equation: core.JaxprEqn) -> int:
     if equation.primitive.name in ("convolution", "product"):
         shapes = (each.aval.shape for each in [*equation.invars, *equation.outvars])  # pyright: ignore[reportAttributeAccessIssue]
         return bilinear_flops(*shapes, role=equation.params["role"], per_task=equation.params["per_task"])
-    if platforms := equation.params.get("branches_platforms"):
-        # On a CPU the backward pass may recompute results, because this is faster. The default branch, for other
-        # platforms, has only the necessary operations.
-        return _flops(equation.params["branches"][platforms.index(None)].jaxpr)
     times = equation.params.get("length", 1)
     inner = [value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(value)]
     return times * sum(_flops(getattr(value, "jaxpr", value)) for value in inner)

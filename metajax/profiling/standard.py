@@ -169,10 +169,7 @@ def meta_gradient(workload: Workload, mesh: Mesh, params: Params, tasks: dict[st
 
 
 def task_flops(learner: MetaLearner, sampler: TaskSampler, params: Params) -> int:
-    """Count the floating-point operations of the matrix products in the meta-gradient of one task.
-
-    Recomputed (rematerialised) operations of the backward pass of a convolution with max-pooling are not counted.
-    """
+    """Count the floating-point operations of the matrix products in the meta-gradient of one task."""
     meta_params, state = learner.init(params)
     task = jax.eval_shape(sampler, jax.random.key(0))
 

@@ -121,6 +121,9 @@ def test_the_cotangent_of_a_kernel_uses_shifts_where_they_save_copies(images, ke
         (((5, 3, 3, 8), (3, 3, 8, 8)), {"padding": 1}, "im2col"),  # images no larger than the kernel
         (((5, 9, 9, 8), (3, 3, 8, 8)), {"padding": 1}, "native"),
         (((5, 9, 9, 8), (3, 3, 8, 8)), {"padding": 1, "role": "input"}, "native_reversed"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1}, "native_padded_channels"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1, "role": "input"}, "native_reversed"),
+        (((5, 9, 9, 3), (3, 3, 3, 8)), {"padding": 1, "role": "kernel"}, "im2col"),
         (((5, 9, 9, 8), (1, 1, 8, 8)), {}, "im2col"),
         (((5, 9, 9, 8), (1, 1, 8, 8)), {"padding": 1}, "native"),
         (((25, 10, 10, 640), (3, 3, 640, 640)), {"padding": 1, "rounded": True}, "im2col_by_rows"),
@@ -133,20 +136,6 @@ def test_the_cotangent_of_a_kernel_uses_shifts_where_they_save_copies(images, ke
 )
 def test_other_convolutions_on_a_cpu(shapes, options, expected):
     assert plan("conv", shapes, "float32", "cpu", **options).algorithm == expected
-
-
-@pytest.mark.parametrize(
-    ("shapes", "platform", "expected"),
-    [
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "cpu", Plan("blocks_rematerialised", 1)),
-        (((75, 42, 42, 32), (3, 3, 32, 32)), "cpu", Plan("blocks", 5)),
-        (((5, 10, 10, 32), (3, 3, 32, 32)), "cpu", Plan("native", 5)),
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "gpu", Plan("native", 75)),
-        (((75, 84, 84, 3), (3, 3, 3, 32)), "tpu", Plan("native", 75)),
-    ],
-)
-def test_pooled_convolutions(shapes, platform, expected):
-    assert plan("conv_pool_norm", shapes, "float32", platform, padding=1) == expected
 
 
 @pytest.mark.parametrize("role", ["output", "input", "kernel"])
