@@ -244,7 +244,7 @@ def test_other_settings_are_refused_with_field_and_both_values(copy, config):
     result = run("train", config, "--workdir", copy)
     fails(result, "seed is 5 in the run and 0 now")
     result = run("train", "glyphs", "--workdir", copy)
-    fails(result, "tasks:SinusoidConfig in the run and", "tasks:GlyphsConfig now")
+    fails(result, "sinusoid:SinusoidConfig in the run and", "glyphs:GlyphsConfig now")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

@@ -216,7 +216,8 @@ def test_counts_and_truth_values_are_averaged_like_other_metrics():
         return params * task, {"count": task.astype(int), "large": task > 2}
 
     learner = mj.maml(loss_fn, mj.inner_loop(optax.sgd(0.1), 0))
-    train = mj.trainer(learner, OPTIMIZER, lambda rng, x: mj.Task(x, x), tasks_per_step=4, steps_per_call=1).step
+    sampler = mj.StreamedSampler(np.ones(4), lambda rng: jnp.int32(0), lambda rng, x: mj.Task(x, x))
+    train = mj.trainer(learner, OPTIMIZER, sampler, tasks_per_step=4, steps_per_call=1).step
     _, metrics = train(init_state(learner, OPTIMIZER, jnp.float32(1.0)), jnp.array([[1.0, 2.0, 3.0, 4.0]]))
     assert [float(metrics[name][0]) for name in ("loss", "count", "large")] == [2.5, 2.5, 0.5]
 

@@ -301,7 +301,7 @@ def test_training_never_executes_code_of_the_work_directory(handed, tmp_path):
     result = run("train", tmp_path / "small.py", "--workdir", handed, *TINY, "--seed", 3)
     fails(result, "seed is 0 in the run and 3 now")
     result = run("train", "sinusoid", "--workdir", handed)
-    fails(result, "model is metajax_config:Mine in the run and metajax.experiment.models:MLPConfig now")
+    fails(result, "model is metajax_config:Mine in the run and metajax.models.mlp:MLPConfig now")
     assert not (handed / "executed").exists()
 
 
