@@ -5,6 +5,7 @@
 
 import dataclasses
 import itertools
+import logging
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from metajax import data
 from metajax.core.losses import classification_loss
 from metajax.core.types import ClassBank
 from metajax.data.dataset import proportional
+from metajax.data.standard import standard_name
 from metajax.errors import UserError
 from metajax.limits import LARGEST, LARGEST_IMAGE, MOST_EXAMPLES, whole
 from metajax.system.files import expand_home
@@ -23,6 +25,8 @@ from metajax.tasks.config import Shots, Split, Tasks, with_ways
 from metajax.tasks.episodes import episodes
 from metajax.tasks.host import host_episodes, on_demand
 from metajax.tasks.varied import Domain
+
+_LOG = logging.getLogger("metajax.data")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,9 @@ class FolderConfig:
     with the columns filename and label, or train.txt, val.txt and test.txt with class names."""
     strict: bool = False
     """Stop with an error at a corrupt image, instead of skipping the image with a warning."""
+    standard: Literal["mini-ImageNet"] | None = None
+    """A published data set. If the splits, classes and numbers of images are others, a warning says so, because scores
+    on other data cannot be compared with published scores."""
 
     def __post_init__(self):
         for name in ("source", "split_lists"):  # evaluation may run in another working directory
@@ -176,8 +183,29 @@ class FolderConfig:
             data_dir=data_dir,
             split_lists=self.split_lists,
         )
+        if self.standard is not None:
+            _check_standard(dataset, self.standard)
         on_host = self.images == "host"
         return _augmented(dataset, self.ways, self.train, self.test, self.flip, self.shift, on_host=on_host)
+
+
+def _check_standard(dataset: data.Dataset, expected: str) -> None:
+    """Log whether a data set is the published data set `expected`."""
+    name = standard_name(dataset)
+    if name is not None and name.startswith(expected):
+        _LOG.info("%s: the classes and numbers of images are those of %s", dataset.place, name)
+        return
+    sizes = ", ".join(
+        f"{split} {len(bank.counts)} classes of {bank.counts.min()} to {bank.counts.max()} images"
+        for split, bank in dataset.splits.items()
+    )
+    _LOG.warning(
+        "%s is not the published %s (%s): scores cannot be compared with published scores. The published data has 64 "
+        "training, 16 validation and 20 test classes with names such as n01532829, and 600 images of each class",
+        dataset.place,
+        expected,
+        sizes,
+    )
 
 
 def _augmented(
