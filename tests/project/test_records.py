@@ -82,7 +82,7 @@ def test_the_scores_of_a_config_are_recorded(config):
     }
     told = re.findall(r"\d+\.\d+ ± \d+\.\d+", " ".join(presets.find(config).read_text().split()))
     assert set(told) <= recorded
-    assert told or config in ("cifar_fs", "fc100")
+    assert told or "Not measured here" in presets.find(config).read_text()
 
 
 def scores(kept: dict) -> Iterator[tuple[int, dict, int]]:
