@@ -71,7 +71,7 @@ def reptile(experiment: Experiment, shots: int, length: Length) -> Experiment:
         task=task,
         inner=replace(experiment.inner, steps=8, batch_size=10),
         training=replace(experiment.training, steps=steps, tasks_per_step=5),
-        evaluation=replace(experiment.evaluation, steps=50, batch_size=5 if shots == 1 else 15),
+        evaluation=replace(experiment.evaluation, steps=50, batch_size=min(5 if shots == 1 else 15, task.ways * shots)),
     )
 
 

@@ -125,5 +125,5 @@ def reptile(ways: int, shots: int, length: Length) -> Experiment:
             steps_per_call=100,
             checkpoint_every=10_000 if length == "long" else 2_000,
         ),
-        evaluation=EvaluationSettings(steps=50, batch_size=5 if ways < 20 else 10),
+        evaluation=EvaluationSettings(steps=50, batch_size=min(5 if ways < 20 else 10, ways * shots)),
     )

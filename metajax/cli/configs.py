@@ -6,7 +6,7 @@ Other commands use the functions of this module that read a config from the comm
 import ast
 import copy
 import dataclasses
-import itertools
+import math
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> Line[T]:
     """
     prepare_devices(None)
     prog = f"metajax {command} {args[0]}"
-    preset, arguments = _read(args[0], kind(), args, prog=prog)
+    preset, arguments = _read(args[0], args, prog=prog)
     loaded = preset.experiment(arguments)
     args, options = _take_optimizer_options(args)
     for part in options:
@@ -134,15 +134,15 @@ def override(command: str, kind: type[T], args: Sequence[str]) -> Line[T]:
         changed = dataclasses.replace(settings, options={**settings.options, **changes})
         experiment = dataclasses.replace(experiment, **{part: changed})
     types_are_right(experiment)
+    _check_same(arguments, line.arguments)
     return Line(preset.path, preset.name(arguments), line.options, experiment)
 
 
-def _read(config: str, options: Any, args: Sequence[str], *, prog: str) -> tuple[Preset, Any]:
+def _read(config: str, args: Sequence[str], *, prog: str) -> tuple[Preset, Any]:
     """Read a config file and the arguments of its function, which a command line mixes with other options.
 
     Args:
         config: Name or path of the config.
-        options: The command's own options, whose names the arguments must not have.
         args: Arguments of the command line.
         prog: The command, for error messages.
 
@@ -150,23 +150,37 @@ def _read(config: str, options: Any, args: Sequence[str], *, prog: str) -> tuple
         The config file, and the arguments: an instance of the type of `preset.arguments`.
     """
     preset = read(config)
-    own = {field.name for field in (*dataclasses.fields(options), *dataclasses.fields(Experiment))}
-    flags: dict[str, Any] = {}
+    most: dict[str, float] = {}  # the largest number of words that follow each option
     for field in dataclasses.fields(preset.arguments):
-        # `learner` and `model` are settings of an experiment, too, but only their fields are options.
-        if field.name in own - {"task", "model", "learner", "inner", "outer"}:
-            raise UserError(f"{preset.path}: the argument {field.name} has the name of an option; choose another name")
         name = field.name.replace("_", "-")
-        flags |= {f"--{name}": field.type} | ({f"--no-{name}": bool} if field.type is bool else {})
-    words, rest = [], iter(args)
-    for word in rest:
-        name, equals, _ = word.partition("=")
-        name = name.replace("_", "-")
-        if name in flags:
+        if field.type is bool:
+            most |= {f"--{name}": 0, f"--no-{name}": 0}
+        else:
+            most[f"--{name}"] = math.inf if typing.get_origin(field.type) is tuple else 1
+    words, left = [], 0.0
+    for word in args:
+        option, equals, _ = word.partition("=")
+        if word.startswith("--"):
+            name = option.replace("_", "-")
+            left = -1 if name not in most else 0 if equals else most[name]
+            words += [word] if left >= 0 else []
+        elif left > 0:
             words.append(word)
-            if not equals and flags[name] is not bool:
-                words += itertools.islice(rest, 1)  # the value of the option
+            left -= 1
     return preset, _parse_settings(type(preset.arguments), words, prog=prog, about=None, default=preset.arguments)
+
+
+def _check_same(arguments: Any, parsed: Any) -> None:
+    """Check that the arguments read by `_read` are those that tyro finds in the whole command line.
+
+    Raises:
+        UserError: If they differ, so that a value would be ignored silently.
+    """
+    for field in dataclasses.fields(arguments):
+        used, value = getattr(arguments, field.name), getattr(parsed, field.name)
+        if used != value:
+            name = field.name.replace("_", "-")
+            raise UserError(f"--{name} is ambiguous, {used!r} or {value!r}: write it directly behind the config")
 
 
 def _take_optimizer_options(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, bool | int | float]]]:
@@ -263,7 +277,7 @@ class _TaskLine(Generic[T, ArgumentsT, TaskT]):
     task: TaskT
 
 
-def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskConfig]:
+def override_task(default: T, config: str, args: Sequence[str], *, prog: str) -> tuple[T, TaskConfig, str]:
     """Read a command line with the arguments of a config and with `--task.FIELD` options that override its task.
 
     Args:
@@ -273,12 +287,12 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
         prog: The command, for the help.
 
     Returns:
-        The command's options, and the task with the overrides.
+        The command's options, the task with the overrides, and the name of the config with its arguments.
 
     Raises:
         UserError: If there is no such config, if its file is wrong, or if an option is wrong.
     """
-    preset, arguments = _read(config, default, args, prog=prog)
+    preset, arguments = _read(config, args, prog=prog)
     experiment = preset.experiment(arguments)
     _check_domains(experiment.task, args)
     kind, about = _TaskLine[type(default), type(arguments), type(experiment.task)], type(default).__doc__
@@ -286,7 +300,8 @@ def override_task(default: T, config: str, args: Sequence[str], *, prog: str) ->
     line = _parse_settings(kind, args, prog=prog, about=about, default=options)
     changed = dataclasses.replace(experiment, task=_show_options(line.task))
     types_are_right(changed)
-    return line.options, changed.task
+    _check_same(arguments, line.arguments)
+    return line.options, changed.task, preset.name(arguments)
 
 
 def _parse_settings(kind: Any, args: Sequence[str], *, prog: str, about: str | None, default: Any) -> Any:

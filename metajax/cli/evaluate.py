@@ -69,12 +69,12 @@ class Options:
 
 def run(args: Sequence[str]) -> None:
     """Run `metajax evaluate` with the arguments `args`."""
-    options, task = _parse(args)
+    options, task, on = _parse(args)
     report.check_output(options.output)
     prepare_devices(options.devices)
     experiment = workdir.load_experiment(options.workdir, trust=options.trust)
     overridden = task if any(arg.startswith("--task.") for arg in args) else None
-    path = options.output or options.workdir / _report_name(options, overridden)
+    path = options.output or options.workdir / _report_name(options, on, overridden)
     files.check_writable(path)
     warn_of_changed_code(options.workdir, experiment)
     trained = experiment.task
@@ -117,15 +117,15 @@ def run(args: Sequence[str]) -> None:
     report.say(f"the whole report is {path}")
 
 
-def _parse(args: Sequence[str]) -> tuple[Options, TaskConfig | None]:
-    """Return the options, and the task of `--on` (`None` without `--on`)."""
+def _parse(args: Sequence[str]) -> tuple[Options, TaskConfig | None, str | None]:
+    """Return the options, and for `--on` the task and the name of the config with its arguments, otherwise `None`."""
     on = value_of("--on", args)
     if not on:
         for option in (arg.partition("=")[0] for arg in args if arg.startswith("--task.")):
             raise UserError(
                 f"{option} goes with --on CONFIG: without --on the run is evaluated on the tasks of its own settings"
             )
-        return parse(Options, args, prog="metajax evaluate"), None
+        return parse(Options, args, prog="metajax evaluate"), None, None
     prepare_devices(None)  # before the config file is executed, because it may use JAX
     return configs.override_task(Options(workdir=tyro.MISSING), on, args, prog="metajax evaluate")
 
@@ -239,7 +239,7 @@ def _recorded_options(options: Options, task: TaskConfig | None) -> dict[str, An
     return recorded
 
 
-def _report_name(options: Options, overridden: TaskConfig | None) -> str:
+def _report_name(options: Options, on: str | None, overridden: TaskConfig | None) -> str:
     """Return the default file name of the report.
 
     The name is `evaluation.json` only if no option changes the evaluation, so that another evaluation does not
@@ -249,7 +249,7 @@ def _report_name(options: Options, overridden: TaskConfig | None) -> str:
     for name in ("protocol", "on", "steps", "num_tasks", "seed", "checkpoint"):
         value = getattr(options, name)
         if value is not None:
-            parts += [name, Path(value).stem if name == "on" else str(value)]
+            parts += [name, str(on if name == "on" else value)]
     if overridden is not None:
         parts.append(f"{zlib.crc32(json.dumps(workdir.to_json(overridden)).encode()):08x}")
     return "_".join(parts) + ".json"

@@ -71,7 +71,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also SystemExit: a config file must not end the program without a message
-        reason = f"{path}{_line_of(error, path)}: {type(error).__name__}{_message(error)}"
+        reason = f"{path}{line_of(error, path)}: {type(error).__name__}{_message(error)}"
         if isinstance(error, ModuleNotFoundError):
             gone = f"the folder of the config, {folder}, is gone: put its modules on PYTHONPATH"
             reason += f" (searched in {folder} and on PYTHONPATH)" if folder.is_dir() else f" ({gone})"
@@ -105,7 +105,8 @@ def _first_on_path(folder: Path) -> Iterator[None]:
             sys.path.append(entry)
 
 
-def _line_of(error: BaseException, path: Path) -> str:
+def line_of(error: BaseException, path: Path) -> str:
+    """Return `:LINE`, the last line of a file that an exception passed; empty if the exception passed no line of it."""
     if isinstance(error, SyntaxError):
         return f":{error.lineno}" if error.lineno else ""
     lines, trace = [], error.__traceback__

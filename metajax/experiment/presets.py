@@ -8,7 +8,9 @@ arguments are options on the command line: `metajax train omniglot --learner ani
 import dataclasses
 import inspect
 import re
+import types
 import typing
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import metajax
 from metajax.errors import UserError, needs, suggestion
 from metajax.experiment.checks import field_types_are_right, types_are_right
-from metajax.experiment.config_code import load_module
+from metajax.experiment.config_code import line_of, load_module
 from metajax.experiment.settings import Experiment
 from metajax.experiment.workdir import config_folder
 from metajax.limits import shown
@@ -24,6 +26,15 @@ from metajax.system import files
 
 with needs("cli"):
     import docstring_parser
+
+
+_LONGEST_NAME = 100
+RESERVED = frozenset(
+    {"help", "h", "workdir", "devices", "distributed", "data_dir", "seconds", "only", "output", "checkpoint", "split"}
+    | {"num_tasks", "steps", "seed", "protocol", "on", "chunk_size", "trust", "outer", "training", "validation"}
+    | {"evaluation", "execution"}
+)
+"""Names that the arguments of a config must not have, because they are options or settings of the commands."""
 
 
 class Preset(NamedTuple):
@@ -49,18 +60,21 @@ class Preset(NamedTuple):
         arguments = self.arguments if arguments is None else arguments
         try:
             field_types_are_right(arguments)
-            experiment = self.config if isinstance(self.config, Experiment) else _call(self.config, vars(arguments))
+            experiment = self.config if isinstance(self.config, Experiment) else self.config(**vars(arguments))
             if not isinstance(experiment, Experiment):
                 raise UserError(f"config() must return an Experiment, got {shown(experiment)}")
             types_are_right(experiment)
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
+        except Exception as error:
+            raise UserError(f"{self.path}{line_of(error, self.path)}: {type(error).__name__}: {error}") from error
         return experiment
 
     def name(self, arguments: Any) -> str:
         """Return a name for a run: the name of the file and the arguments that differ from their defaults.
 
-        Words stand for themselves, and numbers precede the name of their argument: `omniglot_anil_20ways`.
+        Words stand for themselves, and numbers precede the name of their argument: `omniglot_anil_20ways`. A name of
+        more than 100 characters is shortened and ends in a checksum, because file systems limit the length of names.
         """
         words = [self.path.stem]
         for name, default in vars(self.arguments).items():
@@ -72,7 +86,8 @@ class Preset(NamedTuple):
             else:
                 word = re.sub(r"[^\w.-]+", "_", str(value)).strip("_")
                 words.append(word if isinstance(value, str) else f"{word}{name}")
-        return "_".join(words)
+        name = "_".join(words)
+        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}_{zlib.crc32(name.encode()):08x}"
 
 
 def directory() -> Path:
@@ -117,10 +132,11 @@ def read(config: str) -> Preset:
     content = getattr(load_module(path, config_folder(path)), "config", None)
     if isinstance(content, Experiment):
         return Preset(path, content, _dataclass({}, {})())
-    if not inspect.isfunction(content):
+    if not callable(content) or isinstance(content, type):
         raise UserError(f"{path} must set `config` to an Experiment, or define a function `config` that returns one")
+    function: Any = content
     try:
-        return Preset(path, content, _arguments(content))
+        return Preset(path, function, _arguments(function))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -145,7 +161,7 @@ def load(config: str, **arguments: Any) -> Experiment:
 def _arguments(config: Callable[..., Experiment]) -> Any:
     """Return the default arguments of a config's function, as an instance of a dataclass made for this function."""
     try:
-        hints = typing.get_type_hints(config, include_extras=True)
+        hints = typing.get_type_hints(inspect.unwrap(config))
     except Exception as error:
         raise UserError(f"the types of the arguments of config() cannot be read: {error}") from error
     kinds, defaults = {}, {}
@@ -154,8 +170,24 @@ def _arguments(config: Callable[..., Experiment]) -> Any:
             raise UserError(f"config() must not have the argument {parameter}: give each argument a name and a default")
         if name not in hints or parameter.default is parameter.empty:
             raise UserError(f"the argument {name} of config() needs a type and a default, as in `ways: int = 5`")
+        if name in RESERVED:
+            raise UserError(f"the argument {name} of config() has the name of an option; choose another name")
+        if not _is_simple(hints[name]):
+            raise UserError(
+                f"the argument {name} of config() must be a number, text, path, truth value, choice (Literal) or tuple "
+                f"of these, got {hints[name]}"
+            )
         kinds[name], defaults[name] = hints[name], parameter.default
     return _dataclass(kinds, defaults, config.__doc__ or "")()
+
+
+def _is_simple(kind: Any) -> bool:
+    """Return whether values of a type can be written on the command line and in the name of a run."""
+    if typing.get_origin(kind) is typing.Literal:
+        return True
+    if typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
+        return all(each is ... or _is_simple(each) for each in typing.get_args(kind))
+    return kind in (bool, int, float, str, Path, types.NoneType)
 
 
 def _dataclass(kinds: Mapping[str, Any], defaults: Mapping[str, Any], docstring: str = "") -> type:
@@ -170,13 +202,3 @@ def descriptions(arguments: Any) -> dict[str, str]:
     documented = docstring_parser.parse(type(arguments).__doc__ or "").params
     described = {each.arg_name: " ".join((each.description or "").split()) for each in documented}
     return {field.name: described.get(field.name, "") for field in dataclasses.fields(arguments)}
-
-
-def _call(config: Callable[..., Experiment], arguments: dict[str, Any]) -> Any:
-    try:
-        return config(**arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        line = error.__traceback__.tb_next.tb_lineno if error.__traceback__ and error.__traceback__.tb_next else "?"
-        raise UserError(f"config(), line {line}: {type(error).__name__}: {error}") from error

@@ -91,7 +91,11 @@ def bilinear(name: str, evaluate: Callable[..., jax.Array], shape: Callable[...,
     def compiled(settings: tuple[tuple[str, Any], ...]) -> Callable[..., jax.Array]:
         return jax.jit(functools.partial(primitive.bind, **dict(settings)))
 
-    primitive.def_impl(lambda a, b, **settings: compiled(tuple(settings.items()))(a, b))
+    def impl(a, b, **settings):
+        with jax.disable_jit(False):  # without jit, `compiled` would call this function again
+            return compiled(tuple(settings.items()))(a, b)
+
+    primitive.def_impl(impl)
     primitive.def_abstract_eval(abstract)
     for platform, key in _LOWERINGS.items():
         rule = mlir.lower_fun(functools.partial(lowered, platform=platform), multiple_results=False)

@@ -4,6 +4,7 @@ The cotangent of a task's kernel contracts the rows of two matrices. XLA for CPU
 `vmap`. It is fast if one of the matrices is transposed first, so that the contraction is an ordinary matrix product.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ def dense(
     dtype = jnp.result_type(x, kernel)
     # Read the matmul precision now. When JAX later differentiates or compiles the operation, the setting may differ.
     precision = precision or jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
     out = _product.bind(rows, kernel.astype(dtype), role="output", per_task=False, precision=precision)
     return out.reshape(*x.shape[:-1], kernel.shape[1])
 

@@ -9,9 +9,9 @@ import jax
 import pytest
 from command_line import experiment_of, run, small
 
-from metajax.cli import configs, train
+from metajax.cli import bench, configs, evaluate, train, tune
 from metajax.errors import UserError
-from metajax.experiment import ImageModel, Learner, build, presets, workdir
+from metajax.experiment import Experiment, ImageModel, Learner, build, presets, workdir
 from metajax.experiment.run import _trainer
 
 pytestmark = pytest.mark.usefixtures("random_images")
@@ -88,6 +88,77 @@ def test_a_run_resumes_and_is_evaluated_on_the_tasks_of_arguments(function):
     assert settings["model"]["hidden"] == [5]
 
 
+ARGUMENTS = """
+import functools
+from pathlib import Path
+from typing import Annotated
+
+from metajax.experiment import *
+
+
+@functools.cache
+def config(
+    *,
+    hidden: tuple[int, ...] = (8,),
+    pair: tuple[int, int] = (1, 2),
+    name: str = "",
+    folder: Path | None = None,
+    flag: Annotated[bool, 1] = False,
+    scale: int | None = None,
+) -> Experiment:
+    return Experiment(
+        task=SinusoidConfig(oracle=flag),
+        model=MLPConfig(hidden=(*hidden, *pair)),
+        learner=MAMLConfig(),
+        inner=Inner(learning_rate=0.01, steps=scale or 1),
+        outer=Outer(learning_rate=1e-2),
+        training=TrainingSettings(steps=2, tasks_per_step=2),
+        evaluation=EvaluationSettings(steps=1, non_transductive=False),
+    )
+"""
+
+
+def test_arguments_of_all_simple_types_are_read(tmp_path):
+    config = small(tmp_path, "many.py", ARGUMENTS)
+    words = "--hidden 32 16 --seed 3 --pair 3 4 --flag --scale 2 --folder /tmp/x --inner.learning-rate 0.5"
+    line = configs.override("train", train.Options, [str(config), *words.split()])
+    assert line.experiment.model.hidden == (32, 16, 3, 4)
+    assert (line.experiment.seed, line.experiment.inner.steps, line.experiment.inner.learning_rate) == (3, 2, 0.5)
+    assert line.experiment.task.oracle
+    assert line.name == "many_32_16hidden_3_4pair_tmp_xfolder_flag_2scale"
+
+
+def test_a_long_name_of_a_run_is_shortened_and_stays_unique(tmp_path):
+    config = small(tmp_path, "many.py", ARGUMENTS)
+    names = {
+        configs.override("train", train.Options, [str(config), "--name", 300 * "x" + end]).name for end in ("a", "b")
+    }
+    assert len(names) == 2
+    assert max(map(len, names)) < 120
+
+
+def test_no_argument_can_have_the_name_of_an_option():
+    commands = (train.Options, bench.Options, tune.Options, evaluate.Options)
+    options = {field.name for command in commands for field in dataclasses.fields(command)} - {"workdir"}
+    # `--learner` and `--model` are free, because only the fields of these settings are options.
+    settings = {field.name for field in dataclasses.fields(Experiment)} - {"task", "model", "learner", "inner"}
+    assert options | settings | {"workdir", "help", "h"} == presets.RESERVED
+
+
+def test_reports_on_the_tasks_of_other_arguments_have_other_names(function):
+    assert run("train", function).code == 0
+    for words in ([], ["--hidden", 3], ["--oracle"], ["--task.test.queries", 7]):
+        run("evaluate", "runs/mine", "--on", function, *words)
+    reports = {path.name for path in Path("runs/mine").glob("evaluation_on_*.json")}
+    assert {"evaluation_on_mine.json", "evaluation_on_mine_3hidden.json"} < reports
+    assert len(reports) == 3, "the run's network has no inputs for the oracle"
+
+
+def test_reptile_trains_with_few_ways(tmp_path):
+    for ways in (2, 3, 25):
+        lowers(presets.load("omniglot", learner="reptile", ways=ways), tmp_path)
+
+
 def test_the_help_and_the_description_list_the_arguments(function):
     result = run("train", function, "--help")
     assert "The meta-learner, whose description continues." in " ".join(result.out.replace("│", " ").split())
@@ -102,10 +173,12 @@ def test_the_help_and_the_description_list_the_arguments(function):
         ("def config(ways=5):\n    return 1\n", "the argument ways of config() needs a type and a default"),
         ("def config(ways: int):\n    return 1\n", "the argument ways of config() needs a type and a default"),
         ("def config(*ways: int):\n    return 1\n", "config() must not have the argument *ways: int"),
-        ("def config(seed: int = 1):\n    return 1\n", "the argument seed has the name of an option"),
-        ("def config(workdir: int = 1):\n    return 1\n", "the argument workdir has the name of an option"),
+        ("def config(seed: int = 1):\n    return 1\n", "the argument seed of config() has the name of an option"),
+        ("def config(help: int = 1):\n    return 1\n", "the argument help of config() has the name of an option"),
+        ("def config(ways: list[int] = [1]):\n    return 1\n", "the argument ways of config() must be a number, text"),
+        ("def config(ways: object = 1):\n    return 1\n", "the argument ways of config() must be a number, text"),
         ("def config(ways: int = 1):\n    return ways\n", "config() must return an Experiment, got 1"),
-        ("def config(ways: int = 1):\n\n    return 1 / 0\n", "config(), line 3: ZeroDivisionError: division by zero"),
+        ("def config(ways: int = 1):\n\n    return 1 / 0\n", "wrong.py:3: ZeroDivisionError: division by zero"),
         ("def config(ways: 'Gone' = 1):\n    return 1\n", "name 'Gone' is not defined"),
         ("config = 1\n", "must set `config` to an Experiment, or define a function `config`"),
     ],

@@ -81,3 +81,15 @@ def test_outside_of_jit_an_operation_runs_where_its_arrays_are():
     assert dense(x, kernel).devices() == {device}
     images, filters = (jax.device_put(jnp.ones(shape), device) for shape in ((2, 8, 8, 3), (3, 3, 3, 4)))
     assert conv(images, filters).devices() == {device}
+
+
+def test_eager_operations_run_without_jit():
+    with jax.disable_jit():
+        out = conv(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4)), padding=1)
+        product = dense(jnp.ones((2, 3)), jnp.ones((3, 4)))
+    assert float(out[0, 4, 4, 0]) == 27
+    assert product.tolist() == [[3.0] * 4] * 2
+
+
+def test_a_dense_product_without_inputs_is_zero():
+    assert dense(jnp.ones((3, 0)), jnp.ones((0, 2))).tolist() == [[0.0, 0.0]] * 3
