@@ -136,7 +136,8 @@ def test_models_take_either_normalisation(kind):
     ]
     x = jax.random.normal(jax.random.key(0), (6, 28, 28, 1))
     for model in small:
-        whole, part = model(x), model(x[:3])
+        apply, params = mj.functional(model)
+        whole, part = jax.jit(apply)(params, x), jax.jit(apply)(params, x[:3])
         assert np.isfinite(whole).all()
         assert np.allclose(whole[:3], part, atol=1e-4) == (kind == "group")
 
@@ -156,8 +157,8 @@ def test_images_of_another_shape_are_named():
         mj.models.ResNet18(5, in_channels=1, image_size=(16, 16), width=2, rngs=rngs),
     ]
     for model in of_one_size:
-        assert model(jnp.ones((2, 16, 16, 1))).shape == (2, 5)
         apply, params = mj.functional(model)
+        assert jax.eval_shape(apply, params, jnp.ones((2, 16, 16, 1))).shape == (2, 5)
         for shape in [(32, 32, 1), (17, 31, 1), (8, 32, 1), (16, 16, 3)]:
             said = f"made for images of shape 16×16×1, got images of shape {'×'.join(map(str, shape))}"
             for call in (model, functools.partial(apply, params), jax.vmap(functools.partial(apply, params))):
@@ -168,7 +169,8 @@ def test_images_of_another_shape_are_named():
         mj.models.ResNet18(5, in_channels=1, width=2, rngs=rngs),
     ]
     for model in of_any_size:
-        assert model(jnp.ones((2, 17, 31, 1))).shape == (2, 5)
+        apply, params = mj.functional(model)
+        assert jax.eval_shape(apply, params, jnp.ones((2, 17, 31, 1))).shape == (2, 5)
         with pytest.raises(ValueError, match="shape any×any×1, got images of shape 16×16×3"):
             model(jnp.ones((2, 16, 16, 3)))
     with pytest.raises(ValueError, match="sequences have 6 tokens, but the network was made for at most 4"):
@@ -438,10 +440,12 @@ def test_streams_of_noise_are_independent():
 
 def test_a_vit_sees_each_example_alone_and_the_order_of_its_patches():
     module = mj.models.ViT(3, image_shape=(8, 8, 1), patch=4, width=16, layers=1, heads=2, rngs=nnx.Rngs(0))
+    apply, params = mj.functional(module)
+    model = jax.jit(functools.partial(apply, params))
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    np.testing.assert_allclose(module(x)[2:3], module(x[2:3]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(x)[2:3], model(x[2:3]), rtol=1e-4, atol=1e-5)
     swapped = jnp.concatenate([x[:, :, 4:], x[:, :, :4]], axis=2)
-    assert not np.allclose(module(x), module(swapped), atol=1e-3)
+    assert not np.allclose(model(x), model(swapped), atol=1e-3)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"heads": 3}, "heads"), ({"patch": 3}, "patch")])
