@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
     api = importlib.import_module("metajax._api")
     if name == "__all__":
         return [*api.__all__, *(_RUNS if importlib.util.find_spec("typeguard") else ())]
-    if name in globals():  # a module that the import above brought
+    if name in globals():  # importing `_api` has also set some submodules as attributes
         return globals()[name]
     try:
         return getattr(api, name)

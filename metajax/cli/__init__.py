@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status in _SIGNALLED:  # a normal exit would wait for threads that compile or write
             end_process(status)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python shuts down, no handler can run
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python runs no signal handlers while it shuts down
     return status
 
 

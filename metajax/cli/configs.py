@@ -244,7 +244,9 @@ def _with_kinds(task: TaskConfig, change: Callable[[Any], Any]) -> TaskConfig:
     sources = []
     for source in task.sources:
         changed = copy.copy(source.task)
-        object.__setattr__(changed, "__class__", change(type(changed)))  # works for frozen settings, too
+        object.__setattr__(
+            changed, "__class__", change(type(changed))
+        )  # a normal assignment fails for a frozen dataclass
         sources.append(dataclasses.replace(source, task=changed))
     return dataclasses.replace(task, sources=tuple(sources))
 

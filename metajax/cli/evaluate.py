@@ -227,7 +227,7 @@ def _described(task: dict[str, Any], ways: int | None) -> str:
 
 
 def _recorded_options(options: Options, task: TaskConfig | None) -> dict[str, Any]:
-    """Return the entries of the report for `--on` and `--protocol`, with the task settings of `--on`."""
+    """Return what a report records about `--on` and `--protocol`: their values, and the settings of the tasks."""
     recorded: dict[str, Any] = {"on": options.on, "task": workdir.to_json(task)} if options.on else {}
     if options.protocol is not None:
         protocol = PROTOCOLS[options.protocol]

@@ -63,7 +63,7 @@ class Progress:
         with unread_is_fine(sys.stderr):
             self._bar.start()
             self._bar.update(self._task, completed=row["step"], description="  ".join(parts))
-            if row["step"] >= self._steps:  # the evaluation after training prints lines
+            if row["step"] >= self._steps:  # end the progress bar before the evaluation prints its lines
                 self._bar.stop()
         ends = self._printed and row["step"] == self._steps
         if self._in_lines and (ends or time.monotonic() >= self._last_line + _SECONDS):

@@ -39,7 +39,7 @@ def as_key(seed: Any) -> jax.Array:
             )
         return seed
     dtype, shape = getattr(seed, "dtype", None), np.shape(seed)
-    if dtype == jnp.uint32 and len(shape) == 1:  # a raw key of jax.random.PRNGKey
+    if dtype == jnp.uint32 and len(shape) == 1:  # an old-style key, from jax.random.PRNGKey
         return seed
     is_integer = isinstance(seed, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
     if shape == () and is_integer and not isinstance(seed, bool):
@@ -173,7 +173,9 @@ def check_params(params: Any, what: str = "parameters") -> None:
         what: Name of the value in error messages.
     """
     check_no_state(params, what)
-    if callable(params) and jax.tree_util.treedef_is_leaf(jax.tree.structure(params)):  # not a model that is a pytree
+    if callable(params) and jax.tree_util.treedef_is_leaf(
+        jax.tree.structure(params)
+    ):  # a function, not a callable model that is a pytree
         raise TypeError(
             f"{what} are a pytree of arrays, got {describe(params)}; metajax.functional(module) returns them"
         )

@@ -190,7 +190,7 @@ def _check_json(report: Any) -> None:
             ):
                 raise ValueError(f"{name} has no mean and interval for each of {steps + 1} steps")
     if not isinstance(report.get("domains", {}), Mapping):
-        raise ValueError("the domains of a report are a dict of reports")
+        raise ValueError("the entry `domains` of a report must be a dict with a report for each domain")
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
@@ -305,7 +305,7 @@ def evaluator(
 
     def tasks_of_a_call(chunk: int) -> int:
         most = chunk * num_devices(mesh) * _CHUNKS_IN_A_CALL
-        return -(-num_tasks // -(-num_tasks // most))  # the same number in all calls
+        return -(-num_tasks // -(-num_tasks // most))  # all calls have equally many tasks, so they share one program
 
     def run(meta_params, learner_state, rng, first, sampler, chunk: int):
         shared = (meta_params, learner_state, sampler)
@@ -334,7 +334,7 @@ def evaluator(
             checked_samplers[:] = [*checked_samplers[-7:], sampler]
         chunk = chunk_size or min(default_chunk_size(shared[0], num_tasks, mesh), _MOST_AT_ONCE)
         parts = []
-        for first in range(0, num_tasks, tasks_of_a_call(chunk)):  # surplus tasks of the last call are dropped
+        for first in range(0, num_tasks, tasks_of_a_call(chunk)):  # the last call may compute more tasks than needed
             parts.append(jax.device_get(compiled(*shared, replicate(jnp.int32(first), mesh), partial, chunk)))
         values = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_tasks], *parts)
         scores = {kind: _scores(each) for kind, each in values.items()}

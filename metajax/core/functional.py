@@ -154,7 +154,7 @@ def _replaced(state: nnx.State, values: PyTree) -> nnx.State:
 
 def _from_linen(module: linen.Module, init_args: tuple, options: dict[str, Any]) -> tuple[ApplyFn, Params]:
     init_rngs, example, *others = init_args
-    init_rngs = jax.tree.map(as_key, init_rngs)  # one key, or a dict of keys
+    init_rngs = jax.tree.map(as_key, init_rngs)  # `init_rngs` is one key, or a dict of keys
     variables = dict(module.init(init_rngs, example, *others, **options))
     params, statistics = variables.pop("params", {}), variables.get("batch_stats", {})
     streams = sorted({"dropout", *(init_rngs if isinstance(init_rngs, dict) else ())} - {"params"})

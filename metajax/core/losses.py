@@ -138,7 +138,7 @@ def weighted_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     chex.assert_shape(mask, values.shape[:1], custom_message="mask must be [examples], one weight for each of values")
     wide = wide.reshape(wide.shape[0], -1).mean(-1)
     total = mask.sum()
-    weighted = jnp.where(mask > 0, wide, 0) * mask  # examples of weight 0 may be NaN
+    weighted = jnp.where(mask > 0, wide, 0) * mask  # NaN × 0 would be NaN
     return _like(values, weighted.sum() / jnp.where(total > 0, total, 1))
 
 

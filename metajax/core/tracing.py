@@ -32,7 +32,9 @@ def used_inputs(jaxpr: core.Jaxpr) -> list[bool]:
     >>> used_inputs(jax.make_jaxpr(lambda x, y: x)(1.0, 2.0).jaxpr)
     [True, False]
     """
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # looks into compiled functions, too
+    _, used = partial_eval.dce_jaxpr(
+        jaxpr, [True] * len(jaxpr.outvars)
+    )  # follows the values into nested compiled functions, too
     return used
 
 

@@ -223,7 +223,9 @@ def _average(
         task_input, learn_key = inputs
         estimate = learner.gradient(meta_params, draw(task_input), learn_key, learner_state)
         check_estimate(estimate, meta_params)
-        return estimate._replace(metrics=jax.tree.map(_as_float, estimate.metrics))  # integers would be rounded
+        return estimate._replace(
+            metrics=jax.tree.map(_as_float, estimate.metrics)
+        )  # the average of integers would be rounded
 
     shared = (state.meta_params, state.learner_state, draw)
     return average_tasks(measure, shared, inputs, chunk_size=chunk, mesh=mesh)
@@ -356,7 +358,10 @@ def _draw(sampler: Callable[[jax.Array, PyTree], Task], inputs: tuple[jax.Array,
 
 
 def _with_examples(sampler: TaskSampler | StreamedSampler) -> jax.tree_util.Partial:
-    """Return a sampler as a function `(rng, examples) -> Task`. A `TaskSampler` ignores the examples."""
+    """Return a function `(rng, examples) -> Task` for either kind of sampler.
+
+    The function of a `TaskSampler` ignores `examples`, which only a `StreamedSampler` uses.
+    """
     if isinstance(sampler, StreamedSampler):
         return as_partial(sampler.sample)
     return jax.tree_util.Partial(_ignore_examples, as_partial(sampler))

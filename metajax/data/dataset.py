@@ -151,7 +151,7 @@ def pool(bank: Bank, parts: int) -> Bank:
 
     Args:
         bank: Decoded images in which `parts` consecutive entries of `counts` and `names` belong to one true class.
-        parts: Number of consecutive entries to merge.
+        parts: Number of consecutive entries of `bank` that become one class.
 
     Returns:
         A `Bank` with the same images and fewer classes. A merged class has the name of its first entry.
@@ -199,7 +199,7 @@ def proportional(classes: int) -> dict[str, int]:
 
 
 def check_options(name: str, splits: dict[str, str], split: str, size: int) -> None:
-    """Check the options `split` and `size` of a function that loads a data set.
+    """Raise a `UserError` unless a data set has the requested split and the requested image size is possible.
 
     Args:
         name: Name of the data set.

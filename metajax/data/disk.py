@@ -263,7 +263,7 @@ def _remove_leftovers(folder: Path, pattern: str, handle: int | None) -> None:
             newest = math.inf
         except BlockingIOError:
             return
-        except OSError:  # the file system has no locks
+        except OSError:  # this file system does not support locks
             pass
     for path in list(folder.glob(pattern)):
         with contextlib.suppress(OSError):

@@ -166,7 +166,9 @@ def _read(path: Path, folders: frozenset[str]) -> list[Line]:
     if not numbers:
         raise UserError(f"{path}: is empty")
     separator = ""
-    if declared := re.fullmatch(r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE):  # written by Excel
+    if declared := re.fullmatch(
+        r"sep=([,;\t])", texts[numbers[0] - 1], re.IGNORECASE
+    ):  # Excel writes the separator into the first line
         separator = declared[1]
         numbers = numbers[1:]
     rows = _rows(path, texts, numbers, separator, folders)

@@ -205,7 +205,7 @@ def fingerprint(store: Store, data_dir: Path | None) -> list[str]:
         files = [(path.name, path.stat()) for path in sorted(directory(store, data_dir).iterdir())]
         for name, status in files:
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                raise OSError(f"{name} is not a regular file")  # reading a FIFO would wait for ever
+                raise OSError(f"{name} is not a regular file")  # reading a FIFO would block without end
     return [f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files]
 
 

@@ -60,7 +60,7 @@ def load_module(path: Path, folder: Path | None = None) -> ModuleType:
     source = files.read_bytes(path)
     module = ModuleType(CONFIG_MODULE)
     module.__file__ = os.path.abspath(path)
-    sys.modules[CONFIG_MODULE] = module  # dataclasses look up their module by name
+    sys.modules[CONFIG_MODULE] = module  # the dataclass decorator looks up the module of a class here
     try:
         code = compile(source, os.path.abspath(path), "exec", dont_inherit=True)
         with _first_on_path(folder):
@@ -94,7 +94,7 @@ def _forget(modules: dict[str, Path], folder: Path) -> None:
 @contextlib.contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     entry = str(folder)
-    importlib.invalidate_caches()  # files may be newer than the cached listing of their folder
+    importlib.invalidate_caches()  # Python would not find files that were written after it listed their folder
     sys.path.insert(0, entry)
     try:
         yield
@@ -210,10 +210,10 @@ def changed_modules(began: Any, now: dict[str, list[str]]) -> list[str]:
     """Return the names of the modules whose code has changed between two results of `fingerprints`.
 
     Args:
-        began: The fingerprints from the start of the run.
-        now: The current fingerprints.
+        began: The fingerprints of the modules when the run began, from its work directory.
+        now: The fingerprints of the modules as they are now.
     """
-    if not isinstance(began, dict):  # not recorded
+    if not isinstance(began, dict):  # older runs have no fingerprints
         return []
     return sorted(name for name in {*began, *now} if not _checksums(began, name) & _checksums(now, name))
 
@@ -227,7 +227,11 @@ def _fingerprint(file: Path) -> list[str]:
     content = files.read_bytes(file)
     try:
         code = _normalised(ast.parse(content)).encode()
-    except (SyntaxError, ValueError, RecursionError):  # not Python, such as a compiled extension
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ):  # the file is no Python source, but for example a compiled extension
         code = content
     return [hashlib.sha256(each).hexdigest()[:32] for each in (content, code)]
 

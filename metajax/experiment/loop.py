@@ -47,7 +47,7 @@ class NotFiniteError(FloatingPointError):
     Attributes:
         step: The meta-step that failed.
         metric: The name of a metric that is NaN or infinite.
-        folder: The folder of the checkpoints.
+        folder: The folder of the run, in which the last checkpoint is saved.
     """
 
     def __init__(self, step: int, metric: str, folder: Path):
@@ -234,7 +234,9 @@ def advance(
             stop.saves = stop.saving = True
             if int(state.step) < step + length:
                 record.save(state)
-                last = {name: values[-1:] for name, values in stacked.items()}  # the failed step is repeated to the end
+                last = {
+                    name: values[-1:] for name, values in stacked.items()
+                }  # after a failed step, the remaining steps of a call repeat it
                 _, name = first_non_finite(last) or (0, "loss")
                 raise NotFiniteError(int(state.step), name, directory / workdir.CHECKPOINTS)
             if trainer.skip_non_finite:

@@ -62,7 +62,7 @@ def with_learner(experiment: Experiment, learner: Learner) -> Experiment:
         learner: Name of the learner.
     """
     inner, evaluation, model = experiment.inner, experiment.evaluation, experiment.model
-    every = dataclasses.replace(inner, frozen=())  # the learner chooses what adapts
+    every = dataclasses.replace(inner, frozen=())  # these learners choose themselves which parameters adapt
     zero = dataclasses.replace(evaluation, steps=0)
     match learner:
         case "maml":

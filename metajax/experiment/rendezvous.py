@@ -105,7 +105,7 @@ def meet(place: Place, *, wait: float = WAIT_SECONDS) -> None:
                 stack.enter_context(_Host(listener, place.count))
         connection = stack.enter_context(_connect(place, deadline))
         hello = {"metajax": 1, "index": place.index, "count": place.count}
-        with contextlib.suppress(OSError):  # process 0's answer has the reason
+        with contextlib.suppress(OSError):  # the answer of process 0 gives the reason
             connection.sendall(_line(hello))
         _await_all(place, connection, deadline)
 
@@ -197,7 +197,7 @@ def _await_all(place: Place, connection: socket.socket, deadline: float) -> None
         which = f"waiting for {count} of {place.count} processes at {place.address}"
         which += f" (index {', '.join(map(str, missing[:_NAMED]))}{', …' if count > _NAMED else ''})"
         if time.monotonic() >= deadline:
-            raise UserError(f"--distributed: {which}: they did not connect in time")
+            raise UserError(f"--distributed: {which}: these processes did not connect in time")
         if next(notices):
             put_line(f"metajax: {which}", sys.stderr)
 
@@ -256,7 +256,7 @@ class _Host:
                 complete = not missing and not error
                 if complete or time.monotonic() > sent_at + 1:
                     sent_at = time.monotonic()
-                    listed = missing[:_NAMED]  # a message has at most `_LONGEST` bytes
+                    listed = missing[:_NAMED]  # not all of them, because a message has at most `_LONGEST` bytes
                     message = _line({"missing": listed, "count": len(missing), "error": error, "complete": complete})
                     for connection in received:
                         with contextlib.suppress(OSError):
@@ -269,7 +269,7 @@ class _Host:
                 connection.close()
 
     def _welcome(self, hello: bytes, taken: list[int]) -> tuple[int | None, str]:
-        """Check the first message of a process.
+        """Check the first message that a process sends to process 0: its index and the number of processes.
 
         Returns:
             The index of the process, or `None` if the message is not valid. And an error message; it is empty if there
@@ -278,7 +278,13 @@ class _Host:
         try:
             message = json.loads(hello.split(b"\n")[0])
             index, count = int(message["index"]), int(message["count"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # such as 1e999, or nested brackets
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # such as the number 1e999, or thousands of nested brackets
             return None, ""
         if count != self._count:
             return None, f"process {index} was started as one of {count}, and process 0 as one of {self._count}"
@@ -393,7 +399,8 @@ def _verdict(client: Any, subject: str, mine: dict[str, str], count: int, wait: 
 
 
 def _key(subject: str, name: int | str) -> str:
-    return f"metajax/{subject.replace(' ', '_')}/{_agreed.count(subject)}/{name}"  # the processes may run several runs
+    # One job may train several runs, whose names must differ.
+    return f"metajax/{subject.replace(' ', '_')}/{_agreed.count(subject)}/{name}"
 
 
 _SUBJECTS = ("settings", "data")

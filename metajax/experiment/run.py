@@ -220,7 +220,7 @@ def _train(
         _LOG.info(_resumed(directory, experiment, int(state.step)))
     else:
         state = fresh
-        if is_first():  # after everything that can refuse the settings
+        if is_first():  # last, so that refused settings leave no work directory
             workdir.create(
                 directory, experiment, source, mesh.size, parts.tasks.fingerprints, describe_task(parts.tasks)
             )

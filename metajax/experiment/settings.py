@@ -108,7 +108,7 @@ class Outer:
         try:
             like = {"w": jax.ShapeDtypeStruct((2, 2), "float32")}
             jax.eval_shape(optimizer.update, like, jax.eval_shape(optimizer.init, like), like)
-        except (TypeError, ValueError, AttributeError) as error:  # for example one that takes no schedule
+        except (TypeError, ValueError, AttributeError) as error:  # for example an optimiser that takes no schedule
             raise UserError(f"outer.optimizer: {self.optimizer} does not work with these settings: {error}") from error
         return optimizer
 

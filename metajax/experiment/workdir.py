@@ -78,7 +78,8 @@ def create(
     record = {**environment(devices), "data": data or {}, "config": config, "task": task or {}}
     files.write_json(workdir / ENVIRONMENT, record)
     if source is not None:
-        header = _HEADER.format(source=json.dumps(str(source.absolute())))  # escaped: a name may contain a new line
+        # `json.dumps` escapes a new line in the path, which would otherwise end the comment.
+        header = _HEADER.format(source=json.dumps(str(source.absolute())))
         files.write_text(workdir / SOURCE, header + config_code.read_source(source))
         if config_code.own_types(experiment):
             config_code.remember(workdir / SOURCE, config_folder(source))

@@ -25,7 +25,7 @@ _ARGUMENTS: dict[Role, tuple[Role, Role]] = {
     "input": ("output", "kernel"),
     "kernel": ("input", "output"),
 }
-"""The two operands from which each role is computed, in the order of the primitive's arguments."""
+"""For each result of the primitive (its role), the two arrays from which the primitive computes this result."""
 
 
 def bilinear(name: str, evaluate: Callable[..., jax.Array], shape: Callable[..., tuple[int, ...]]) -> Primitive:
@@ -67,7 +67,7 @@ def bilinear(name: str, evaluate: Callable[..., jax.Array], shape: Callable[...,
         (a, b), (a_axis, b_axis) = arguments, axes
         size = next(x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None)
         run = functools.partial(primitive.bind, role=role, per_task=True, **settings)
-        if role != "kernel" and b_axis is None:  # the kernel is shared, so concatenate examples
+        if role != "kernel" and b_axis is None:  # the tasks share the kernel: concatenate their examples
             axis = 1 if per_task else 0
             a = jnp.moveaxis(a, a_axis, axis)
             out = primitive.bind(_merged(a, axis), b, role=role, per_task=per_task, **settings)

@@ -185,7 +185,7 @@ class _Sizes(NamedTuple):
     @property
     def disjoint(self) -> bool:
         """Whether patches overlap so little that their matrix products beat a native convolution."""
-        pixels = self.size == 1 and not self.padding  # the patches are the images
+        pixels = self.size == 1 and not self.padding  # im2col patches are then the images themselves
         return pixels or (self.rounded and (self.stride > 1 or self.size == 1))
 
 
@@ -224,7 +224,7 @@ def _kernel_cotangent(sizes: _Sizes, im2col: Algorithm) -> Plan:
         positions = (height + sizes.size - 1) * width
         each = positions * sizes.size * (sizes.channels + sizes.features) * itemsize
         return Plan("shifts", largest_block(sizes.examples, each, SHIFTS_BLOCK_BYTES))
-    kernel = math.prod(sizes.kernel) * sizes.itemsize  # each block reads and writes it
+    kernel = math.prod(sizes.kernel) * sizes.itemsize  # bytes that each block reads and writes
     return Plan(im2col, _im2col_block(sizes, max(KERNEL_BLOCK_BYTES, min(kernel, BLOCK_BYTES)), itemsize))
 
 

@@ -42,7 +42,7 @@ def context(size: int, shifts: Mask, rng: jax.Array) -> Modifier:
     def init(params):
         leaves, structure = jax.tree.flatten(split(params, shifts, "shifts")[0])
         if not leaves:
-            raise ValueError("a context needs leaves to shift, but the mask selects none")
+            raise ValueError("the context must shift at least one parameter, but the mask `shifts` selects none")
         keys = jax.random.split(rng, len(leaves))
         return structure.unflatten(
             [

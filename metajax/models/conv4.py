@@ -76,7 +76,9 @@ class Conv4(nnx.Module):
         features = channels * (height // 16) * (width // 16) if pool else channels
         self.head = nnx.Linear(features, outputs, kernel_init=head_init, rngs=rngs)
         self.pool = pool
-        self.normalises_pooled = pool and norm == "batch" and not use_scale  # with a scale, the two do not commute
+        self.normalises_pooled = (
+            pool and norm == "batch" and not use_scale
+        )  # pooling commutes only with a normalisation without scale
         self.image_shape = (height, width, inputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ def learning_curve(rows: Iterable[dict[str, Any]]) -> Figure:
         axes.set(xlabel="meta-step", ylabel=f"{name} after adaptation")
         if positive:
             axes.set_yscale("log")
-        if diverged:  # marks at the upper edge do not change the scale of the curve
+        if diverged:  # in coordinates of the axes, so that these marks do not change the scale of the curve
             edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(diverged, [1] * len(diverged), "^", color="grey", label="diverged", **edge)
         axes.legend(frameon=False)

@@ -126,7 +126,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Convert an error of opening or reading a file into a `UserError` with a message of one line."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+    except (OSError, ValueError) as error:  # Python raises a ValueError for a path with a null character
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -145,7 +145,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             if not level:
                 return value
         raise ValueError("it nests too deeply")
-    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
+    except (ValueError, RecursionError) as error:  # thousands of nested brackets raise a RecursionError
         raise UserError(f"{path} is damaged: {error}") from error
 
 

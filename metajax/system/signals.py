@@ -24,7 +24,7 @@ INTERRUPT_SECONDS = 1.5
 """Time limit in seconds from Ctrl-C, or from any signal while there is no state to save, to the end of the process."""
 
 CALL_SECONDS = {signal.SIGINT: INTERRUPT_SECONDS, signal.SIGTERM: 20.0}
-if hasattr(signal, "SIGHUP"):  # Windows has none
+if hasattr(signal, "SIGHUP"):  # Windows has no SIGHUP
     CALL_SECONDS[signal.SIGHUP] = 20.0
 """Time limit in seconds from each signal to the end of a training process.
 
@@ -77,7 +77,7 @@ class StopRequests:
         try:
             yield
         finally:
-            with self._lock:  # not while `save` runs
+            with self._lock:  # wait until `save` has ended
                 self._save, self.saving = None, True
 
     def save_now(self) -> bool:

@@ -258,7 +258,7 @@ def _episodes(
     for name, bank in dataset.splits.items():
         try:
             splits[name] = make(name, bank)
-        except UserError as error:  # an evaluation needs only one split
+        except UserError as error:  # the error counts only if this split is used
             problems[name] = str(error)
     fingerprints = {name: _fingerprint(bank, dataset.class_names[name]) for name, bank in dataset.splits.items()}
     tasks = Tasks(splits, ways, classification_loss, fingerprints=fingerprints, problems=problems)
@@ -275,7 +275,7 @@ def _check_classes(dataset: data.Dataset, split: str, ways: int, rotated: set[st
         return
     classes = f"{sizes[split]} class{'es' if sizes[split] != 1 else ''}"
     advice = "add classes"
-    if sizes == proportional(sum(sizes.values())):  # the sizes of a random split
+    if sizes == proportional(sum(sizes.values())):  # the classes were split at random, with these sizes
         needed = next(n for n in itertools.count(3) if min(proportional(n).values()) >= ways)
         advice += f" (a random split needs about {needed} in all)"
     if min(sizes.values()) >= 2:
