@@ -69,7 +69,9 @@ def test_training_and_evaluation_lower_for_accelerators(preset, platform, tmp_pa
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     lowered = export.export(jax.jit(evaluate), platforms=[platform])(state.meta_params, state.learner_state, keys)
     assert lowered.platforms == (platform,)
-    assert platforms == {"gpu" if platform == "cuda" else platform}
+    # A model of Flax layers alone, such as the vision Transformer, has no operation with a plan.
+    assert platforms <= {"gpu" if platform == "cuda" else platform}
+    assert platforms or "vit" in preset
 
 
 @pytest.mark.slow
